@@ -1,0 +1,201 @@
+"""Cures for what is broken between the installed versions of other packages.
+
+This is the only file that knows other packages' versions. Each cure looks for its symptom first, does nothing where the
+symptom is absent, and logs its name (level info, logger ``mmprune_gates``) where it acted. None of them needs a package
+that is not installed: with torch alone nothing is touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import torch
+
+logger = logging.getLogger("mmprune_gates")
+
+# The two operators that torchvision decorates while it is being imported. Its C++ library defines them; that library
+# cannot load when torchvision was built for CUDA and torch for the CPU (there is no CPU build of it on PyPI).
+TORCHVISION_SCHEMAS = {
+    "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "torchvision::qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+TORCHVISION_SYMPTOM = "operator torchvision::nms does not exist"
+
+# Names under which pickled numpy data finds its constructors: numpy 2 writes the first, numpy 1 the second.
+NUMPY_MULTIARRAY_MODULES = ("numpy._core.multiarray", "numpy.core.multiarray")
+HISTORY_BUFFER_METHODS = ("min", "max", "current", "mean")
+
+
+def has_package(name: str) -> bool:
+    """Whether the top-level package ``name`` can be imported (it is not imported to find out)."""
+    return importlib.util.find_spec(name) is not None
+
+
+def apply_cures() -> tuple[str, ...]:
+    """Apply every cure whose symptom exists.
+
+    Returns:
+        The names of the cures that acted, in the order in which they ran.
+    """
+    acted = tuple(name for name, cure in CURES.items() if cure())
+    for name in acted:
+        logger.info("cure applied: %s", name)
+    return acted
+
+
+def define_torchvision_operators() -> bool:
+    """Make torchvision importable beside a torch that cannot load its C++ library.
+
+    Only the schemas are defined: calling ``torchvision.ops.nms`` still fails with torchvision's own explanation.
+    """
+    if "torchvision" in sys.modules or not has_package("torchvision"):
+        return False
+    loaded_before = set(sys.modules)
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if TORCHVISION_SYMPTOM not in str(error):
+            raise
+    else:
+        return False
+    _forget_modules("torchvision", keep=loaded_before)
+    for name, schema in TORCHVISION_SCHEMAS.items():
+        torch.library.define(name, schema)
+    importlib.import_module("torchvision")
+    return True
+
+
+def replace_missing_mmcv_operators() -> bool:
+    """Make ``mmcv.ops`` importable with mmcv-lite; its operators raise an error that says what to do when called.
+
+    ``sys.modules`` gets no stand-in for ``mmcv._ext``: mmengine would take it for a full mmcv.
+    """
+    if not has_package("mmcv") or importlib.util.find_spec("mmcv._ext") is not None:
+        return False
+    ext_loader = importlib.import_module("mmcv.utils.ext_loader")
+    if ext_loader.load_ext is load_missing_operators:
+        return False
+    ext_loader.load_ext = load_missing_operators
+    return True
+
+
+def load_missing_operators(name: str, funcs: list[str]) -> SimpleNamespace:
+    """Stand in for ``mmcv.utils.ext_loader.load_ext``.
+
+    Args:
+        name: The extension module asked for, relative to mmcv (``_ext``).
+        funcs: The operators that the caller needs from it.
+
+    Returns:
+        An object that has every name of ``funcs``; each raises a RuntimeError when called.
+    """
+    return SimpleNamespace(**{func: _missing_operator(f"mmcv.{name}", func) for func in funcs})
+
+
+def allow_checkpoint_classes() -> bool:
+    """Let ``torch.load(weights_only=True)`` read the checkpoints that mmengine's own Runner writes.
+
+    They hold log histories (mmengine's HistoryBuffer over numpy arrays) and metrics that are numpy numbers.
+    """
+    if not has_package("mmengine"):
+        return False
+    allowed = torch.serialization.get_safe_globals()
+    missing = [item for item in _checkpoint_classes() if item not in allowed]
+    torch.serialization.add_safe_globals(missing)
+    return bool(missing)
+
+
+def name_packages_by_module() -> bool:
+    """Let ``_base_ = 'mmseg::...'`` find a package that is installed under another distribution name.
+
+    mmengine translates a config's scope to the name of the original distribution (mmseg: mmsegmentation) and asks the
+    installer's metadata for it. Where only a fork (onedl-mmsegmentation) or a source tree provides the module, the
+    module's own name serves: mmengine then looks for the module itself.
+    """
+    if not has_package("mmengine"):
+        return False
+    names = importlib.import_module("mmengine.config.utils").MODULE2PACKAGE
+    renamed = {
+        module: module
+        for module, distribution in names.items()
+        if module != distribution and has_package(module) and not _has_distribution(distribution)
+    }
+    names.update(renamed)
+    return bool(renamed)
+
+
+# torchvision comes first: mmcv and mmengine may import it.
+CURES: dict[str, Callable[[], bool]] = {
+    "torchvision-operators": define_torchvision_operators,
+    "mmcv-lite-operators": replace_missing_mmcv_operators,
+    "checkpoint-classes": allow_checkpoint_classes,
+    "distribution-names": name_packages_by_module,
+}
+
+
+def _forget_modules(package: str, keep: set[str]) -> None:
+    """Remove the modules of a half-imported package, so that the next import starts afresh."""
+    for name in list(sys.modules):
+        if name not in keep and (name == package or name.startswith(f"{package}.")):
+            del sys.modules[name]
+
+
+def _missing_operator(extension: str, func: str) -> Callable[..., NoReturn]:
+    def missing_operator(*args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(
+            f"the compiled operator {func!r} of {extension} was called, but the installed mmcv has no compiled "
+            "operators (mmcv-lite). Install full mmcv instead (`pip uninstall mmcv-lite`, then `pip install mmcv` in a "
+            "version that your mmsegmentation or mmpretrain accepts), or use a model that does not need this operator."
+        )
+
+    return missing_operator
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _checkpoint_classes() -> list[Any]:
+    """What mmengine's checkpoints need beyond torch's own list, as ``add_safe_globals`` takes it."""
+    import numpy as np
+
+    history_buffer = importlib.import_module("mmengine.logging").HistoryBuffer
+    numbers = [np.dtype(code) for code in "?bBhHiIlLqQefd"]
+    constructors = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+    return [
+        history_buffer,
+        np.ndarray,
+        np.dtype,
+        *dict.fromkeys(type(number) for number in numbers),
+        *(
+            (constructor, f"{module}.{name}")
+            for name, constructor in constructors.items()
+            for module in NUMPY_MULTIARRAY_MODULES
+        ),
+        (_history_buffer_method, "builtins.getattr"),
+    ]
+
+
+def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
+    """The one use that mmengine's checkpoints make of ``getattr``: the statistics of a HistoryBuffer.
+
+    Allowing ``getattr`` itself would let a crafted file reach any function, so this takes its place.
+    """
+    history_buffer = importlib.import_module("mmengine.logging").HistoryBuffer
+    if owner is not history_buffer or name not in HISTORY_BUFFER_METHODS:
+        raise ValueError(
+            f"the checkpoint asks for getattr({owner!r}, {name!r}); only the statistics {HISTORY_BUFFER_METHODS} of "
+            "mmengine's HistoryBuffer are allowed. Load a file that you trust, or one that holds tensors only."
+        )
+    return getattr(history_buffer, name)
