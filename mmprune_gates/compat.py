@@ -1,8 +1,8 @@
 """Cures for what is broken between the installed versions of other packages.
 
-This is the only file that knows other packages' versions. Each cure looks for its symptom first, does nothing where the
-symptom is absent, and logs its name (level info, logger ``mmprune_gates``) where it acted. None of them needs a package
-that is not installed: with torch alone nothing is touched.
+This is the only file that knows other packages' versions. Each cure looks for its symptom first, does nothing
+where the symptom is absent, and logs its name (level info, logger ``mmprune_gates``) where it acted. None of
+them needs a package that is not installed: with torch alone nothing is touched.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 
 logger = logging.getLogger("mmprune_gates")
 
-# The two operators that torchvision decorates while it is being imported. Its C++ library defines them; that library
-# cannot load when torchvision was built for CUDA and torch for the CPU (there is no CPU build of it on PyPI).
+# The two operators that torchvision decorates while it is being imported. Its C++ library defines them, and it
+# cannot load when torchvision was built for CUDA and torch for the CPU (PyPI has no CPU build of torchvision).
 TORCHVISION_SCHEMAS = {
     "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "torchvision::qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -73,7 +73,7 @@ def define_torchvision_operators() -> bool:
 
 
 def replace_missing_mmcv_operators() -> bool:
-    """Make ``mmcv.ops`` importable with mmcv-lite; its operators raise an error that says what to do when called.
+    """Make ``mmcv.ops`` importable with mmcv-lite; its operators raise a clear error when called.
 
     ``sys.modules`` gets no stand-in for ``mmcv._ext``: mmengine would take it for a full mmcv.
     """
@@ -115,9 +115,9 @@ def allow_checkpoint_classes() -> bool:
 def name_packages_by_module() -> bool:
     """Let ``_base_ = 'mmseg::...'`` find a package that is installed under another distribution name.
 
-    mmengine translates a config's scope to the name of the original distribution (mmseg: mmsegmentation) and asks the
-    installer's metadata for it. Where only a fork (onedl-mmsegmentation) or a source tree provides the module, the
-    module's own name serves: mmengine then looks for the module itself.
+    mmengine translates a config's scope to the name of the original distribution (mmseg: mmsegmentation) and
+    asks the installer's metadata for it. Where only a fork (onedl-mmsegmentation) or a source tree provides the
+    module, the module's own name serves: mmengine then looks for the module itself.
     """
     if not has_package("mmengine"):
         return False
@@ -151,8 +151,8 @@ def _missing_operator(extension: str, func: str) -> Callable[..., NoReturn]:
     def missing_operator(*args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
             f"the compiled operator {func!r} of {extension} was called, but the installed mmcv has no compiled "
-            "operators (mmcv-lite). Install full mmcv instead (`pip uninstall mmcv-lite`, then `pip install mmcv` in a "
-            "version that your mmsegmentation or mmpretrain accepts), or use a model that does not need this operator."
+            "operators (mmcv-lite). Install full mmcv instead (`pip uninstall mmcv-lite`, then `pip install mmcv` "
+            "in a version that your mmsegmentation or mmpretrain accepts), or use a model without this operator."
         )
 
     return missing_operator
@@ -166,18 +166,23 @@ def _has_distribution(name: str) -> bool:
     return True
 
 
-def _checkpoint_classes() -> list[Any]:
-    """What mmengine's checkpoints need beyond torch's own list, as ``add_safe_globals`` takes it."""
+def _checkpoint_classes() -> list[tuple[Any, str]]:
+    """What mmengine's checkpoints need beyond torch's own list, as ``add_safe_globals`` takes it.
+
+    Every entry is a pair with its name in the file. A plain class would be lost as soon as somebody else leaves a
+    ``safe_globals`` context that lists the same class, as the loader of onedl-mmengine does.
+    """
     import numpy as np
 
     history_buffer = importlib.import_module("mmengine.logging").HistoryBuffer
-    numbers = [np.dtype(code) for code in "?bBhHiIlLqQefd"]
-    constructors = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+    numbers = (type(np.dtype(code)) for code in "?bBhHiIlLqQefd")
+    classes = (history_buffer, np.ndarray, np.dtype, *dict.fromkeys(numbers))
+    constructors = {
+        "_reconstruct": np.zeros(1).__reduce__()[0],
+        "scalar": np.float64(0).__reduce__()[0],
+    }
     return [
-        history_buffer,
-        np.ndarray,
-        np.dtype,
-        *dict.fromkeys(type(number) for number in numbers),
+        *((cls, f"{cls.__module__}.{cls.__qualname__}") for cls in classes),
         *(
             (constructor, f"{module}.{name}")
             for name, constructor in constructors.items()
@@ -195,7 +200,8 @@ def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
     history_buffer = importlib.import_module("mmengine.logging").HistoryBuffer
     if owner is not history_buffer or name not in HISTORY_BUFFER_METHODS:
         raise ValueError(
-            f"the checkpoint asks for getattr({owner!r}, {name!r}); only the statistics {HISTORY_BUFFER_METHODS} of "
-            "mmengine's HistoryBuffer are allowed. Load a file that you trust, or one that holds tensors only."
+            f"the checkpoint asks for getattr({owner!r}, {name!r}), but only {HISTORY_BUFFER_METHODS} of "
+            "mmengine's HistoryBuffer are allowed. Get the file from a source that you trust, saved anew with "
+            "tensors and plain values only."
         )
     return getattr(history_buffer, name)
