@@ -20,8 +20,8 @@ import torch
 
 logger = logging.getLogger("mmprune_gates")
 
-# The two operators that torchvision decorates while it is being imported. Its C++ library defines them, and it
-# cannot load when torchvision was built for CUDA and torch for the CPU (PyPI has no CPU build of torchvision).
+# The two operators that torchvision decorates while it is being imported. Its C++ library defines them; that
+# cannot load when torchvision was built for CUDA and torch for the CPU (PyPI has only CUDA builds).
 TORCHVISION_SCHEMAS = {
     "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "torchvision::qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -53,7 +53,7 @@ def apply_cures() -> tuple[str, ...]:
 def define_torchvision_operators() -> bool:
     """Make torchvision importable beside a torch that cannot load its C++ library.
 
-    Only the schemas are defined: calling ``torchvision.ops.nms`` still fails with torchvision's own explanation.
+    Only the schemas are defined: calling ``torchvision.ops.nms`` still fails, and torchvision explains why.
     """
     if "torchvision" in sys.modules or not has_package("torchvision"):
         return False
@@ -115,9 +115,9 @@ def allow_checkpoint_classes() -> bool:
 def name_packages_by_module() -> bool:
     """Let ``_base_ = 'mmseg::...'`` find a package that is installed under another distribution name.
 
-    mmengine translates a config's scope to the name of the original distribution (mmseg: mmsegmentation) and
-    asks the installer's metadata for it. Where only a fork (onedl-mmsegmentation) or a source tree provides the
-    module, the module's own name serves: mmengine then looks for the module itself.
+    mmengine translates a config's scope to the name of the original distribution (mmseg: mmsegmentation)
+    and asks the installer's metadata for it. Where only a fork (onedl-mmsegmentation) or a source tree
+    provides the module, the module's own name serves: mmengine then looks for the module itself.
     """
     if not has_package("mmengine"):
         return False
@@ -150,9 +150,10 @@ def _forget_modules(package: str, keep: set[str]) -> None:
 def _missing_operator(extension: str, func: str) -> Callable[..., NoReturn]:
     def missing_operator(*args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
-            f"the compiled operator {func!r} of {extension} was called, but the installed mmcv has no compiled "
-            "operators (mmcv-lite). Install full mmcv instead (`pip uninstall mmcv-lite`, then `pip install mmcv` "
-            "in a version that your mmsegmentation or mmpretrain accepts), or use a model without this operator."
+            f"the compiled operator {func!r} of {extension} was called, but the installed mmcv has no "
+            "compiled operators (mmcv-lite). Install full mmcv instead (`pip uninstall mmcv-lite`, then "
+            "`pip install mmcv` in a version that your mmsegmentation or mmpretrain accepts), or use a model "
+            "without this operator."
         )
 
     return missing_operator
@@ -169,8 +170,8 @@ def _has_distribution(name: str) -> bool:
 def _checkpoint_classes() -> list[tuple[Any, str]]:
     """What mmengine's checkpoints need beyond torch's own list, as ``add_safe_globals`` takes it.
 
-    Every entry is a pair with its name in the file. A plain class would be lost as soon as somebody else leaves a
-    ``safe_globals`` context that lists the same class, as the loader of onedl-mmengine does.
+    Every entry is a pair with its name in the file. A plain class would be lost as soon as somebody else
+    leaves a ``safe_globals`` context that lists the same class, as the loader of onedl-mmengine does.
     """
     import numpy as np
 
@@ -201,7 +202,7 @@ def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
     if owner is not history_buffer or name not in HISTORY_BUFFER_METHODS:
         raise ValueError(
             f"the checkpoint asks for getattr({owner!r}, {name!r}), but only {HISTORY_BUFFER_METHODS} of "
-            "mmengine's HistoryBuffer are allowed. Get the file from a source that you trust, saved anew with "
-            "tensors and plain values only."
+            "mmengine's HistoryBuffer are allowed. Do not load it otherwise unless you trust its source; if "
+            "you do, save it anew with tensors and plain values only."
         )
     return getattr(history_buffer, name)
