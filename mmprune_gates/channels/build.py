@@ -1,0 +1,115 @@
+"""From what the walk found to the channel graph: classes of ids become channels, equal slots become groups."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.channels.cost import Cost
+from mmprune_gates.channels.graph import ChannelGraph, Group, Layer, Read
+from mmprune_gates.channels.labels import GATED, Flow, Use
+
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def build_graph(flow: Flow, model: nn.Module) -> ChannelGraph:
+    """The channel graph of a model whose exported graphs have been walked."""
+    classes = flow.classes()
+    reasons = freeze_reasons(flow, classes)
+    groups, channel_of = number_channels(flow, classes, reasons)
+
+    def channels(ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(channel_of[classes[ids]])
+
+    slots = {
+        name: found
+        for name, value in flow.tensors.items()
+        if (found := {a.dim: c for a in value.axes if bool(((c := channels(a.ids)) >= 0).any())})
+    }
+    cost = Cost.of([(t.layer, t.positions, [channels(f) for f in t.factors]) for t in flow.terms])
+    reads = tuple(
+        Read(r.layer, r.weight, r.axis.dim, channels(r.axis.ids), torch.from_numpy(r.axis.state == GATED), r.axis.norms,
+             r.input_size)
+        for r in flow.reads
+    )  # fmt: skip
+    layers = coverage(flow, model, groups, slots, reasons, classes, cost)
+    return ChannelGraph(groups, slots, layers, reads, frozenset(flow.tainted), cost)
+
+
+def freeze_reasons(flow: Flow, classes: np.ndarray) -> dict[int, str]:
+    """Class -> why it is frozen; the first reason found stands."""
+    reasons: dict[int, str] = {}
+    for ids, reason in flow.frozen:
+        for number in np.unique(classes[ids]).tolist():
+            reasons.setdefault(number, reason)
+    return reasons
+
+
+def number_channels(flow: Flow, classes, reasons) -> tuple[tuple[Group, ...], np.ndarray]:
+    """Groups in order of execution, and the channel number of every class (-1: made by no layer)."""
+    slots_of = defaultdict(list)
+    for name, value in flow.tensors.items():
+        for axis in value.axes:
+            for number in dict.fromkeys(classes[axis.ids].tolist()):
+                slots_of[number].append((name, axis.dim))
+    members: dict[tuple, list[int]] = {}
+    makers: dict[tuple, str] = {}
+    seen: set[int] = set()
+    for weight, use in flow.layers.items():
+        made = flow.tensors[weight].along(use.out_dim)
+        if made is None or use.in_dim is None:
+            continue
+        for number in dict.fromkeys(classes[made.ids].tolist()):
+            if number not in seen:
+                seen.add(number)
+                key = (*slots_of[number], reasons.get(number))
+                members.setdefault(key, []).append(number)
+                makers.setdefault(key, use.layer)
+    channel_of, groups, start, uses = np.full(flow.num_ids + 1, -1), [], 0, defaultdict(int)
+    for key, numbers in members.items():
+        uses[makers[key]] += 1
+        suffix = f'#{uses[makers[key]]}' if uses[makers[key]] > 1 else ''
+        groups.append(Group(makers[key] + suffix, len(numbers), key[-1], start))
+        channel_of[numbers] = np.arange(start, start + len(numbers))
+        start += len(numbers)
+    return tuple(groups), channel_of
+
+
+def coverage(flow: Flow, model, groups, slots, reasons, classes, cost: Cost) -> tuple[Layer, ...]:
+    """Every convolution and linear layer: what it costs, its groups, and why a side of it is frozen."""
+    macs = defaultdict(float)
+    for layer, value in zip(cost.layers, cost.per_op(torch.ones(starts(groups)[-1], dtype=torch.double)), strict=True):
+        macs[layer] += float(value)
+
+    def side(weight: str, dim: int | None) -> tuple[tuple[str, ...], str | None]:
+        if dim is None:
+            return (), 'depthwise: reads and makes the same channels'
+        axis = flow.tensors[weight].along(dim)
+        if axis is None:
+            return (), 'a single channel'
+        index = slots.get(weight, {}).get(dim, torch.zeros(0))
+        owners = np.unique(np.searchsorted(starts(groups), index[index >= 0].numpy(), side='right') - 1)
+        why = [reasons.get(number) for number in classes[axis.ids].tolist()]
+        return tuple(groups[i].name for i in owners), None if None in why else why[0]
+
+    def layer(weight: str, use: Use) -> Layer:
+        (out_groups, out_frozen), (in_groups, in_frozen) = side(weight, use.out_dim), side(weight, use.in_dim)
+        return Layer(use.layer, use.kind, round(macs[use.layer]), out_groups, in_groups, out_frozen, in_frozen)
+
+    used = [layer(weight, use) for weight, use in flow.layers.items()]
+    names = {found.name for found in used}
+    reason = 'not reached by the traced forward'
+    unused = [
+        Layer(name, 'unused', 0, (), (), reason, reason)
+        for name, module in model.named_modules()
+        if isinstance(module, WEIGHTED) and name not in names
+    ]
+    return (*used, *unused)
+
+
+def starts(groups: tuple[Group, ...]) -> np.ndarray:
+    """First channel of each group, then the number of channels."""
+    return np.cumsum([0, *(group.size for group in groups)])

@@ -1,0 +1,61 @@
+"""Multiply-accumulates as a function of which channels are kept: one counter for loss, stop rule and report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A sum over ops of positions times the kept channels of each factor (GDP: bilinear in the gates).
+
+    Attributes:
+        layers: Module path of each of the T ops.
+        positions: (T,) float64, product of the extents that hold no channel, per sample.
+        index: (K,) channels of all factors in a row, -1 for a position that always stays.
+        owner: (K,) the factor each belongs to.
+        factors: (T, F) the factors of each op; the number of factors stands for a factor of one.
+        count: Number of factors.
+    """
+
+    layers: tuple[str, ...]
+    positions: Tensor
+    index: Tensor
+    owner: Tensor
+    factors: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, terms: Sequence[tuple[str, float, Sequence[Tensor]]]) -> Cost:
+        """From (module path, positions, channel vectors) of each op."""
+        vectors = [vector for _, _, factors in terms for vector in factors]
+        width = max([len(factors) for _, _, factors in terms], default=0)
+        table = torch.full((len(terms), width), len(vectors))
+        first = 0
+        for row, (_, _, factors) in zip(table, terms, strict=True):
+            row[: len(factors)] = torch.arange(first, first + len(factors))
+            first += len(factors)
+        return cls(
+            layers=tuple(layer for layer, _, _ in terms),
+            positions=torch.tensor([positions for _, positions, _ in terms], dtype=torch.double),
+            index=torch.cat([torch.zeros(0, dtype=torch.long), *vectors]),
+            owner=torch.repeat_interleave(torch.arange(len(vectors)), torch.tensor([len(v) for v in vectors]).long()),
+            factors=table,
+            count=len(vectors),
+        )
+
+    def per_op(self, value: Tensor) -> Tensor:
+        """(T,) cost of each op when channel i counts by ``value[i]``; linear in each factor, differentiable."""
+        extended = torch.cat([value, value.new_ones(1)])
+        device = value.device
+        sums = value.new_zeros(self.count).index_add(0, self.owner.to(device), extended[self.index.to(device)])
+        sums = torch.cat([sums, value.new_ones(1)])
+        return self.positions.to(value) * sums[self.factors.to(device)].prod(1)
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """Scalar cost; its gradient is the marginal cost of each channel, all others held fixed."""
+        return self.per_op(value).sum()

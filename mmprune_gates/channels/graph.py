@@ -1,0 +1,182 @@
+"""The channel graph: groups of channels, the parameter slots they own, what they cost, who reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.channels.cost import Cost
+
+Kept = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that own the same parameter slots; each is kept or removed on its own.
+
+    Attributes:
+        name: Module path of the first layer that makes them; ``#2`` and so on where a layer makes several groups.
+        size: Number of channels.
+        frozen: None, or why none of them can be removed.
+        start: Position of the first one among all channels of the graph.
+    """
+
+    name: str
+    size: int
+    frozen: str | None
+    start: int
+
+    @property
+    def span(self) -> slice:
+        """Where the group lies in a vector over all channels."""
+        return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Coverage of one convolution or linear layer.
+
+    Attributes:
+        name: Module path.
+        kind: ``conv``, ``depthwise conv``, ``linear``, or ``unused``.
+        macs: Multiply-accumulates of the whole layer, batch 1; 0 outside the inference graph.
+        out_groups: Groups its output channels belong to.
+        in_groups: Groups its input channels belong to.
+        out_frozen: None, or why no output channel can be removed.
+        in_frozen: None, or why no input channel can be removed.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    out_groups: tuple[str, ...]
+    in_groups: tuple[str, ...]
+    out_frozen: str | None
+    in_frozen: str | None
+
+    @property
+    def prunable(self) -> bool:
+        """Whether the layer can lose outputs or inputs."""
+        return self.out_frozen is None or self.in_frozen is None
+
+
+@dataclass(frozen=True)
+class Read:
+    """A layer that reads channels, and whether a gate on norms before it reaches it unchanged.
+
+    Attributes:
+        layer: Module path of the reader.
+        weight: Name of its weight.
+        dim: Channel dimension of its input.
+        index: (C,) channel at each input position, -1 for none.
+        gated: (C,) bool, whether a gate on ``norms`` scales that input.
+        norms: Module paths of norms.
+        input_size: Elements of its input per sample.
+    """
+
+    layer: str
+    weight: str
+    dim: int
+    index: Tensor
+    gated: Tensor
+    norms: frozenset[str]
+    input_size: float
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """All channels of a model, numbered group after group.
+
+    For ``Sequential(Conv2d(3, 8, 3), BatchNorm2d(8), ReLU(), Conv2d(8, 4, 1))`` there are two groups: ``'0'``
+    with 8 channels, whose slots are dimension 0 of ``0.weight``, ``0.bias``, ``1.weight``, ``1.bias``,
+    ``1.running_mean``, ``1.running_var`` and dimension 1 of ``3.weight``; and ``'3'`` with 4, frozen: an output.
+
+    Attributes:
+        groups: Groups in order of execution, frozen ones included.
+        slots: Parameter or buffer name -> dimension -> (size of that dimension,) channel at each position, -1
+            where a position belongs to no group.
+        layers: Coverage of every convolution and linear layer, in order of execution, then the unused ones.
+        reads: Where channels are read, in order of execution.
+        tainted: Norms whose output is also used where a gate would not pass unchanged.
+        cost: Multiply-accumulates of inference as a function of what is kept.
+    """
+
+    groups: tuple[Group, ...]
+    slots: Mapping[str, Mapping[int, Tensor]]
+    layers: tuple[Layer, ...]
+    reads: tuple[Read, ...]
+    tainted: frozenset[str]
+    cost: Cost
+
+    @property
+    def num_channels(self) -> int:
+        """Channels in all groups."""
+        return sum(group.size for group in self.groups)
+
+    @property
+    def free(self) -> tuple[Group, ...]:
+        """Groups whose channels can be removed."""
+        return tuple(group for group in self.groups if group.frozen is None)
+
+    def group(self, name: str) -> Group:
+        """The group of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        found = next((group for group in self.groups if group.name == name), None)
+        if found is None:
+            raise KeyError(f'no channel group {name!r}; groups: {", ".join(g.name for g in self.groups)}')
+        return found
+
+    def flat(self, kept: Kept | None) -> Tensor:
+        """(num_channels,) bool over all channels from masks per group; groups not named are kept whole.
+
+        Raises:
+            ValueError: An unknown or frozen group, a mask of the wrong size, or one that keeps nothing.
+        """
+        known = {group.name: group for group in self.groups}
+        vector = torch.ones(self.num_channels, dtype=torch.bool)
+        for name, mask in (kept or {}).items():
+            if name not in known:
+                raise ValueError(f'kept names an unknown channel group {name!r}; groups: {", ".join(known)}')
+            vector[known[name].span] = checked(known[name], mask)
+        return vector
+
+    def by_group(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector over all channels, cut into one piece per free group."""
+        return {group.name: vector[group.span] for group in self.free}
+
+    def macs(self, kept: Kept | None = None) -> int:
+        """Multiply-accumulates of inference at batch 1 and the traced input size (multiply-add = 1).
+
+        Args:
+            kept: Group name -> (size,) bool, True = keep; groups not named are kept whole.
+        """
+        return round(float(self.cost(self.flat(kept).double())))
+
+    def prunable_macs(self) -> int:
+        """MACs that would go if every free channel went."""
+        value = torch.ones(self.num_channels, dtype=torch.double)
+        for group in self.free:
+            value[group.span] = 0
+        return self.macs() - round(float(self.cost(value)))
+
+
+def checked(group: Group, mask: Tensor) -> Tensor:
+    """``mask`` as a bool vector on the CPU, if it is one the group allows.
+
+    Raises:
+        ValueError: It is not.
+    """
+    mask = torch.as_tensor(mask).bool().cpu()
+    if mask.shape != (group.size,):
+        raise ValueError(f'kept of group {group.name!r} has shape {tuple(mask.shape)}, expected ({group.size},)')
+    if group.frozen is not None and not mask.all():
+        raise ValueError(f'group {group.name!r} is frozen: {group.frozen}; it must be kept whole')
+    if not mask.any():
+        raise ValueError(f'kept of group {group.name!r} removes all of its {group.size} channels; keep at least one')
+    return mask

@@ -1,0 +1,162 @@
+"""Channel labels: which channels a tensor carries, and along which of its dimensions.
+
+A channel is an integer id. An :class:`Axis` is a vector of ids along one dimension of a tensor. A tensor may
+carry several (a convolution's weight has one for its outputs and one for its inputs); a dimension without an
+axis is rigid: its size stays what it is.
+
+:class:`Flow` collects what walks over the graph learn: ids that go together, ids that must stay and why, where
+channels are read, and what each op costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+# What is known of a channel's values, from weakest to strongest.
+LOST = 0  # may be non-zero although everything that makes it is zero (behind a sigmoid)
+ZERO = 1  # zero once the parameters that make it are zero (behind a convolution, a SiLU)
+GATED = 2  # scales with a gate on the affine of the norms in `Axis.norms` (behind norm, ReLU, pooling, ...)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Channels along one dimension of a tensor.
+
+    Attributes:
+        dim: The dimension.
+        ids: (C,) int64, the channel at each position; an id may occur more than once.
+        state: (C,) int8, ``LOST``, ``ZERO`` or ``GATED``.
+        norms: Module paths of the norms whose affine scales the ``GATED`` channels.
+    """
+
+    dim: int
+    ids: np.ndarray
+    state: np.ndarray
+    norms: frozenset[str] = frozenset()
+
+    def take(self, index) -> Axis:
+        """The axis restricted to, or repeated at, the positions ``index``."""
+        return replace(self, ids=self.ids[index], state=self.state[index])
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in the graph: its shape and the axes it carries, at most one per dimension."""
+
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...] = ()
+
+    def along(self, dim: int) -> Axis | None:
+        """The axis along ``dim``, or None where the dimension is rigid."""
+        dim %= max(len(self.shape), 1)
+        return next((axis for axis in self.axes if axis.dim == dim), None)
+
+    def without(self, dim: int) -> tuple[Axis, ...]:
+        """All axes but the one along ``dim``."""
+        dim %= max(len(self.shape), 1)
+        return tuple(axis for axis in self.axes if axis.dim != dim)
+
+
+@dataclass(frozen=True)
+class Read:
+    """A layer that reads channels: where a gate can stand if it cannot stand at the producer.
+
+    Attributes:
+        layer: Module path of the convolution or linear layer.
+        weight: Name of its weight.
+        axis: What it reads; ``axis.dim`` is the channel dimension of the layer's input.
+        input_size: Elements of the layer's input per sample.
+    """
+
+    layer: str
+    weight: str
+    axis: Axis
+    input_size: float
+
+
+@dataclass(frozen=True)
+class Use:
+    """A convolution or linear layer as the graph uses it.
+
+    Attributes:
+        layer: Module path.
+        kind: ``conv``, ``depthwise conv`` or ``linear``.
+        out_dim: Dimension of the weight that makes channels.
+        in_dim: Dimension that reads them; None for a depthwise convolution, which passes them on.
+    """
+
+    layer: str
+    kind: str
+    out_dim: int
+    in_dim: int | None
+
+
+@dataclass(frozen=True)
+class Term:
+    """Multiply-accumulates of one op: ``positions`` times the kept channels of each factor.
+
+    Attributes:
+        layer: Module path of the op.
+        positions: Product of all extents that hold no channel, per sample.
+        factors: One id vector per extent that holds channels.
+    """
+
+    layer: str
+    positions: float
+    factors: tuple[np.ndarray, ...]
+
+
+@dataclass
+class Flow:
+    """What one or more walks over exported graphs of one model have found."""
+
+    edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    terms: list[Term] = field(default_factory=list)
+    tainted: set[str] = field(default_factory=set)
+    tensors: dict[str, Value] = field(default_factory=dict)
+    layers: dict[str, Use] = field(default_factory=dict)  # by name of the weight, in order of execution
+    num_ids: int = 0
+
+    def fresh(self, dim: int, size: int) -> Axis:
+        """An axis of ``size`` new channels."""
+        ids = np.arange(self.num_ids, self.num_ids + size)
+        self.num_ids += size
+        return Axis(dim, ids, np.full(size, ZERO, np.int8))
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Value:
+        """The labels of a parameter or buffer: channels of its own along every dimension longer than one."""
+        if name not in self.tensors:
+            axes = tuple(self.fresh(dim, size) for dim, size in enumerate(shape) if size > 1)
+            self.tensors[name] = Value(shape, axes)
+        return self.tensors[name]
+
+    def unite(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Keep or remove the channels of ``a`` and ``b`` together, element by element (broadcasting)."""
+        a, b = np.broadcast_arrays(a, b)
+        self.edges.append((a.ravel(), b.ravel()))
+
+    def freeze(self, axes: Iterable[Axis | None], reason: str) -> None:
+        """Never remove the channels of ``axes``."""
+        self.frozen.extend((axis.ids, reason) for axis in axes if axis is not None)
+
+    def weaken(self, axis: Axis, at_most) -> Axis:
+        """``axis`` with its states lowered; norms whose gate no longer scales the result are tainted."""
+        state = np.minimum(axis.state, at_most).astype(np.int8)
+        if np.any((axis.state == GATED) & (state < GATED)):
+            self.tainted.update(axis.norms)
+        return replace(axis, state=state)
+
+    def classes(self) -> np.ndarray:
+        """(num_ids,) class of every id: ids that are kept or removed together share one."""
+        if not self.edges:
+            return np.arange(self.num_ids)
+        rows, cols = (np.concatenate(side) for side in zip(*self.edges, strict=True))
+        links = coo_array((np.ones(len(rows), bool), (rows, cols)), (self.num_ids, self.num_ids))
+        return connected_components(links, directed=False)[1]

@@ -1,0 +1,92 @@
+"""The op table: ATen op -> what it does to channels. An op that is not listed freezes what it touches.
+
+Support for a new op is one row here, a rule if none fits, and a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mmprune_gates.channels import layers, pointwise, shapes
+from mmprune_gates.channels.op import Op
+
+HOMOGENEOUS = (
+    'relu leaky_relu abs neg dropout feature_dropout alpha_dropout clone contiguous detach alias to _to_copy '
+    'type_as lift_fresh_copy max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d '
+    'adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d '
+    'upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d '
+    'upsample_trilinear3d'
+)
+ZERO_PRESERVING = 'relu6 silu gelu hardswish tanh elu selu celu mish softsign sin sqrt square sign expm1 log1p'
+ANY_FUNCTION = 'sigmoid hardsigmoid exp log rsqrt reciprocal cos softplus log_sigmoid'
+
+TABLE: dict[str, Callable[[Op], object]] = {
+    # layers
+    'conv1d': layers.convolution,
+    'conv2d': layers.convolution,
+    'conv3d': layers.convolution,
+    'conv_transpose1d': layers.transposed_convolution,
+    'conv_transpose2d': layers.transposed_convolution,
+    'conv_transpose3d': layers.transposed_convolution,
+    'linear': layers.linear,
+    'batch_norm': layers.batch_norm,
+    'instance_norm': layers.batch_norm,
+    # one element, or one channel, at a time
+    **dict.fromkeys(HOMOGENEOUS.split(), pointwise.same),
+    **dict.fromkeys(ZERO_PRESERVING.split(), pointwise.zero_preserving),
+    **dict.fromkeys(ANY_FUNCTION.split(), pointwise.any_function),
+    'clamp': pointwise.clamp,
+    'clamp_min': pointwise.clamp,
+    'hardtanh': pointwise.clamp,
+    'prelu': pointwise.prelu,
+    'add': pointwise.additive,
+    'sub': pointwise.additive,
+    'maximum': pointwise.additive,
+    'minimum': pointwise.additive,
+    'mul': pointwise.multiplicative,
+    'div': pointwise.quotient,
+    'eq': pointwise.comparison,
+    'ne': pointwise.comparison,
+    'lt': pointwise.comparison,
+    'gt': pointwise.comparison,
+    'le': pointwise.comparison,
+    'ge': pointwise.comparison,
+    # over a dimension
+    'sum': pointwise.reduction,
+    'mean': pointwise.reduction,
+    'amax': pointwise.reduction,
+    'amin': pointwise.reduction,
+    'softmax': pointwise.normalised,
+    'log_softmax': pointwise.normalised,
+    'layer_norm': pointwise.layer_norm,
+    'group_norm': pointwise.group_norm,
+    # moving elements about
+    **dict.fromkeys('view reshape flatten unflatten squeeze unsqueeze view_as _unsafe_view'.split(), shapes.view),
+    'permute': shapes.permute,
+    'transpose': shapes.transpose,
+    't': shapes.transpose,
+    'expand': shapes.expand,
+    'expand_as': shapes.expand,
+    'cat': shapes.cat,
+    'concat': shapes.cat,
+    'stack': shapes.stack,
+    'chunk': shapes.pieces,
+    'split': shapes.pieces,
+    'split_with_sizes': shapes.pieces,
+    'slice': shapes.take_slice,
+    'select': shapes.select,
+    'pad': shapes.pad,
+    'constant_pad_nd': shapes.pad,
+    'reflection_pad2d': shapes.pad,
+    'replication_pad2d': shapes.pad,
+}
+
+
+def apply_rule(op: Op) -> object:
+    """Labels of the op's result (a list for several results); unknown ops freeze their operands.
+
+    The in-place form of an op (``relu_``) follows the same rule.
+    """
+    if op.name.endswith('getitem'):
+        return shapes.getitem(op)
+    return TABLE.get(op.name.removeprefix('aten.').rstrip('_'), pointwise.unknown)(op)

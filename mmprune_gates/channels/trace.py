@@ -1,0 +1,109 @@
+"""Capture a model with ``torch.export`` and let channel labels flow through its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind
+
+from mmprune_gates.channels.build import build_graph
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.labels import Flow, Value
+from mmprune_gates.channels.op import Op, shapes
+from mmprune_gates.channels.rules import apply_rule
+
+Forward = Callable[..., Any]
+
+
+class _Captured(nn.Module):
+    """The model behind a forward of one's own, since ``torch.export`` captures a module's plain call."""
+
+    def __init__(self, model: nn.Module, forward: Forward | None) -> None:
+        super().__init__()
+        self.model = model
+        self.call = forward
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.model(*inputs) if self.call is None else self.call(self.model, *inputs)
+
+
+def trace_channels(
+    model: nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    forward: Forward | None = None,
+    train_forward: Forward | None = None,
+) -> ChannelGraph:
+    """The channel graph of a model.
+
+    Args:
+        model: Any module; neither its parameters nor its mode change.
+        example_inputs: Tensors the model is called with; their size is the one that MACs are stated for.
+        forward: ``forward(model, *example_inputs)`` where a plain call is not the inference pass.
+        train_forward: A second function captured in training mode, for what only training reaches (auxiliary
+            heads). It adds constraints and coverage, never MACs.
+
+    Returns:
+        Groups of channels, MACs and coverage.
+
+    Raises:
+        RuntimeError: ``torch.export`` cannot capture the model.
+    """
+    flow, batch = Flow(), example_inputs[0].shape[0]
+    walk(flow, capture(model, forward, example_inputs, training=False), batch, counted=True)
+    if train_forward is not None:
+        walk(flow, capture(model, train_forward, example_inputs, training=True), batch, counted=False)
+    return build_graph(flow, model)
+
+
+def capture(model: nn.Module, forward: Forward | None, inputs: tuple, training: bool) -> torch.export.ExportedProgram:
+    """The ATen graph of one pass, in training or evaluation mode; the modes of all modules are restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        return torch.export.export(_Captured(model, forward), inputs, strict=False)
+    except Exception as error:
+        shape = [tuple(getattr(x, 'shape', ())) for x in inputs]
+        raise RuntimeError(
+            f'torch.export cannot capture {type(model).__name__} with inputs {shape}: {error}\n'
+            'Give `forward` a function that runs the part of the model to be pruned without data-dependent branches.'
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted: bool) -> None:
+    """Let labels flow through an exported graph, from its inputs to its outputs."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    values: dict[fx.Node, Any] = {}
+    names: dict[fx.Node, str] = {}
+    for node in program.graph.nodes:
+        if node.op == 'output':
+            outputs = [value for n in node.all_input_nodes for value in as_list(values[n])]
+            flow.freeze([axis for value in outputs for axis in value.axes], 'an output of the model')
+            return
+        if node.op == 'call_function':
+            values[node] = call(Op(flow, node, values, names, batch, counted))
+            continue
+        values[node] = Value(shapes(node)[0])
+        spec = specs.get(node.name)
+        if spec is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and node.users:
+            names[node] = spec.target.removeprefix('model.')
+            values[node] = flow.tensor(names[node], shapes(node)[0])
+
+
+def call(op: Op) -> Any:
+    """Labels of an op's result; an op that works in place also relabels its operand."""
+    result = apply_rule(op)
+    if op.node.target is not getitem and op.name.endswith('_'):
+        op.values[op.node.args[0]] = result
+    return result
+
+
+def as_list(value: Any) -> list[Value]:
+    """A value as a list of one, a list as it is."""
+    return value if isinstance(value, list) else [value]
