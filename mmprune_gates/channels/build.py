@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import prod
 
 import numpy as np
 import torch
@@ -31,10 +32,19 @@ def build_graph(flow: Flow, model: nn.Module) -> ChannelGraph:
     }
     cost = Cost.of([(t.layer, t.positions, [channels(f) for f in t.factors]) for t in flow.terms])
     reads = tuple(
-        Read(r.layer, r.weight, r.axis.dim, channels(r.axis.ids), torch.from_numpy(r.axis.state == GATED), r.axis.norms,
-             r.input_size)
-        for r in flow.reads
-    )  # fmt: skip
+        Read(
+            layer=read.layer,
+            weight=read.weight,
+            in_dim=flow.layers[read.weight].in_dim,
+            dim=read.axis.dim,
+            index=channels(read.axis.ids),
+            gated=torch.from_numpy(read.axis.state == GATED),
+            norms=read.axis.norms,
+            input_size=read.input_size,
+            weight_size=prod(flow.tensors[read.weight].shape),
+        )
+        for read in flow.reads
+    )
     layers = coverage(flow, model, groups, slots, reasons, classes, cost)
     return ChannelGraph(groups, slots, layers, reads, frozenset(flow.tainted), cost)
 

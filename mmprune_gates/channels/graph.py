@@ -70,20 +70,24 @@ class Read:
     Attributes:
         layer: Module path of the reader.
         weight: Name of its weight.
+        in_dim: Dimension of the weight that reads them.
         dim: Channel dimension of its input.
         index: (C,) channel at each input position, -1 for none.
         gated: (C,) bool, whether a gate on ``norms`` scales that input.
         norms: Module paths of norms.
         input_size: Elements of its input per sample.
+        weight_size: Elements of its weight.
     """
 
     layer: str
     weight: str
+    in_dim: int
     dim: int
     index: Tensor
     gated: Tensor
     norms: frozenset[str]
     input_size: float
+    weight_size: int
 
 
 @dataclass(frozen=True)

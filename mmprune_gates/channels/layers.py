@@ -143,8 +143,8 @@ def batch_norm(op: Op) -> Value:
         if other is not None:
             op.flow.unite(axis.ids, other.ids)
     batch = [op.flow.weaken(a, 0) for a in x.axes if a.dim == 0]
-    weight = op.parameter(1)
-    if weight is None or own[1] is None:
+    norm = (op.parameter(1) or '').removesuffix('.weight')
+    if op.parameter(1) != f'{norm}.weight' or op.parameter(2) != f'{norm}.bias':
         return op.result([*batch, op.flow.weaken(axis, ZERO)])
     gated = np.full_like(axis.state, GATED)
-    return op.result([*batch, Axis(1, axis.ids, gated, frozenset({weight.rpartition('.')[0]}))])
+    return op.result([*batch, Axis(1, axis.ids, gated, frozenset({norm}))])

@@ -1,0 +1,183 @@
+"""Attach gates to a model, ask for them, fold them into the weights, take them off again.
+
+The model stays an instance of its own class and keeps its own keys; the gates are one more submodule,
+``gates``. Modules that a gate acts on see a scaled weight, affine or input for the time of their forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.gates.gate import Gate
+from mmprune_gates.gates.placement import AFFINE, INPUT, Placement, inside, place_gates
+
+NAME = 'gates'
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class GateSet(nn.Module):
+    """The gates of a model, one per free group, as its submodule ``gates``.
+
+    Attributes:
+        graph: The channel graph they belong to.
+        by_group: Gate of each free group; dots in group names are slashes in keys.
+    """
+
+    def __init__(self, graph: ChannelGraph, make_gate: Callable[[int], Gate]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.by_group = nn.ModuleDict({key(group.name): make_gate(group.size) for group in graph.free})
+        self.scales: list[Scale] = []
+        self.handles: list = []
+
+    def __getitem__(self, group: str) -> Gate:
+        return self.by_group[key(group)]
+
+    def vector(self) -> Tensor:
+        """(num_channels,) gate values over all channels of the graph; 1 where there is no gate."""
+        values = {group.start: self[group.name]() for group in self.graph.free}
+        device = next(iter(values.values())).device
+        return torch.cat([values.get(g.start, torch.ones(g.size, device=device)) for g in self.graph.groups])
+
+    def kept(self) -> dict[str, Tensor]:
+        """Group name -> (size,) bool: which gates are not exactly zero."""
+        with torch.no_grad():
+            return {group.name: (self[group.name]() != 0).cpu() for group in self.graph.free}
+
+
+class Scale:
+    """Multiplies a module's affine, weight or input by gate values while its forward runs.
+
+    Args:
+        module: The module.
+        placement: What to scale.
+        gates: Where the values come from.
+    """
+
+    def __init__(self, module: nn.Module, placement: Placement, gates: GateSet) -> None:
+        self.module, self.placement = module, placement
+        index = placement.index
+        groups = [group for group in gates.graph.free if bool(inside(index, group).any())]
+        self.sources = [gates[group.name] for group in groups]
+        channels = torch.cat([torch.arange(group.start, group.start + group.size) for group in groups])
+        local = torch.full((gates.graph.num_channels + 1,), len(channels))  # last: positions without a gate
+        local[channels] = torch.arange(len(channels))
+        picked = local[index]
+        self.pick = None if torch.equal(picked, torch.arange(len(channels))) else picked
+
+    def value(self) -> Tensor:
+        """(C,) factor for each position of the scaled dimension."""
+        values = [gate() for gate in self.sources]
+        if self.pick is None:
+            return values[0] if len(values) == 1 else torch.cat(values)
+        return torch.cat([*values, values[0].new_ones(1)])[self.pick.to(values[0].device)]
+
+    def targets(self) -> tuple[tuple[str, int], ...]:
+        """Parameters to scale, and the dimension of each."""
+        return (('weight', 0), ('bias', 0)) if self.placement.kind == AFFINE else (('weight', self.placement.dim),)
+
+    def before(self, module: nn.Module, args: tuple):
+        """Forward pre-hook: scale the input, or let scaled tensors stand before the parameters."""
+        value = self.value()
+        if self.placement.kind == INPUT:
+            return (args[0] * laid(value, self.placement.dim, args[0].dim()).to(args[0].dtype), *args[1:])
+        for name, dim in self.targets():
+            parameter = getattr(module, name)
+            vars(module)[name] = parameter * laid(value, dim, parameter.dim())  # found before the parameter
+        return None
+
+    def after(self, module: nn.Module, args: tuple, output) -> None:
+        """Forward hook, called even if the forward fails: the parameters show again."""
+        for name, _ in self.targets():
+            vars(module).pop(name, None)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiply the gate values into the parameters for good."""
+        value = self.value()
+        for name, dim in self.targets():
+            parameter = getattr(self.module, name)
+            if self.placement.kind == INPUT:
+                dim = 0 if isinstance(self.module, TRANSPOSED) else 1
+                value = value[: parameter.shape[dim]]  # groups of a convolution share their gates
+            parameter.mul_(laid(value, dim, parameter.dim()))
+
+
+def laid(value: Tensor, dim: int, rank: int) -> Tensor:
+    """A vector laid along dimension ``dim`` of a tensor of rank ``rank``."""
+    return value.reshape([-1 if d == dim % rank else 1 for d in range(rank)])
+
+
+def key(group: str) -> str:
+    """Key of a group in a ``ModuleDict``, which allows no dots."""
+    return group.replace('.', '/')
+
+
+def has_gates(model: nn.Module) -> bool:
+    """Whether gates are attached."""
+    return isinstance(getattr(model, NAME, None), GateSet)
+
+
+def gates_of(model: nn.Module) -> GateSet:
+    """The gates of a model.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not has_gates(model):
+        raise ValueError(
+            f'{type(model).__name__} has no gates: build it from a config with '
+            "model.type='mmprune_gates.GatedModel', or call attach_gates"
+        )
+    return model.gates
+
+
+def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: Callable[[int], Gate]) -> GateSet:
+    """Put a gate on every free group; the model's output does not change.
+
+    Args:
+        model: The model ``graph`` was traced from.
+        graph: Its channel graph.
+        make_gate: Gate from the size of a group.
+
+    Raises:
+        ValueError: The model has gates already, an attribute ``gates`` of its own, or no group that can be pruned.
+    """
+    if hasattr(model, NAME):
+        raise ValueError(f'{type(model).__name__} already has an attribute {NAME!r}')
+    if not graph.free:
+        reasons = sorted({group.frozen for group in graph.groups if group.frozen})
+        raise ValueError(f'{type(model).__name__} has no prunable channel: {"; ".join(reasons) or "no layers"}')
+    gates = GateSet(graph, make_gate)
+    gates.scales = [Scale(model.get_submodule(p.module), p, gates) for p in place_gates(graph)]
+    for scale in gates.scales:
+        gates.handles.append(scale.module.register_forward_pre_hook(scale.before))
+        gates.handles.append(scale.module.register_forward_hook(scale.after, always_call=True))
+    model.add_module(NAME, gates)
+    return gates
+
+
+def detach_gates(model: nn.Module) -> ChannelGraph:
+    """Take the gates off: the model is again what it was, with the weights it has now. Returns its graph."""
+    gates = gates_of(model)
+    for handle in gates.handles:
+        handle.remove()
+    delattr(model, NAME)
+    return gates.graph
+
+
+def fold_gates(model: nn.Module) -> tuple[ChannelGraph, dict[str, Tensor]]:
+    """Multiply the gates into the weights and take them off.
+
+    Returns:
+        The channel graph, and which channels of each free group are not closed.
+    """
+    gates = gates_of(model)
+    kept = gates.kept()
+    for scale in gates.scales:
+        scale.fold()
+    return detach_gates(model), kept

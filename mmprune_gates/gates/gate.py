@@ -1,0 +1,54 @@
+"""A gate: one non-negative factor per channel of a group; 1 leaves a channel as it is, exactly 0 closes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Gate(nn.Module):
+    """Base of all gates: the parameter ``theta`` is the gate.
+
+    A gate type of one's own derives from this, overrides :meth:`value`, and is registered in
+    ``mmprune_gates.MODELS``. It must be 1 at ``theta`` = 1 and exactly 0 at ``theta`` = 0.
+
+    Args:
+        size: Number of channels of the group.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(size))
+        self.straight_through = False
+
+    def value(self, theta: Tensor) -> Tensor:
+        """(C,) gate values from (C,) parameters."""
+        return theta
+
+    def forward(self) -> Tensor:
+        """(C,) gate values.
+
+        With ``straight_through`` the gradient that reaches ``theta`` is the one with respect to the gate's
+        value: what a hook that moves ``theta`` itself needs for its scores.
+        """
+        if not self.straight_through:
+            return self.value(self.theta)
+        with torch.no_grad():
+            value = self.value(self.theta)
+        return _Straight.apply(self.theta, value)
+
+    def extra_repr(self) -> str:
+        """Size of the group."""
+        return f'size={len(self.theta)}'
+
+
+class _Straight(torch.autograd.Function):
+    """The second argument forward, the gradient to the first backward."""
+
+    @staticmethod
+    def forward(ctx, theta: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None

@@ -1,0 +1,6 @@
+"""Slimming: remove channels for good, and the specification from which a slim model is rebuilt. Offline only."""
+
+from mmprune_gates.slimming.surgery import masked_copy, slim_model
+from mmprune_gates.slimming.widths import apply_widths
+
+__all__ = ['apply_widths', 'masked_copy', 'slim_model']

@@ -1,0 +1,103 @@
+"""Remove channels from a model, or silence them in a copy: one index or mask per parameter slot."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.channels.graph import ChannelGraph, Kept
+from mmprune_gates.slimming.widths import Widths, replace_tensor, sync_attributes
+
+
+def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
+    """Tensor name -> dimension -> (size of the dimension,) bool, True = keep; only where something goes."""
+    vector = torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])  # index -1: always kept
+    masks: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for name, dims in graph.slots.items():
+        for dim, index in dims.items():
+            if not (mask := vector[index]).all():
+                masks[name][dim] = mask
+    return dict(masks)
+
+
+def owners(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, str]]]:
+    """Tensor name -> every (module path, module, attribute) that holds that tensor; shared ones have several."""
+    places = defaultdict(list)
+    names = {}
+    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in named:
+            path, _, attribute = name.rpartition('.')
+            first = names.setdefault(tensor, name)
+            places[first].append((path, model.get_submodule(path), attribute))
+            places[name] = places[first]
+    return places
+
+
+def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
+    """A full-size copy in which the channels not kept are exact zeros wherever they are read.
+
+    The reference for parity: its outputs are those of the slim model. Every parameter and buffer slot of such
+    a channel is zero: what makes it, what passes it on and what reads it.
+
+    Args:
+        model: The model ``graph`` was traced from; it does not change.
+        graph: Its channel graph.
+        kept: Group name -> (size,) bool, True = keep; groups not named are kept whole.
+
+    Raises:
+        ValueError: ``kept`` is not one the graph allows.
+    """
+    masks = slot_masks(graph, kept)
+    model = copy.deepcopy(model)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, dims in masks.items():
+            for dim, mask in dims.items():
+                gone = (~mask).nonzero().flatten().to(tensors[name].device)
+                tensors[name].index_fill_(dim, gone, 0)
+    return model
+
+
+def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
+    """Remove the channels not kept from a model, in place.
+
+    Args:
+        model: The model ``graph`` was traced from, without gates attached.
+        graph: Its channel graph.
+        kept: Group name -> (size,) bool, True = keep; groups not named are kept whole.
+
+    Returns:
+        ``dict(widths=..., removed=[])``, the specification that ``SlimModel`` takes.
+
+    Raises:
+        ValueError: ``kept`` is not one the graph allows, or the model is not the one that was traced.
+    """
+    masks = slot_masks(graph, kept)
+    places = owners(model)
+    slim = {name: shrunk(name, places, dims) for name, dims in masks.items()}  # check all, then change
+    changed: dict[str, list[str]] = defaultdict(list)
+    for name, value in slim.items():
+        for path, module, attribute in places[name]:
+            replace_tensor(module, attribute, value)
+            changed[path].append(attribute)
+    widths: Widths = {}
+    for path in changed:
+        if found := sync_attributes(model.get_submodule(path), changed[path]):
+            widths[path] = found
+    return {'widths': widths, 'removed': []}
+
+
+def shrunk(name: str, places, dims: dict[int, Tensor]) -> Tensor:
+    """The kept part of one tensor."""
+    if name not in places:
+        raise ValueError(f'the channel graph names the tensor {name!r}, which the model does not have')
+    _, module, attribute = places[name][0]
+    value = getattr(module, attribute).detach()
+    for dim, mask in dims.items():
+        if value.shape[dim] != len(mask):
+            raise ValueError(f'{name} has shape {tuple(value.shape)}; traced with {len(mask)} at dimension {dim}')
+        value = value.index_select(dim, mask.nonzero().flatten().to(value.device))
+    return value

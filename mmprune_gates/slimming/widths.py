@@ -1,0 +1,126 @@
+"""Widths: the attributes of a module that say how many channels it has, and the shapes that follow from them.
+
+A table of widths is what a slim model needs besides the config of its architecture:
+``{'backbone.conv1': {'out_channels': 24}, 'backbone.bn1': {'num_features': 24}}``. A plain parameter or buffer of
+a module without such attributes (a layer scale) stands under its own name with its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+Widths = dict[str, dict[str, int | list[int]]]
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def conv_shapes(conv: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a convolution's parameters from its attributes."""
+    sides = [conv.out_channels, conv.in_channels // conv.groups]
+    if isinstance(conv, TRANSPOSED):
+        sides = [conv.in_channels, conv.out_channels // conv.groups]
+    return {'weight': (*sides, *conv.kernel_size), 'bias': (conv.out_channels,)}
+
+
+def conv_attributes(conv: nn.Module) -> dict[str, int]:
+    """Attributes of a convolution from the shape of its weight."""
+    first, second = conv.weight.shape[:2]
+    groups = conv.groups
+    if groups > 1 and groups == conv.in_channels:
+        multiplier = conv.out_channels // groups
+        groups = first if isinstance(conv, TRANSPOSED) else first // multiplier
+    if isinstance(conv, TRANSPOSED):
+        return {'in_channels': first, 'out_channels': second * groups, 'groups': groups}
+    return {'in_channels': second * groups, 'out_channels': first, 'groups': groups}
+
+
+def norm_shapes(norm: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a batch or instance norm's parameters and buffers."""
+    return dict.fromkeys(('weight', 'bias', 'running_mean', 'running_var'), (norm.num_features,))
+
+
+def norm_attributes(norm: nn.Module) -> dict[str, int]:
+    """``num_features`` from the tensors a norm has."""
+    sizes = [len(t) for t in (norm.weight, norm.running_mean) if t is not None]
+    return {'num_features': sizes[0] if sizes else norm.num_features}
+
+
+# Type -> (attributes from tensors, shapes from attributes). Modules of other types keep plain shapes.
+TABLE = (
+    (CONVOLUTIONS, conv_attributes, conv_shapes),
+    (NORMS, norm_attributes, norm_shapes),
+    (
+        nn.Linear,
+        lambda m: {'in_features': m.weight.shape[1], 'out_features': m.weight.shape[0]},
+        lambda m: {'weight': (m.out_features, m.in_features), 'bias': (m.out_features,)},
+    ),
+    (
+        nn.PReLU,
+        lambda m: {'num_parameters': len(m.weight)},
+        lambda m: {'weight': (m.num_parameters,)},
+    ),
+)
+
+
+def sync_attributes(module: nn.Module, changed: list[str]) -> dict[str, int | list[int]]:
+    """Set a module's attributes to what its tensors say, and return those that changed.
+
+    Args:
+        module: A module whose tensors have been replaced.
+        changed: Names of those tensors.
+    """
+    for kind, attributes, _ in TABLE:
+        if isinstance(module, kind):
+            found = {name: value for name, value in attributes(module).items() if getattr(module, name) != value}
+            for name, value in found.items():
+                setattr(module, name, value)
+            return found
+    return {name: list(getattr(module, name).shape) for name in changed}
+
+
+def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
+    """Give a freshly built model the widths of a table; the resized modules are initialised anew.
+
+    Raises:
+        ValueError: A path or attribute that the model does not have, naming it.
+    """
+    modules = dict(model.named_modules())
+    for path, attributes in widths.items():
+        if path not in modules:
+            raise ValueError(
+                f'widths name the module {path!r}, which {type(model).__name__} does not have: the slim config '
+                'belongs to another architecture, or its keys were changed after slimming'
+            )
+        resize(modules[path], path, attributes)
+
+
+def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
+    """Set width attributes of one module and replace its tensors by new ones of the shapes that follow."""
+    if missing := [name for name in attributes if not hasattr(module, name)]:
+        raise ValueError(f'widths of {path!r}: {type(module).__name__} has no attribute {missing[0]!r}')
+    shapes = next((rule for kind, _, rule in TABLE if isinstance(module, kind)), None)
+    if shapes is None:
+        for name, shape in attributes.items():
+            replace_tensor(module, name, torch.ones(tuple(shape)))
+        return
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    for name, shape in shapes(module).items():
+        if getattr(module, name, None) is not None:
+            replace_tensor(module, name, torch.ones(shape))
+    if hasattr(module, 'reset_parameters'):
+        module.reset_parameters()
+
+
+def replace_tensor(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put a new parameter or buffer in the place of an old one; requires_grad, dtype and device stay."""
+    old = getattr(module, name)
+    value = value.detach().to(old)
+    if isinstance(old, nn.Parameter):
+        value = nn.Parameter(value, requires_grad=old.requires_grad)
+    setattr(module, name, value)
