@@ -10,10 +10,13 @@ from mmprune_gates import compat
 # Before everything else: the modules below may import what the cures repair.
 compat.apply_cures()
 
-# Public API of the layers goes here: trace_channels, masked_copy, slim_model.
+from mmprune_gates.channels import trace_channels
+from mmprune_gates.slimming import masked_copy, slim_model
 
-# Registration with mmengine goes here: if compat.has_package("mmengine"): import mmprune_gates.engine
+__all__ = ['__version__', 'masked_copy', 'slim_model', 'trace_channels']
+__version__ = '0.1.0'
 
-__version__ = "0.1.0"
+if compat.has_package('mmengine'):
+    from mmprune_gates.engine import HOOKS, MODELS  # noqa: F401
 
-__all__ = ["__version__"]
+    __all__ += ['HOOKS', 'MODELS']

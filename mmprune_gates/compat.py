@@ -18,19 +18,19 @@ from typing import Any, NoReturn
 
 import torch
 
-logger = logging.getLogger("mmprune_gates")
+logger = logging.getLogger('mmprune_gates')
 
 # The two operators that torchvision decorates while it is being imported. Its C++ library defines them; that
 # cannot load when torchvision was built for CUDA and torch for the CPU (PyPI has only CUDA builds).
 TORCHVISION_SCHEMAS = {
-    "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "torchvision::qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    'torchvision::nms': '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+    'torchvision::qnms': '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
 }
-TORCHVISION_SYMPTOM = "operator torchvision::nms does not exist"
+TORCHVISION_SYMPTOM = 'operator torchvision::nms does not exist'
 
 # Names under which pickled numpy data finds its constructors: numpy 2 writes the first, numpy 1 the second.
-NUMPY_MULTIARRAY_MODULES = ("numpy._core.multiarray", "numpy.core.multiarray")
-HISTORY_BUFFER_METHODS = ("min", "max", "current", "mean")
+NUMPY_MULTIARRAY_MODULES = ('numpy._core.multiarray', 'numpy.core.multiarray')
+HISTORY_BUFFER_METHODS = ('min', 'max', 'current', 'mean')
 
 
 def has_package(name: str) -> bool:
@@ -46,7 +46,7 @@ def apply_cures() -> tuple[str, ...]:
     """
     acted = tuple(name for name, cure in CURES.items() if cure())
     for name in acted:
-        logger.info("cure applied: %s", name)
+        logger.info('cure applied: %s', name)
     return acted
 
 
@@ -55,20 +55,20 @@ def define_torchvision_operators() -> bool:
 
     Only the schemas are defined: calling ``torchvision.ops.nms`` still fails, and torchvision explains why.
     """
-    if "torchvision" in sys.modules or not has_package("torchvision"):
+    if 'torchvision' in sys.modules or not has_package('torchvision'):
         return False
     loaded_before = set(sys.modules)
     try:
-        importlib.import_module("torchvision")
+        importlib.import_module('torchvision')
     except RuntimeError as error:
         if TORCHVISION_SYMPTOM not in str(error):
             raise
     else:
         return False
-    _forget_modules("torchvision", keep=loaded_before)
+    _forget_modules('torchvision', keep=loaded_before)
     for name, schema in TORCHVISION_SCHEMAS.items():
         torch.library.define(name, schema)
-    importlib.import_module("torchvision")
+    importlib.import_module('torchvision')
     return True
 
 
@@ -77,9 +77,9 @@ def replace_missing_mmcv_operators() -> bool:
 
     ``sys.modules`` gets no stand-in for ``mmcv._ext``: mmengine would take it for a full mmcv.
     """
-    if not has_package("mmcv") or importlib.util.find_spec("mmcv._ext") is not None:
+    if not has_package('mmcv') or importlib.util.find_spec('mmcv._ext') is not None:
         return False
-    ext_loader = importlib.import_module("mmcv.utils.ext_loader")
+    ext_loader = importlib.import_module('mmcv.utils.ext_loader')
     if ext_loader.load_ext is load_missing_operators:
         return False
     ext_loader.load_ext = load_missing_operators
@@ -96,7 +96,7 @@ def load_missing_operators(name: str, funcs: list[str]) -> SimpleNamespace:
     Returns:
         An object that has every name of ``funcs``; each raises a RuntimeError when called.
     """
-    return SimpleNamespace(**{func: _missing_operator(f"mmcv.{name}", func) for func in funcs})
+    return SimpleNamespace(**{func: _missing_operator(f'mmcv.{name}', func) for func in funcs})
 
 
 def allow_checkpoint_classes() -> bool:
@@ -104,7 +104,7 @@ def allow_checkpoint_classes() -> bool:
 
     They hold log histories (mmengine's HistoryBuffer over numpy arrays) and metrics that are numpy numbers.
     """
-    if not has_package("mmengine"):
+    if not has_package('mmengine'):
         return False
     allowed = torch.serialization.get_safe_globals()
     missing = [item for item in _checkpoint_classes() if item not in allowed]
@@ -119,9 +119,9 @@ def name_packages_by_module() -> bool:
     and asks the installer's metadata for it. Where only a fork (onedl-mmsegmentation) or a source tree
     provides the module, the module's own name serves: mmengine then looks for the module itself.
     """
-    if not has_package("mmengine"):
+    if not has_package('mmengine'):
         return False
-    names = importlib.import_module("mmengine.config.utils").MODULE2PACKAGE
+    names = importlib.import_module('mmengine.config.utils').MODULE2PACKAGE
     renamed = {
         module: module
         for module, distribution in names.items()
@@ -133,27 +133,27 @@ def name_packages_by_module() -> bool:
 
 # torchvision comes first: mmcv and mmengine may import it.
 CURES: dict[str, Callable[[], bool]] = {
-    "torchvision-operators": define_torchvision_operators,
-    "mmcv-lite-operators": replace_missing_mmcv_operators,
-    "checkpoint-classes": allow_checkpoint_classes,
-    "distribution-names": name_packages_by_module,
+    'torchvision-operators': define_torchvision_operators,
+    'mmcv-lite-operators': replace_missing_mmcv_operators,
+    'checkpoint-classes': allow_checkpoint_classes,
+    'distribution-names': name_packages_by_module,
 }
 
 
 def _forget_modules(package: str, keep: set[str]) -> None:
     """Remove the modules of a half-imported package, so that the next import starts afresh."""
     for name in list(sys.modules):
-        if name not in keep and (name == package or name.startswith(f"{package}.")):
+        if name not in keep and (name == package or name.startswith(f'{package}.')):
             del sys.modules[name]
 
 
 def _missing_operator(extension: str, func: str) -> Callable[..., NoReturn]:
     def missing_operator(*args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
-            f"the compiled operator {func!r} of {extension} was called, but the installed mmcv has no "
-            "compiled operators (mmcv-lite). Install full mmcv instead (`pip uninstall mmcv-lite`, then "
-            "`pip install mmcv` in a version that your mmsegmentation or mmpretrain accepts), or use a model "
-            "without this operator."
+            f'the compiled operator {func!r} of {extension} was called, but the installed mmcv has no '
+            'compiled operators (mmcv-lite). Install full mmcv instead (`pip uninstall mmcv-lite`, then '
+            '`pip install mmcv` in a version that your mmsegmentation or mmpretrain accepts), or use a model '
+            'without this operator.'
         )
 
     return missing_operator
@@ -175,21 +175,21 @@ def _checkpoint_classes() -> list[tuple[Any, str]]:
     """
     import numpy as np
 
-    history_buffer = importlib.import_module("mmengine.logging").HistoryBuffer
-    numbers = (type(np.dtype(code)) for code in "?bBhHiIlLqQefd")
+    history_buffer = importlib.import_module('mmengine.logging').HistoryBuffer
+    numbers = (type(np.dtype(code)) for code in '?bBhHiIlLqQefd')
     classes = (history_buffer, np.ndarray, np.dtype, *dict.fromkeys(numbers))
     constructors = {
-        "_reconstruct": np.zeros(1).__reduce__()[0],
-        "scalar": np.float64(0).__reduce__()[0],
+        '_reconstruct': np.zeros(1).__reduce__()[0],
+        'scalar': np.float64(0).__reduce__()[0],
     }
     return [
-        *((cls, f"{cls.__module__}.{cls.__qualname__}") for cls in classes),
+        *((cls, f'{cls.__module__}.{cls.__qualname__}') for cls in classes),
         *(
-            (constructor, f"{module}.{name}")
+            (constructor, f'{module}.{name}')
             for name, constructor in constructors.items()
             for module in NUMPY_MULTIARRAY_MODULES
         ),
-        (_history_buffer_method, "builtins.getattr"),
+        (_history_buffer_method, 'builtins.getattr'),
     ]
 
 
@@ -198,11 +198,11 @@ def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
 
     Allowing ``getattr`` itself would let a crafted file reach any function, so this takes its place.
     """
-    history_buffer = importlib.import_module("mmengine.logging").HistoryBuffer
+    history_buffer = importlib.import_module('mmengine.logging').HistoryBuffer
     if owner is not history_buffer or name not in HISTORY_BUFFER_METHODS:
         raise ValueError(
-            f"the checkpoint asks for getattr({owner!r}, {name!r}), but only {HISTORY_BUFFER_METHODS} of "
+            f'the checkpoint asks for getattr({owner!r}, {name!r}), but only {HISTORY_BUFFER_METHODS} of '
             "mmengine's HistoryBuffer are allowed. Do not load it otherwise unless you trust its source; if "
-            "you do, save it anew with tensors and plain values only."
+            'you do, save it anew with tensors and plain values only.'
         )
     return getattr(history_buffer, name)

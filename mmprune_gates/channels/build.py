@@ -13,7 +13,15 @@ from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.graph import ChannelGraph, Group, Layer, Read
 from mmprune_gates.channels.labels import GATED, Flow, Use
 
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 
 
 def build_graph(flow: Flow, model: nn.Module) -> ChannelGraph:

@@ -102,7 +102,10 @@ def depthwise_output(op: Op, x: Value, weight: Value, bias: Value | None, transp
     multiplier = op.shape[1] // x.shape[1]
     own = weight.along(0)
     if transposed and multiplier > 1:
-        op.freeze([own, weight.along(1), x.along(1), bias and bias.along(0)], 'transposed depthwise with a multiplier')
+        op.freeze(
+            [own, weight.along(1), x.along(1), bias and bias.along(0)],
+            'transposed depthwise with a multiplier',
+        )
         return None
     op.freeze([weight.along(1)], 'multiplier')
     axis = x.along(1)

@@ -30,6 +30,9 @@ def spread(ids: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int,
 
     Args:
         ids: (before[dim],) channel at each position.
+        dim: The dimension of the run that holds them.
+        before: Sizes of the run.
+        after: Sizes of the same run after the change of shape.
 
     Returns:
         Positions into ``ids``, shape ``after``, reduced to size 1 along every dimension the channel does not

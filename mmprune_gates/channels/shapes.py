@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+
 import numpy as np
 
 from mmprune_gates.channels.labels import Axis, Value
@@ -139,8 +140,6 @@ def getitem(op: Op) -> Value:
     return op.arg(0)[op.arg(1)]
 
 
-
-
 def pad(op: Op) -> Value:
     """``aten.pad`` with a constant: exact over dimensions that hold no channel."""
     x, widths = op.arg(0), op.arg(1)
@@ -162,5 +161,3 @@ def stack(op: Op) -> Value:
         else:
             op.freeze(found, 'stacked with a tensor without removable channels')
     return op.result(axes)
-
-

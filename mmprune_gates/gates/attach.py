@@ -39,9 +39,37 @@ class GateSet(nn.Module):
 
     def vector(self) -> Tensor:
         """(num_channels,) gate values over all channels of the graph; 1 where there is no gate."""
-        values = {group.start: self[group.name]() for group in self.graph.free}
-        device = next(iter(values.values())).device
-        return torch.cat([values.get(g.start, torch.ones(g.size, device=device)) for g in self.graph.groups])
+        return self._spread(lambda gate: gate())
+
+    def _spread(self, read: Callable[[Gate], Tensor]) -> Tensor:
+        """(num_channels,) what ``read`` finds in each gate; 1 where there is no gate."""
+        values = {group.name: read(self[group.name]) for group in self.graph.free}
+        like = next(iter(values.values()))
+        return torch.cat([values.get(group.name, like.new_ones(group.size)) for group in self.graph.groups])
+
+    def theta(self) -> Tensor:
+        """(num_channels,) parameters of all gates, detached; 1 where there is no gate."""
+        return self._spread(lambda gate: gate.theta.detach())
+
+    def set_theta(self, theta: Tensor) -> None:
+        """Set the parameters of all gates from (num_channels,) values."""
+        with torch.no_grad():
+            for group in self.graph.free:
+                self[group.name].theta.copy_(theta[group.span])
+
+    def set_eps(self, eps: float) -> None:
+        """Anneal the gates that have a smoothness ``eps``."""
+        for gate in self.by_group.values():
+            if hasattr(gate, 'eps'):
+                gate.eps.fill_(eps)
+
+    def eps(self) -> float:
+        """Smoothness of the gates; 0 where they have none."""
+        return next((float(gate.eps) for gate in self.by_group.values() if hasattr(gate, 'eps')), 0.0)
+
+    def slope(self) -> Tensor:
+        """(num_channels,) derivative of each gate's value with respect to its theta; 1 where there is no gate."""
+        return self._spread(Gate.slope)
 
     def kept(self) -> dict[str, Tensor]:
         """Group name -> (size,) bool: which gates are not exactly zero."""

@@ -37,6 +37,12 @@ class Gate(nn.Module):
             value = self.value(self.theta)
         return _Straight.apply(self.theta, value)
 
+    def slope(self) -> Tensor:
+        """(C,) derivative of the value with respect to theta."""
+        with torch.enable_grad():
+            theta = self.theta.detach().requires_grad_()
+            return torch.autograd.grad(self.value(theta).sum(), theta)[0]
+
     def extra_repr(self) -> str:
         """Size of the group."""
         return f'size={len(self.theta)}'

@@ -27,7 +27,10 @@ def owners(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, str]]]:
     """Tensor name -> every (module path, module, attribute) that holds that tensor; shared ones have several."""
     places = defaultdict(list)
     names = {}
-    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+    for named in (
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    ):
         for name, tensor in named:
             path, _, attribute = name.rpartition('.')
             first = names.setdefault(tensor, name)

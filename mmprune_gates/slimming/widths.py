@@ -15,8 +15,6 @@ from torch import nn
 Widths = dict[str, dict[str, int | list[int]]]
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def conv_shapes(conv: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -50,19 +48,24 @@ def norm_attributes(norm: nn.Module) -> dict[str, int]:
     return {'num_features': sizes[0] if sizes else norm.num_features}
 
 
-# Type -> (attributes from tensors, shapes from attributes). Modules of other types keep plain shapes.
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch or instance norm of torch, or of a package that derives its own."""
+    return hasattr(module, 'num_features') and hasattr(module, 'running_mean')
+
+
+# (applies to, attributes from tensors, shapes from attributes). Other modules have plain shapes.
 TABLE = (
-    (CONVOLUTIONS, conv_attributes, conv_shapes),
-    (NORMS, norm_attributes, norm_shapes),
+    (lambda module: isinstance(module, CONVOLUTIONS), conv_attributes, conv_shapes),
+    (is_norm, norm_attributes, norm_shapes),
     (
-        nn.Linear,
-        lambda m: {'in_features': m.weight.shape[1], 'out_features': m.weight.shape[0]},
-        lambda m: {'weight': (m.out_features, m.in_features), 'bias': (m.out_features,)},
+        lambda module: isinstance(module, nn.Linear),
+        lambda module: {'in_features': module.weight.shape[1], 'out_features': module.weight.shape[0]},
+        lambda module: {'weight': (module.out_features, module.in_features), 'bias': (module.out_features,)},
     ),
     (
-        nn.PReLU,
-        lambda m: {'num_parameters': len(m.weight)},
-        lambda m: {'weight': (m.num_parameters,)},
+        lambda module: isinstance(module, nn.PReLU),
+        lambda module: {'num_parameters': len(module.weight)},
+        lambda module: {'weight': (module.num_parameters,)},
     ),
 )
 
@@ -74,8 +77,8 @@ def sync_attributes(module: nn.Module, changed: list[str]) -> dict[str, int | li
         module: A module whose tensors have been replaced.
         changed: Names of those tensors.
     """
-    for kind, attributes, _ in TABLE:
-        if isinstance(module, kind):
+    for applies, attributes, _ in TABLE:
+        if applies(module):
             found = {name: value for name, value in attributes(module).items() if getattr(module, name) != value}
             for name, value in found.items():
                 setattr(module, name, value)
@@ -103,7 +106,7 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
     """Set width attributes of one module and replace its tensors by new ones of the shapes that follow."""
     if missing := [name for name in attributes if not hasattr(module, name)]:
         raise ValueError(f'widths of {path!r}: {type(module).__name__} has no attribute {missing[0]!r}')
-    shapes = next((rule for kind, _, rule in TABLE if isinstance(module, kind)), None)
+    shapes = next((shapes for applies, _, shapes in TABLE if applies(module)), None)
     if shapes is None:
         for name, shape in attributes.items():
             replace_tensor(module, name, torch.ones(tuple(shape)))

@@ -1,0 +1,135 @@
+"""What both ways of driving GDP's gates share: the schedule, the gradients they see, the moment they settle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.budget.selection import Candidates, Limits, fill
+from mmprune_gates.gates import GateSet
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The phases of a run, as shares of its iterations. All values are this project's choice.
+
+    Attributes:
+        target: Kept MACs / original MACs at the end.
+        begin: Until here scores gather and every gate stays open.
+        end: From ``begin`` to here the target of the moment falls geometrically from 1 to ``target``.
+        settle: From here gates are exactly 0 or 1 and only weights and norms learn.
+        eps: Smoothness of the gate at ``begin`` and at ``settle``, geometric between.
+    """
+
+    target: float
+    begin: float = 0.05
+    end: float = 0.5
+    settle: float = 0.55
+    eps: tuple[float, float] = (0.1, 1e-4)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target <= 1:
+            raise ValueError(f'target_macs is the share of MACs to keep, in (0, 1]; got {self.target}')
+        if not 0 <= self.begin < self.end <= self.settle <= 1:
+            raise ValueError(
+                'phases must satisfy 0 <= begin < end <= settle <= 1, '
+                f'got begin={self.begin}, end={self.end}, settle={self.settle}'
+            )
+        if not self.eps[0] >= self.eps[1] > 0:
+            raise ValueError(f'eps must fall to a positive value, got {self.eps}')
+
+    def target_at(self, progress: float) -> float:
+        """Target of the moment."""
+        return self.target ** within(progress, self.begin, self.end)
+
+    def eps_at(self, progress: float) -> float:
+        """Smoothness of the moment."""
+        first, last = self.eps
+        return first * (last / first) ** within(progress, self.begin, self.settle)
+
+
+def within(progress: float, begin: float, end: float) -> float:
+    """How far ``progress`` has come between two points, in [0, 1]."""
+    if progress >= end:
+        return 1.0
+    return max(0.0, (progress - begin) / (end - begin))
+
+
+class Controller:
+    """Drives the gates of a model to a budget, one step per training iteration.
+
+    Args:
+        gates: The gates.
+        schedule: Phases and target.
+        limits: What must stay.
+    """
+
+    straight_through = False
+
+    def __init__(self, gates: GateSet, schedule: Schedule, limits: Limits) -> None:
+        self.gates, self.schedule = gates, schedule
+        self.candidates = Candidates.of(gates.graph, limits)
+        self.total = gates.graph.macs()
+        self.settled = False
+        everything = torch.zeros(gates.graph.num_channels)
+        self.candidates.select(everything, schedule.target)  # raises here, not hours later, if out of reach
+        for gate in gates.by_group.values():
+            gate.straight_through = self.straight_through
+
+    def step(self, progress: float) -> None:
+        """Move the gates after an optimiser step; ``progress`` is the share of the run that is done."""
+        if self.settled:
+            return
+        self.gates.set_eps(self.schedule.eps_at(progress))
+        if progress >= self.schedule.settle:
+            self.settle()
+        elif progress >= self.schedule.begin:
+            self.move(progress)
+
+    def move(self, progress: float) -> None:
+        """One step between ``begin`` and ``settle``."""
+        raise NotImplementedError
+
+    def ranking(self) -> Tensor:
+        """(num_channels,) what decides which channels stay; higher = keep."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Set every gate to exactly 0 or 1 such that the budget is met as closely as the limits allow."""
+        score = self.ranking().cpu()
+        kept = self.candidates.select(score, self.schedule.target)
+        kept = fill(self.candidates, kept, score, self.schedule.target)
+        self.gates.set_theta(kept.float())
+        self.settled = True
+
+    @torch.no_grad()
+    def scalars(self) -> dict[str, float]:
+        """Figures to log: share of MACs kept (soft, by gate values), share of gates closed, and eps."""
+        value = self.gates.vector()
+        free = torch.cat([value[group.span] for group in self.gates.graph.free])
+        return {
+            'macs_ratio': float(self.gates.graph.cost(value.clamp(0, 1))) / self.total,
+            'gates_closed': float((free == 0).float().mean()),
+            'gate_eps': self.gates.eps(),
+        }
+
+    def summary(self) -> str:
+        """What the gates have become, in words."""
+        kept = self.gates.kept()
+        open_, all_ = sum(int(mask.sum()) for mask in kept.values()), sum(len(mask) for mask in kept.values())
+        macs = self.gates.graph.macs(kept)
+        return (
+            f'{open_} of {all_} channels open, {macs / 1e9:.3f} of {self.total / 1e9:.3f} GMACs '
+            f'({macs / self.total:.4f}, target {self.schedule.target})'
+        )
+
+    def state_dict(self) -> dict:
+        """State to resume from; tensors and plain values only."""
+        return {'settled': self.settled}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a saved state."""
+        self.settled = bool(state['settled'])

@@ -1,0 +1,89 @@
+"""The ``gradient`` update, the paper's form: theta follows the task loss plus a price on the bilinear MACs.
+
+GDP relaxes the bilinear cost by alternation: one side of the products is held fixed while the other moves. The
+exact update, the price's controller and the safeguards are this project's choice: the price acts on every other
+group in turn; it is divided by the mean marginal MACs of a group, so that a costly layer does not close as a
+whole; it follows a slowly falling target; and a floor per group is never priced.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.budget.controller import Controller, Schedule
+from mmprune_gates.budget.selection import Limits
+from mmprune_gates.gates import GateSet
+
+
+class GradientController(Controller):
+    """Task gradient by the optimiser, price by this controller.
+
+    Args:
+        gates: The gates; their thetas are in a group of the optimiser.
+        schedule: Phases and target.
+        limits: What must stay.
+        price_step: How fast the price rises while the soft MACs are above the target of the moment, and falls
+            while they are below, per iteration.
+        rate: Most a theta may fall in one iteration.
+        exponent: Power of a group's marginal MACs, relative to the mean over groups, that its price scales with.
+    """
+
+    def __init__(
+        self,
+        gates: GateSet,
+        schedule: Schedule,
+        limits: Limits,
+        price_step: float = 1e-3,
+        rate: float = 0.02,
+        exponent: float = 0.5,
+    ) -> None:
+        super().__init__(gates, schedule, limits)
+        self.price_step, self.rate, self.exponent = price_step, rate, exponent
+        self.price, self.turn = 0.0, 0
+
+    def observe(self, grad: Tensor) -> None:
+        """The optimiser has used the gradient; nothing to gather."""
+
+    def ranking(self) -> Tensor:
+        """(num_channels,) theta itself."""
+        return self.gates.theta().cpu()
+
+    @torch.no_grad()
+    def move(self, progress: float) -> None:
+        """Update the price, then the thetas of one side."""
+        theta = self.gates.theta()
+        with torch.enable_grad():
+            value = self.gates.vector().detach().requires_grad_()
+            cost = self.gates.graph.cost(value)
+            marginal = torch.autograd.grad(cost, value)[0]
+        above = float(cost) / self.total - self.schedule.target_at(progress)
+        self.price = max(0.0, self.price + self.price_step * (1 if above > 0 else -1))
+        force = self.price * self.priced(theta, marginal) * self.gates.slope()
+        self.turn += 1
+        self.gates.set_theta(snapped(theta - force.clamp(max=self.rate)).clamp_(0, 1))
+
+    def priced(self, theta: Tensor, marginal: Tensor) -> Tensor:
+        """(num_channels,) relative price: zero for the side held fixed, for floors and for what must stay."""
+        price = torch.zeros_like(theta)
+        mean = torch.stack([marginal[group.span].mean() for group in self.candidates.groups]).mean()
+        for group in self.candidates.groups[self.turn % 2 :: 2]:
+            own = (marginal[group.span] / mean).pow(self.exponent)
+            keep = self.candidates.limits.least(group)
+            own[theta[group.span].topk(keep).indices] = 0
+            price[group.span] = own
+        return price
+
+    def state_dict(self) -> dict:
+        """Adds price and turn."""
+        return {**super().state_dict(), 'price': self.price, 'turn': self.turn}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a saved state."""
+        super().load_state_dict(state)
+        self.price, self.turn = float(state['price']), int(state['turn'])
+
+
+def snapped(theta: Tensor, below: float = 1e-2) -> Tensor:
+    """Theta with values too small to matter set to exactly 0, where its gradient vanishes."""
+    return torch.where(theta < below, torch.zeros_like(theta), theta)

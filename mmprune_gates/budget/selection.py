@@ -1,0 +1,159 @@
+"""Scores to kept channels under a budget: floors, divisor and exclusions live here, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.channels.graph import ChannelGraph, Group
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What selection must leave alone.
+
+    Attributes:
+        floor: Least share of each group that stays; at least one channel does. This project's choice.
+        divisor: Groups shrink to multiples of this (a group smaller than it stays whole).
+        exclude: Shell patterns of module paths; a group that owns a parameter of a matching module stays whole.
+    """
+
+    floor: float = 0.05
+    divisor: int = 1
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f'floor must be a share in [0, 1], got {self.floor}')
+        if not isinstance(self.divisor, int) or self.divisor < 1:
+            raise ValueError(f'divisor must be a positive whole number, got {self.divisor!r}')
+
+    def least(self, group: Group) -> int:
+        """Channels of a group that stay at least."""
+        least = max(1, ceil(self.floor * group.size))
+        return min(group.size, ceil(least / self.divisor) * self.divisor)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Channels that may close, in blocks, as the limits allow.
+
+    Attributes:
+        graph: Their graph.
+        groups: (G,) groups that may shrink.
+        limits: The limits.
+    """
+
+    graph: ChannelGraph
+    groups: tuple[Group, ...]
+    limits: Limits
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, limits: Limits) -> Candidates:
+        """The candidates of a graph.
+
+        Raises:
+            ValueError: A pattern that matches no module with channels.
+        """
+        kept_whole: set[int] = set()
+        for pattern in limits.exclude:
+            owned = [
+                index
+                for name, dims in graph.slots.items()
+                if fnmatch(name.rpartition('.')[0], pattern)
+                for index in dims.values()
+            ]
+            if not owned:
+                raise ValueError(f'exclude pattern {pattern!r} matches no module with channels')
+            kept_whole.update(torch.cat(owned).tolist())
+        groups = [g for g in graph.free if not kept_whole & set(range(g.start, g.start + g.size))]
+        return cls(graph, tuple(groups), limits)
+
+    def ranks(self, score: Tensor) -> Tensor:
+        """(num_channels,) place of each channel's block in the order of closing; ``num_channels`` where never.
+
+        Args:
+            score: (num_channels,) higher = keep. A block has the mean of its channels.
+        """
+        score = score.detach().cpu().double()
+        blocks = [block for group in self.groups for block in self.blocks(group, score[group.span])]
+        ranks = torch.full((len(score),), len(score))
+        if blocks:
+            order = torch.stack([score[block].mean() for block in blocks]).argsort(stable=True)
+            for place, number in enumerate(order.tolist()):
+                ranks[blocks[number]] = place
+        return ranks
+
+    def blocks(self, group: Group, score: Tensor) -> tuple[Tensor, ...]:
+        """The channels of a group that may close, lowest first, in blocks that respect the divisor."""
+        count = group.size - self.limits.least(group)
+        closing = score.argsort(stable=True)[:count] + group.start
+        first = count % self.limits.divisor
+        parts = closing.tensor_split(range(first, count, self.limits.divisor)) if count else ()
+        return tuple(part for part in parts if len(part))
+
+    def select(self, score: Tensor, ratio: float) -> Tensor:
+        """Which channels stay when the lowest scores close until the budget is met.
+
+        Args:
+            score: (num_channels,) higher = keep.
+            ratio: Kept MACs / original MACs, at most.
+
+        Returns:
+            (num_channels,) bool, True = keep: as few closed as needed, in order of their scores.
+
+        Raises:
+            ValueError: The budget cannot be met under the limits.
+        """
+        ranks, total = self.ranks(score), self.graph.macs()
+        low, high = 0, len(ranks)
+        if self.share(ranks >= high, total) > ratio:
+            raise ValueError(
+                f'a budget of {ratio:.4f} of the MACs cannot be met: with all that may close closed, '
+                f'{self.share(ranks >= high, total):.4f} are left (floor {self.limits.floor}, divisor '
+                f'{self.limits.divisor}, excluded {list(self.limits.exclude)}, frozen groups aside)'
+            )
+        while low < high:
+            middle = (low + high) // 2
+            if self.share(ranks >= middle, total) <= ratio:
+                high = middle
+            else:
+                low = middle + 1
+        return ranks >= low
+
+    def share(self, kept: Tensor, total: int) -> float:
+        """Kept MACs / original MACs."""
+        return float(self.graph.cost(kept.double())) / total
+
+
+def fill(candidates: Candidates, kept: Tensor, score: Tensor, ratio: float) -> Tensor:
+    """Open again, best score first, what still fits the budget; comes closest to it from below.
+
+    Args:
+        candidates: What may close.
+        kept: (num_channels,) bool, a selection that meets the budget.
+        score: (num_channels,) the scores it was made from.
+        ratio: Kept MACs / original MACs, at most.
+    """
+    ranks, total = candidates.ranks(score), candidates.graph.macs()
+    kept = kept.clone()
+    blocked: set[int] = set()
+    owner = torch.full((len(kept),), -1)
+    for number, group in enumerate(candidates.groups):
+        owner[group.span] = number
+    for rank in ranks[~kept].unique().flip(0).tolist():
+        block = ranks == rank
+        group = int(owner[block][0])
+        if group in blocked:
+            continue
+        if candidates.share(kept | block, total) <= ratio:
+            kept |= block
+        else:
+            blocked.add(group)  # blocks of a group open in order
+            if len(blocked) == len(candidates.groups):
+                break
+    return kept

@@ -1,0 +1,7 @@
+"""What mmengine sees: registries, builders and hooks. Importing this registers them."""
+
+from mmprune_gates.engine.builders import build_gated_model, build_slim_model
+from mmprune_gates.engine.polarization_hook import PolarizationHook
+from mmprune_gates.engine.registry import HOOKS, MODELS
+
+__all__ = ['HOOKS', 'MODELS', 'PolarizationHook', 'build_gated_model', 'build_slim_model']

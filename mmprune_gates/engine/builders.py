@@ -1,0 +1,135 @@
+"""Model builders: functions in the registry that return an instance of the architecture's own class.
+
+Their config keeps the architecture's own keys at the top level, so that inheritance overrides only what differs
+and stock code that reads ``cfg.model.backbone`` goes on working.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import is_distributed
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import nn
+
+from mmprune_gates.channels import ChannelGraph, trace_channels
+from mmprune_gates.engine.forwards import inference_forward, training_forward
+from mmprune_gates.engine.registry import MODELS
+from mmprune_gates.gates import Gate, PolarizationGate, attach_gates
+from mmprune_gates.slimming import apply_widths, slim_model
+
+MODELS.register_module(name='PolarizationGate', module=PolarizationGate)
+
+
+@MODELS.register_module(name='GatedModel')
+def build_gated_model(
+    architecture: str,
+    gates: Mapping[str, Any] | None = None,
+    input_shape: Sequence[int] | None = None,
+    **config: Any,
+) -> nn.Module:
+    """A stock model with a gate on every channel group that can be pruned; its output is that of the stock model.
+
+    Args:
+        architecture: Type of the stock model, for example ``EncoderDecoder``.
+        gates: Config of the gates; the type is looked up in ``mmprune_gates.MODELS``.
+        input_shape: (C, H, W) that MACs are stated for; by default (3, *data_preprocessor.size).
+        **config: The architecture's own keys.
+
+    Returns:
+        An instance of the architecture's class with one more submodule, ``gates``.
+
+    Raises:
+        ValueError: No input shape, or no channel that can be pruned.
+    """
+    model = ROOT_MODELS.build(dict(type=architecture, **config))
+    graph = trace(model, input_shape or default_input_shape(config))
+    if not is_distributed():
+        # The Runner would do this later and lose what is attached to the old modules.
+        model = revert_sync_batchnorm(model)
+    attach_gates(model, graph, lambda size: build_gate(gates or {}, size))
+    return model
+
+
+@MODELS.register_module(name='SlimModel')
+def build_slim_model(
+    architecture: str,
+    widths: Mapping[str, Mapping] | float,
+    removed: Sequence[str] = (),
+    input_shape: Sequence[int] | None = None,
+    **config: Any,
+) -> nn.Module:
+    """A stock model with fewer channels, initialised from scratch.
+
+    Args:
+        architecture: Type of the stock model.
+        widths: Module path -> width attributes, as slimming writes them; or one number in (0, 1], the share of
+            channels that every free group keeps (the "shrunk" baseline).
+        removed: Module paths of removed blocks.
+        input_shape: (C, H, W) of the trace that a number needs; by default (3, *data_preprocessor.size).
+        **config: The architecture's own keys. Pretrained weights in it are not loaded: they do not fit.
+
+    Raises:
+        ValueError: Widths that do not belong to the architecture.
+    """
+    if removed:
+        raise ValueError(f'SlimModel: removed={list(removed)} is not supported by this version')
+    model = ROOT_MODELS.build(dict(type=architecture, **without_pretrained(config)))
+    if isinstance(widths, Mapping):
+        apply_widths(model, widths)
+        return model
+    graph = trace(model, input_shape or default_input_shape(config))
+    apply_widths(model, slim_model(copy.deepcopy(model), graph, uniform(graph, widths))['widths'])
+    return model
+
+
+def build_gate(config: Mapping[str, Any], size: int) -> Gate:
+    """A gate from its config."""
+    gate = MODELS.build({'type': 'PolarizationGate', '_scope_': 'mmprune_gates', **config, 'size': size})
+    if not isinstance(gate, Gate):
+        raise TypeError(f'model.gates.type {config["type"]!r} builds a {type(gate).__name__}, not a mmprune_gates Gate')
+    return gate
+
+
+def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
+    """The channel graph of an OpenMMLab model, every head included; the model does not change."""
+    example = torch.zeros(2, *input_shape)  # two: batch norm over one value cannot train
+    plain = revert_sync_batchnorm(copy.deepcopy(model)).cpu()
+    return trace_channels(plain, (example,), inference_forward, training_forward)
+
+
+def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(3, H, W) from the crop size of the data preprocessor.
+
+    Raises:
+        ValueError: It states none.
+    """
+    size = (config.get('data_preprocessor') or {}).get('size')
+    if size is None:
+        raise ValueError(
+            'the input size that MACs are stated for is not known: set model.input_shape=(3, H, W) '
+            '(or data_preprocessor.size, from which it is taken otherwise)'
+        )
+    return (3, size, size) if isinstance(size, int) else (3, *size)
+
+
+def uniform(graph: ChannelGraph, share: float) -> dict[str, torch.Tensor]:
+    """Masks that keep the same share of every free group, at least one channel of each."""
+    if not 0 < share <= 1:
+        raise ValueError(f'widths as a number is the share of channels to keep, in (0, 1]; got {share}')
+    return {g.name: torch.arange(g.size) < max(1, round(share * g.size)) for g in graph.free}
+
+
+def without_pretrained(config: Any) -> Any:
+    """A model config with every pretrained initialisation taken out."""
+    if isinstance(config, Mapping):
+        kept = {}
+        for key, value in config.items():
+            pretrained = key == 'init_cfg' and isinstance(value, Mapping) and value.get('type') == 'Pretrained'
+            kept[key] = None if key == 'pretrained' or pretrained else without_pretrained(value)
+        return kept
+    return [without_pretrained(value) for value in config] if isinstance(config, (list, tuple)) else config

@@ -1,0 +1,41 @@
+"""The passes of OpenMMLab models that a channel graph must see: inference, and every head that trains."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def inference_forward(model: nn.Module, inputs: Tensor):
+    """What ``predict`` computes, without pre- and post-processing: (N, 3, H, W) -> logits or features."""
+    if not is_segmentor(model):
+        return model(inputs, mode='tensor')
+    return decode(model, model.extract_feat(inputs))[-1]
+
+
+def training_forward(model: nn.Module, inputs: Tensor):
+    """Outputs of every head that takes part in ``mode='loss'``, auxiliary ones included."""
+    if not is_segmentor(model):
+        return model(inputs, mode='tensor')
+    features = model.extract_feat(inputs)
+    return decode(model, features) + [head(features) for head in as_list(getattr(model, 'auxiliary_head', None))]
+
+
+def is_segmentor(model: nn.Module) -> bool:
+    """Whether a model has the parts of an encoder-decoder segmentor."""
+    return hasattr(model, 'decode_head') and hasattr(model, 'extract_feat')
+
+
+def decode(model: nn.Module, features) -> list:
+    """Outputs of the decode head, or of each stage of a cascade, which also sees the stage before."""
+    first, *later = as_list(model.decode_head)
+    outputs = [first(features)]
+    for head in later:
+        outputs.append(head(features, outputs[-1]))
+    return outputs
+
+
+def as_list(heads) -> list:
+    """No, one or several heads as a list."""
+    if heads is None:
+        return []
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
