@@ -93,7 +93,7 @@ class Candidates:
         count = group.size - self.limits.least(group)
         closing = score.argsort(stable=True)[:count] + group.start
         first = count % self.limits.divisor
-        parts = closing.tensor_split(range(first, count, self.limits.divisor)) if count else ()
+        parts = closing.tensor_split(tuple(range(first, count, self.limits.divisor))) if count else ()
         return tuple(part for part in parts if len(part))
 
     def select(self, score: Tensor, ratio: float) -> Tensor:
