@@ -1,0 +1,201 @@
+"""The product of slimming: a config that inherits nothing, a plain state dict, and a report."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+import mmprune_gates
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.engine.builders import default_input_shape, without_pretrained
+from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
+from mmprune_gates.engine.forwards import training_forward
+from mmprune_gates.engine.registry import MODELS
+from mmprune_gates.gates import fold_gates
+from mmprune_gates.slimming import slim_model
+
+FILES = ('slim.py', 'slim.pth', 'slim.json')
+GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Slimmed:
+    """A slim model beside what it was made from.
+
+    Attributes:
+        model: The slim model, rebuilt from ``config``.
+        config: Its model config.
+        graph: Channel graph of the gated model.
+        kept: Group name -> (size,) bool.
+        params: Parameters before and after.
+        parity: Largest absolute difference of all heads' outputs, relative to the largest output.
+    """
+
+    model: nn.Module
+    config: dict[str, Any]
+    graph: ChannelGraph
+    kept: dict[str, Tensor]
+    params: tuple[int, int]
+    parity: float
+
+
+def export_slim(config: Config, checkpoint_path: str | Path, out_dir: str | Path) -> dict[str, Any]:
+    """Fold and slim a gated checkpoint, check it, and write ``slim.py``, ``slim.pth`` and ``slim.json``.
+
+    Args:
+        config: Config of the gated run.
+        checkpoint_path: A checkpoint of it.
+        out_dir: Folder to write; an earlier product of ours in it is replaced, anything else refused.
+
+    Returns:
+        The report, as in ``slim.json``.
+
+    Raises:
+        ValueError: A config without gates, a checkpoint that does not fit, or an output that differs by more than
+            1e-5 relative; nothing is written then.
+        FileExistsError: ``out_dir`` holds something else.
+    """
+    if config.model.get('type') != GATED:
+        raise ValueError(
+            f'{config.filename}: model.type is {config.model.get("type")!r}, not {GATED!r}; slimming needs the config of '
+            'a gated run'
+        )
+    out_dir = Path(out_dir)
+    refuse_foreign(out_dir)
+    checkpoint = read_checkpoint(checkpoint_path)
+    slimmed = slim(config, checkpoint, checkpoint_path)
+    report = make_report(slimmed, config, checkpoint_path)
+    meta = {'mmprune_gates_version': mmprune_gates.__version__, 'slim': {k: report[k] for k in ('macs', 'params')}}
+    if dataset_meta := (checkpoint.get('meta') or {}).get('dataset_meta'):
+        meta['dataset_meta'] = dataset_meta
+    with tempfile.TemporaryDirectory(dir=existing_parent(out_dir), prefix='.slim-') as folder:
+        product = Path(folder) / 'product'
+        product.mkdir()
+        slim_config(config, slimmed.config).dump(product / 'slim.py')
+        torch.save({'state_dict': slimmed.model.state_dict(), 'meta': meta}, product / 'slim.pth')
+        (product / 'slim.json').write_text(json.dumps(report, indent=1))
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        if out_dir.exists():
+            out_dir.rename(Path(folder) / 'old')
+        shutil.move(product, out_dir)
+    return report
+
+
+def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimmed:
+    """Build, load, fold and slim a gated model, rebuild it from its config, and compare.
+
+    Raises:
+        ValueError: The checkpoint does not fit, or the rebuilt model's output differs.
+    """
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    gated = MODELS.build(without_pretrained(config.model.to_dict())).eval()
+    load_weights(gated, checkpoint, path)
+    own = {key: value for key, value in config.model.to_dict().items() if key not in ('type', 'gates')}
+    shape = own.get('input_shape') or default_input_shape(own)
+    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    expected = outputs(gated, example)
+    before = sum(parameter.numel() for parameter in gated.parameters()) - sum(
+        parameter.numel() for parameter in gated.gates.parameters()
+    )
+    slimmed = copy.deepcopy(gated)
+    graph, kept = fold_gates(slimmed)
+    model_config = {'type': SLIM, **without_pretrained(own), **slim_model(slimmed, graph, kept)}
+    rebuilt = MODELS.build(copy.deepcopy(model_config)).eval()
+    rebuilt.load_state_dict(slimmed.state_dict())
+    parity = relative_error(expected, outputs(rebuilt, example))
+    if not parity <= TOLERANCE:
+        raise ValueError(
+            f'the slim model differs from the gated one by {parity:.2e} (relative, at most {TOLERANCE:.0e}); nothing was '
+            'written. The model probably fixes a channel count in its code; run tools/channels.py to see its groups and '
+            'exclude the module with the hook argument `exclude`'
+        )
+    after = sum(parameter.numel() for parameter in rebuilt.parameters())
+    return Slimmed(rebuilt, model_config, graph, kept, (before, after), parity)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
+    """Outputs of every head, flattened."""
+    found = training_forward(model, example)
+    flat, pending = [], [found]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tensor):
+            flat.append(value)
+        elif isinstance(value, (list, tuple)):
+            pending.extend(value)
+        elif isinstance(value, dict):
+            pending.extend(value.values())
+    return flat
+
+
+def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Largest over all outputs of the largest absolute difference relative to the largest expected value."""
+    pairs = zip(expected, found, strict=True)
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs)
+
+
+def slim_config(config: Config, model: dict[str, Any]) -> Config:
+    """The training config with the slim model, without pruning hooks, starting from ``slim.pth`` beside it."""
+    result = {key: value for key, value in config.to_dict().items() if key not in ('work_dir', 'resume', 'launcher')}
+    result['model'] = model
+    hooks = [hook for hook in result.get('custom_hooks') or [] if not str(hook['type']).startswith('mmprune_gates.')]
+    result['custom_hooks'] = hooks
+    imports = (result.get('custom_imports') or {}).get('imports', [])
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    result['custom_imports'] = {'imports': list(dict.fromkeys(['mmprune_gates', *imports]))}
+    result['load_from'] = '{{ fileDirname }}/slim.pth'
+    return Config(result)
+
+
+def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -> dict[str, Any]:
+    """Everything worth knowing of a slimming, as plain values."""
+    graph, kept = slimmed.graph, slimmed.kept
+    macs = graph.macs(), graph.macs(kept)
+    shape = slimmed.config.get('input_shape') or default_input_shape(slimmed.config)
+    return {
+        'macs': {'before': macs[0], 'after': macs[1], 'removed': 1 - macs[1] / macs[0], 'input_shape': list(shape)},
+        'params': {'before': slimmed.params[0], 'after': slimmed.params[1]},
+        'parity_error': slimmed.parity,
+        'channels': {'before': sum(len(m) for m in kept.values()), 'after': sum(int(m.sum()) for m in kept.values())},
+        'groups': {
+            group.name: {'size': group.size, 'kept': kept[group.name].nonzero().flatten().tolist()}
+            for group in graph.free
+        },
+        'frozen': {group.name: group.frozen for group in graph.groups if group.frozen is not None},
+        'provenance': {
+            'config': Path(config.filename or '').name,
+            'checkpoint': Path(checkpoint_path).name,
+            'checkpoint_sha256': hashlib.sha256(Path(checkpoint_path).read_bytes()).hexdigest(),
+            'mmprune_gates': mmprune_gates.__version__,
+            'torch': torch.__version__,
+        },
+    }
+
+
+def refuse_foreign(out_dir: Path) -> None:
+    """Raise unless a folder is absent, empty, or an earlier product of slimming."""
+    if not out_dir.exists():
+        return
+    if not out_dir.is_dir():
+        raise FileExistsError(f'OUT_DIR {out_dir} is a file; choose another folder')
+    foreign = sorted(entry.name for entry in out_dir.iterdir() if entry.name not in (*FILES, '__pycache__'))
+    if foreign:
+        raise FileExistsError(f'OUT_DIR {out_dir} holds {foreign[0]!r}, which slimming did not write; choose another')
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above ``path`` that exists."""
+    return next(parent for parent in path.absolute().parents if parent.is_dir())
