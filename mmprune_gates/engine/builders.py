@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.dist import is_distributed
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -46,7 +47,7 @@ def build_gated_model(
     Raises:
         ValueError: No input shape, or no channel that can be pruned.
     """
-    model = ROOT_MODELS.build(dict(type=architecture, **config))
+    model = build_architecture(architecture, config)
     graph = trace(model, input_shape or default_input_shape(config))
     if not is_distributed():
         # The Runner would do this later and lose what is attached to the old modules.
@@ -78,13 +79,18 @@ def build_slim_model(
     """
     if removed:
         raise ValueError(f'SlimModel: removed={list(removed)} is not supported by this version')
-    model = ROOT_MODELS.build(dict(type=architecture, **without_pretrained(config)))
+    model = build_architecture(architecture, without_pretrained(config))
     if isinstance(widths, Mapping):
         apply_widths(model, widths)
         return model
     graph = trace(model, input_shape or default_input_shape(config))
     apply_widths(model, slim_model(copy.deepcopy(model), graph, uniform(graph, widths))['widths'])
     return model
+
+
+def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Module:
+    """The stock model; its config is a ``ConfigDict``, whose keys stock models read as attributes."""
+    return ROOT_MODELS.build(ConfigDict(type=architecture, **config))
 
 
 def build_gate(config: Mapping[str, Any], size: int) -> Gate:
