@@ -20,10 +20,10 @@ from mmprune_gates import compat
 
 REPOSITORY = Path(__file__).parents[1]
 # Prefixes of every package that some cure is about.
-CURED = ("mmcv", "mmengine", "mmpretrain", "mmseg", "onedl", "torchvision")
+CURED = ('mmcv', 'mmengine', 'mmpretrain', 'mmseg', 'onedl', 'torchvision')
 
-needs_mmengine = pytest.mark.skipif(not compat.has_package("mmengine"), reason="mmengine is not installed")
-needs_mmseg = pytest.mark.skipif(not compat.has_package("mmseg"), reason="mmsegmentation is not installed")
+needs_mmengine = pytest.mark.skipif(not compat.has_package('mmengine'), reason='mmengine is not installed')
+needs_mmseg = pytest.mark.skipif(not compat.has_package('mmseg'), reason='mmsegmentation is not installed')
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def make_site(tmp_path):
     """A folder of links to the installed packages whose names do not start with one of ``hide``."""
 
     def make(hide=()):
-        site = tmp_path / "site"
+        site = tmp_path / 'site'
         site.mkdir()
-        for entry in Path(sysconfig.get_path("purelib")).iterdir():
-            if not entry.name.startswith((*hide, "__")):
+        for entry in Path(sysconfig.get_path('purelib')).iterdir():
+            if not entry.name.startswith((*hide, '__')):
                 (site / entry.name).symlink_to(entry)
         return site
 
@@ -51,8 +51,8 @@ def write_files(site, files):
 def run(site, code):
     """Standard output of ``code``; an error of the child fails the test with the child's own traceback."""
     done = subprocess.run(
-        [sys.executable, "-S", "-W", "ignore", "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(REPOSITORY)))},
+        [sys.executable, '-S', '-W', 'ignore', '-c', textwrap.dedent(code)],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join((str(site), str(REPOSITORY)))},
         cwd=site.parent,
         capture_output=True,
         text=True,
@@ -62,19 +62,19 @@ def run(site, code):
 
 
 LOG_CURES = "import logging; logging.basicConfig(level='INFO', format='%(message)s', stream=sys.stdout)"
-IMPORT_LOGGED = f"import sys; {LOG_CURES}; import mmprune_gates"
+IMPORT_LOGGED = f'import sys; {LOG_CURES}; import mmprune_gates'
 
 
 def test_torch_alone_needs_no_cure_and_imports(make_site):
-    code = f"{IMPORT_LOGGED}; print([name for name in sys.modules if name.startswith({CURED})])"
-    assert run(make_site(hide=CURED), code) == "[]"
+    code = f'{IMPORT_LOGGED}; print([name for name in sys.modules if name.startswith({CURED})])'
+    assert run(make_site(hide=CURED), code) == '[]'
 
 
 # torchvision -----------------------------------------------------------------------------------------------
 
 TORCHVISION = {
-    "torchvision/early.py": "",
-    "torchvision/__init__.py": """
+    'torchvision/early.py': '',
+    'torchvision/__init__.py': """
         import torchvision.early
         import torch
         {first}
@@ -83,7 +83,7 @@ TORCHVISION = {
 }
 
 
-def write_torchvision(site, first=""):
+def write_torchvision(site, first=''):
     write_files(site, {name: textwrap.dedent(text).format(first=first) for name, text in TORCHVISION.items()})
 
 
@@ -91,16 +91,16 @@ def test_torchvision_without_its_library_becomes_importable(make_site):
     site = make_site(hide=CURED)
     write_torchvision(site)
     # A submodule left in sys.modules by the failed import would not be set on the new package.
-    code = f"{IMPORT_LOGGED}; import torchvision; print(torchvision.early.__name__)"
-    assert run(site, code) == "cure applied: torchvision-operators\ntorchvision.early"
+    code = f'{IMPORT_LOGGED}; import torchvision; print(torchvision.early.__name__)'
+    assert run(site, code) == 'cure applied: torchvision-operators\ntorchvision.early'
 
 
 def test_torchvision_with_its_library_is_left_alone(make_site):
     site = make_site(hide=CURED)
-    schema = compat.TORCHVISION_SCHEMAS["torchvision::nms"]
+    schema = compat.TORCHVISION_SCHEMAS['torchvision::nms']
     write_torchvision(site, first=f"torch.library.define('torchvision::nms', '{schema}')")
     code = f"{IMPORT_LOGGED}; import torch; print(hasattr(torch.ops.torchvision, 'qnms'))"
-    assert run(site, code) == "False"
+    assert run(site, code) == 'False'
 
 
 def test_another_failure_of_torchvision_is_not_hidden(make_site):
@@ -112,20 +112,20 @@ def test_another_failure_of_torchvision_is_not_hidden(make_site):
         except RuntimeError as error:
             print(error)
         """
-    assert run(site, code) == "disk on fire"
+    assert run(site, code) == 'disk on fire'
 
 
 # mmcv ------------------------------------------------------------------------------------------------------
 
 MMCV = {
-    "mmcv/__init__.py": "",
-    "mmcv/utils/__init__.py": "",
-    "mmcv/utils/ext_loader.py": """
+    'mmcv/__init__.py': '',
+    'mmcv/utils/__init__.py': '',
+    'mmcv/utils/ext_loader.py': """
         import importlib
         def load_ext(name, funcs):
             return importlib.import_module("mmcv." + name)
         """,
-    "mmcv/ops.py": """
+    'mmcv/ops.py': """
         from mmcv.utils import ext_loader
         ext_module = ext_loader.load_ext("_ext", ["nms", "roi_align_forward"])
         """,
@@ -145,14 +145,14 @@ def test_mmcv_lite_gets_operators_that_explain_themselves(make_site):
             print(error)
         """
     cure, flags, message = run(site, code).splitlines()
-    assert (cure, flags) == ("cure applied: mmcv-lite-operators", "False False")
-    assert "'nms' of mmcv._ext" in message and "pip uninstall mmcv-lite" in message
+    assert (cure, flags) == ('cure applied: mmcv-lite-operators', 'False False')
+    assert "'nms' of mmcv._ext" in message and 'pip uninstall mmcv-lite' in message
 
 
 def test_full_mmcv_is_left_alone(make_site):
     site = make_site(hide=CURED)
-    write_files(site, {**MMCV, "mmcv/_ext.py": "def nms(): return 'compiled'\n"})
-    assert run(site, f"{IMPORT_LOGGED}; import mmcv.ops; print(mmcv.ops.ext_module.nms())") == "compiled"
+    write_files(site, {**MMCV, 'mmcv/_ext.py': "def nms(): return 'compiled'\n"})
+    assert run(site, f'{IMPORT_LOGGED}; import mmcv.ops; print(mmcv.ops.ext_module.nms())') == 'compiled'
 
 
 @needs_mmseg
@@ -163,7 +163,7 @@ def test_installed_stack_imports_its_models_and_operators(make_site):
         assert mmprune_gates.compat.apply_cures() == ()  # applying twice changes nothing
         """
     applied = run(make_site(), code)
-    assert ("mmcv-lite-operators" in applied) == (find_spec("mmcv._ext") is None)
+    assert ('mmcv-lite-operators' in applied) == (find_spec('mmcv._ext') is None)
 
 
 # checkpoints -----------------------------------------------------------------------------------------------
@@ -214,21 +214,21 @@ LOAD_UNCURED = """
 def test_a_runner_checkpoint_loads_with_weights_only(make_site):
     site = make_site()
     run(site, TRAIN_ONE_ITERATION)
-    path = str(site.parent / "epoch_1.pth")
+    path = str(site.parent / 'epoch_1.pth')
 
     refused = run(site, LOAD_UNCURED.format(path=path))
-    assert refused == "refused", "the symptom is gone: is the cure still needed?"
+    assert refused == 'refused', 'the symptom is gone: is the cure still needed?'
 
     checkpoint = torch.load(path, weights_only=True)
-    assert set(checkpoint) >= {"state_dict", "optimizer", "param_schedulers", "message_hub"}
-    assert checkpoint["message_hub"]["log_scalars"]["val/toy/accuracy"].current() == 1.0
+    assert set(checkpoint) >= {'state_dict', 'optimizer', 'param_schedulers', 'message_hub'}
+    assert checkpoint['message_hub']['log_scalars']['val/toy/accuracy'].current() == 1.0
 
 
 @needs_mmengine
 def test_leaving_a_foreign_safe_globals_context_keeps_the_cure(tmp_path):
     from mmengine.logging import HistoryBuffer
 
-    path = tmp_path / "buffer.pth"
+    path = tmp_path / 'buffer.pth'
     torch.save(HistoryBuffer([3.0], [1]), path)
     with torch.serialization.safe_globals([HistoryBuffer]):
         pass
@@ -241,12 +241,12 @@ class ReachesForGlobals:
     def __reduce__(self):
         from mmengine.logging import HistoryBuffer
 
-        return getattr, (HistoryBuffer.mean, "__globals__")
+        return getattr, (HistoryBuffer.mean, '__globals__')
 
 
 @needs_mmengine
 def test_a_crafted_checkpoint_does_not_get_getattr(tmp_path):
-    path = tmp_path / "crafted.pth"
+    path = tmp_path / 'crafted.pth'
     torch.save(ReachesForGlobals(), path)
     with pytest.raises((ValueError, pickle.UnpicklingError), match="only .* of mmengine's HistoryBuffer"):
         torch.load(path, weights_only=True)
@@ -265,19 +265,19 @@ LOAD_CONFIG = f"""
 
 @needs_mmseg
 def test_mmseg_without_its_own_distribution_serves_as_base(make_site):
-    site = make_site(hide=("mmsegmentation",))
-    write_files(site.parent, {"config.py": CONFIG})
+    site = make_site(hide=('mmsegmentation',))
+    write_files(site.parent, {'config.py': CONFIG})
     output = run(site, LOAD_CONFIG)
-    assert "cure applied: distribution-names" in output and output.endswith("mmseg EncoderDecoder")
+    assert 'cure applied: distribution-names' in output and output.endswith('mmseg EncoderDecoder')
 
 
 @needs_mmseg
 @pytest.mark.skipif(
-    not list(Path(sysconfig.get_path("purelib")).glob("mmsegmentation-*.dist-info")),
-    reason="the original distribution is not installed",
+    not list(Path(sysconfig.get_path('purelib')).glob('mmsegmentation-*.dist-info')),
+    reason='the original distribution is not installed',
 )
 def test_the_original_distribution_keeps_its_name(make_site):
     site = make_site()
-    write_files(site.parent, {"config.py": CONFIG})
+    write_files(site.parent, {'config.py': CONFIG})
     output = run(site, LOAD_CONFIG)
-    assert "distribution-names" not in output and output.endswith("mmsegmentation EncoderDecoder")
+    assert 'distribution-names' not in output and output.endswith('mmsegmentation EncoderDecoder')

@@ -22,34 +22,34 @@ from pathlib import Path
 
 import mmprune_gates  # noqa: F401  (imported for its cures)
 
-USAGE = "usage: python tools/stock.py PACKAGE:TOOL.py|SCRIPT.py [ARGS ...]"
+USAGE = 'usage: python tools/stock.py PACKAGE:TOOL.py|SCRIPT.py [ARGS ...]'
 
 
 def find_tool(name: str) -> Path:
     """The file that ``package:tool.py`` (relative to the package's ``.mim/tools``) or a plain path names."""
-    package, colon, tool = name.partition(":")
+    package, colon, tool = name.partition(':')
     if not colon:
         path = Path(name)
     else:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
-            raise SystemExit(f"stock.py: package {package!r} of {name!r} is not installed")
-        path = Path(spec.origin).parent / ".mim" / "tools" / tool
+            raise SystemExit(f'stock.py: package {package!r} of {name!r} is not installed')
+        path = Path(spec.origin).parent / '.mim' / 'tools' / tool
     if path.is_file():
         return path
-    there = sorted(str(file.relative_to(path.parent)) for file in path.parent.glob("*.py"))
-    raise SystemExit(f"stock.py: no such tool: {path}\nscripts in that folder: {', '.join(there) or 'none'}")
+    there = sorted(str(file.relative_to(path.parent)) for file in path.parent.glob('*.py'))
+    raise SystemExit(f'stock.py: no such tool: {path}\nscripts in that folder: {", ".join(there) or "none"}')
 
 
 def main() -> None:
     """Replace this process's arguments by the tool's own and run it as ``__main__``."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        raise SystemExit(f"{USAGE}\n\n{__doc__}")
+    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
+        raise SystemExit(f'{USAGE}\n\n{__doc__}')
     path = find_tool(sys.argv[1])
     sys.argv = [str(path), *sys.argv[2:]]
     sys.path[0] = str(path.parent)
-    runpy.run_path(str(path), run_name="__main__")
+    runpy.run_path(str(path), run_name='__main__')
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

@@ -1,5 +1,7 @@
-# GDP on the dense start of the demo: five lines of configuration, everything else is inherited.
-_base_ = './dense_deeplabv3plus_scenes.py'
+# GDP on the demo data. What prunes is the five lines below; schedule and start are those of the dense reference.
+_base_ = './dense_continued_deeplabv3plus_scenes.py'
 model = dict(
     type='mmprune_gates.GatedModel', architecture='EncoderDecoder', gates=dict(type='PolarizationGate'))
-custom_hooks = [dict(type='mmprune_gates.PolarizationHook', target_macs=0.27)]
+custom_hooks = [
+    dict(type='mmprune_gates.PolarizationHook', target_macs=0.27),
+    dict(type='mmprune_gates.GateRecordHook', interval=20)]

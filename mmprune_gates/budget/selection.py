@@ -80,21 +80,29 @@ class Candidates:
             score: (num_channels,) higher = keep. A block has the mean of its channels.
         """
         score = score.detach().cpu().double()
-        blocks = [block for group in self.groups for block in self.blocks(group, score[group.span])]
+        numbers, count = self.blocks(score)
+        closes = numbers >= 0
+        mean = torch.zeros(count, dtype=score.dtype).index_add(0, numbers[closes], score[closes])
+        mean /= torch.bincount(numbers[closes], minlength=count)
+        place = torch.empty(count, dtype=torch.long)
+        place[mean.argsort(stable=True)] = torch.arange(count)
         ranks = torch.full((len(score),), len(score))
-        if blocks:
-            order = torch.stack([score[block].mean() for block in blocks]).argsort(stable=True)
-            for place, number in enumerate(order.tolist()):
-                ranks[blocks[number]] = place
+        ranks[closes] = place[numbers[closes]]
         return ranks
 
-    def blocks(self, group: Group, score: Tensor) -> tuple[Tensor, ...]:
-        """The channels of a group that may close, lowest first, in blocks that respect the divisor."""
-        count = group.size - self.limits.least(group)
-        closing = score.argsort(stable=True)[:count] + group.start
-        first = count % self.limits.divisor
-        parts = closing.tensor_split(tuple(range(first, count, self.limits.divisor))) if count else ()
-        return tuple(part for part in parts if len(part))
+    def blocks(self, score: Tensor) -> tuple[Tensor, int]:
+        """(num_channels,) number of each channel's block, -1 where it never closes; and the number of blocks.
+
+        The blocks of a group are numbered from its lowest scores up, so that equal blocks close in that order.
+        """
+        numbers, count = torch.full((len(score),), -1), 0
+        for group in self.groups:
+            closing = score[group.span].argsort(stable=True)[: group.size - self.limits.least(group)]
+            short = -len(closing) % self.limits.divisor  # the first block brings the group to a multiple
+            own = (torch.arange(len(closing)) + short) // self.limits.divisor
+            numbers[group.start + closing] = own + count
+            count += -(-len(closing) // self.limits.divisor)
+        return numbers, count
 
     def select(self, score: Tensor, ratio: float) -> Tensor:
         """Which channels stay when the lowest scores close until the budget is met.

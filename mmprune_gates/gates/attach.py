@@ -71,10 +71,14 @@ class GateSet(nn.Module):
         """(num_channels,) derivative of each gate's value with respect to its theta; 1 where there is no gate."""
         return self._spread(Gate.slope)
 
+    def values(self) -> dict[str, Tensor]:
+        """Group name -> (size,) gate values, detached, of all free groups."""
+        with torch.no_grad():
+            return {group.name: self[group.name]() for group in self.graph.free}
+
     def kept(self) -> dict[str, Tensor]:
         """Group name -> (size,) bool: which gates are not exactly zero."""
-        with torch.no_grad():
-            return {group.name: (self[group.name]() != 0).cpu() for group in self.graph.free}
+        return {name: (value != 0).cpu() for name, value in self.values().items()}
 
 
 class Scale:

@@ -1,0 +1,198 @@
+"""The main job on embedded data: train dense, prune with GDP, slim, test, compare.
+
+Writes ``summary.json`` and ``summary.png`` to the work directory. The dense figure is of a model trained exactly
+as long as the pruned one: both continue from the same start, one with gates and one without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mmprune_gates  # noqa: F401  (cures come before mmengine's imports)
+from demo_data import generate_voc
+from demo_picture import draw_summary
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS, CONFIGS = ROOT / 'tools', ROOT / 'configs' / 'demo'
+START = CONFIGS / 'dense_deeplabv3plus_scenes.py'
+DENSE = CONFIGS / 'dense_continued_deeplabv3plus_scenes.py'
+GDP = CONFIGS / 'gdp_deeplabv3plus_scenes.py'
+ITERATION = re.compile(r'Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?loss: ([\d.]+)(?:.*macs_ratio: ([\d.]+))?')
+
+
+class Demo:
+    """One run of the demo in one work directory.
+
+    Args:
+        work_dir: Where everything goes.
+        data: Folder of the data set.
+        seed: Of data order and initial weights.
+        options: Further ``key=value`` overrides of all configs.
+    """
+
+    def __init__(self, work_dir: Path, data: Path, seed: int, options: list[str]) -> None:
+        self.work_dir, self.console = work_dir, Console()
+        roots = [f'{kind}_dataloader.dataset.data_root={data / "VOC2012"}' for kind in ('train', 'val', 'test')]
+        self.options = [*roots, f'randomness.seed={seed}', *options]
+
+    def train(self, jobs: dict[str, tuple[Path, list[str]]]) -> None:
+        """Run ``tools/train.py`` for several configs side by side, one CPU thread each, with progress bars.
+
+        Args:
+            jobs: Name of the sub-folder -> (config, overrides).
+        """
+        columns = [TextColumn('{task.description:>6}'), BarColumn(), TextColumn('{task.fields[state]}')]
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
+            threads = []
+            for name, (config, overrides) in jobs.items():
+                task = progress.add_task(name, total=None, state='starting')
+                threads.append(threading.Thread(target=self.train_one, args=(name, config, overrides, progress, task)))
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        for name in jobs:
+            if not (self.work_dir / name / 'last_checkpoint').is_file():
+                raise SystemExit(f'training {name!r} failed: see {self.work_dir / name / "train.log"}')
+
+    def train_one(self, name: str, config: Path, overrides: list[str], progress: Progress, task) -> None:
+        """One training, its output in ``train.log``, its iterations on a progress bar."""
+        folder = self.work_dir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'last_checkpoint').unlink(missing_ok=True)
+        command = ['train.py', config, '--work-dir', folder, '--cfg-options', *self.options, *overrides]
+        with (folder / 'train.log').open('w') as log, self.tool(command, subprocess.PIPE) as process:
+            for line in process.stdout:
+                log.write(line)
+                if found := ITERATION.search(line):
+                    done, total, loss, macs = found.groups()
+                    state = f'loss {loss}' + (f', MACs {float(macs):.0%}' if macs else '')
+                    progress.update(task, completed=int(done), total=int(total), state=state)
+
+    def tool(self, command: list, stdout) -> subprocess.Popen:
+        """Start one of our command lines with one CPU thread."""
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+        command = [sys.executable, TOOLS / command[0], *command[1:]]
+        return subprocess.Popen(
+            [str(part) for part in command], stdout=stdout, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+
+    def run(self, name: str, *command) -> None:
+        """Run one of our command lines to its end, its output in ``NAME.log``."""
+        self.console.print(f'[dim]tools/{command[0]} ({name})')
+        log = self.work_dir / f'{name}.log'
+        with log.open('w') as file, self.tool(list(command), file) as process:
+            if process.wait():
+                raise SystemExit(f'tools/{command[0]} failed: see {log}')
+
+    def last(self, name: str) -> Path:
+        """Last checkpoint of a training."""
+        return Path((self.work_dir / name / 'last_checkpoint').read_text().strip())
+
+    def miou(self, name: str, config: Path, checkpoint: Path) -> float:
+        """mIoU on the validation images, by ``tools/test.py``."""
+        out = self.work_dir / f'test_{name}.json'
+        self.run(f'test_{name}', 'test.py', config, checkpoint, '--json', out, '--work-dir', self.work_dir / 'test',
+                 '--cfg-options', *self.options)  # fmt: skip
+        return json.loads(out.read_text())['mIoU']
+
+
+def summarise(demo: Demo, target: float) -> dict:
+    """Test the three models, measure latency, and gather the figures of ``summary.json``."""
+    slim = demo.work_dir / 'slim'
+    report = json.loads((slim / 'slim.json').read_text())
+    history = [json.loads(line) for line in (demo.work_dir / 'gdp' / 'gates.jsonl').read_text().splitlines()]
+    last = history[-1]
+    half = len(last['histogram']) // 2
+    out = demo.work_dir / 'latency.json'
+    demo.run('latency', 'latency.py', DENSE, slim / 'slim.py', '--json', out)
+    latency = json.loads(out.read_text())
+    return {
+        'miou_dense': demo.miou('dense', DENSE, demo.last('dense')),
+        'miou_gated': demo.miou('gated', GDP, demo.last('gdp')),
+        'miou_slim': demo.miou('slim', slim / 'slim.py', slim / 'slim.pth'),
+        'macs_dense': report['macs']['before'],
+        'macs_slim': report['macs']['after'],
+        'macs_removed': report['macs']['removed'],
+        'target_removed': round(1 - target, 6),
+        'params_dense': report['params']['before'],
+        'params_slim': report['params']['after'],
+        'latency_ratio': latency['ratio'],
+        'latency_ratio_quartiles': latency['ratio_quartiles'],
+        'parity_error': report['parity_error'],
+        'gates_zero': last['closed'],
+        'gates_open': sum(last['histogram'][half:]),
+        'gates_between': sum(last['histogram'][:half]),
+    }
+
+
+def show(console: Console, summary: dict) -> None:
+    """Print the table of a run."""
+    table = Table(title='DeepLabV3+ on the embedded data')
+    for column in ('', 'dense', 'slim'):
+        table.add_column(column, justify='right' if column else 'left')
+    table.add_row('mIoU', f'{summary["miou_dense"]:.2f}', f'{summary["miou_slim"]:.2f}')
+    for key, name in (('macs', 'MACs'), ('params', 'parameters')):
+        dense, slim = summary[f'{key}_dense'], summary[f'{key}_slim']
+        table.add_row(name, f'{dense / 1e6:.2f} M', f'{slim / 1e6:.2f} M ({slim / dense:.1%})')
+    table.add_row('CPU latency', '1', f'1 / {summary["latency_ratio"]:.2f}')
+    console.print(table)
+    console.print(
+        f'gated mIoU {summary["miou_gated"]:.2f}; gates: {summary["gates_zero"]} exactly 0, {summary["gates_open"]} open, '
+        f'{summary["gates_between"]} between; parity error {summary["parity_error"]:.1e}'
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument('--data', type=Path, default=Path('data/demo_scenes'))
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--cfg-options', nargs='+', default=[], help='overrides of all configs, key=value')
+    args = parser.parse_args()
+    begin = time.monotonic()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    generate_voc(args.data)
+    demo = Demo(args.work_dir, args.data, args.seed, args.cfg_options)
+    demo.train({'start': (START, [])})
+    start = f'load_from={demo.last("start")}'
+    demo.train({'dense': (DENSE, [start]), 'gdp': (GDP, [start])})
+    demo.run('slim', 'slim.py', GDP, demo.last('gdp'), args.work_dir / 'slim')
+    hook = Config.fromfile(GDP).custom_hooks[0]
+    summary = summarise(demo, hook.target_macs)
+    partial = args.work_dir / 'summary.json.partial'
+    partial.write_text(json.dumps(summary, indent=1))
+    partial.replace(args.work_dir / 'summary.json')
+    show(demo.console, summary)
+    draw(demo, summary)
+    minutes = (time.monotonic() - begin) / 60
+    demo.console.print(f'{args.work_dir / "summary.json"} and summary.png written; {minutes:.1f} minutes')
+
+
+def draw(demo: Demo, summary: dict) -> None:
+    """Write ``summary.png``."""
+    slim = demo.work_dir / 'slim'
+    models = {
+        f'dense {summary["miou_dense"]:.1f}': (str(DENSE), str(demo.last('dense'))),
+        f'slim {summary["miou_slim"]:.1f}': (str(slim / 'slim.py'), str(slim / 'slim.pth')),
+    }
+    title = f'DeepLabV3+ pruned by GDP: {summary["macs_removed"]:.0%} of the MACs removed'
+    history = demo.work_dir / 'gdp' / 'gates.jsonl'
+    draw_summary(demo.work_dir / 'summary.png', history, slim / 'slim.json', models, title)
+
+
+if __name__ == '__main__':
+    main()

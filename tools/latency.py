@@ -1,0 +1,92 @@
+"""Latency of two models on this machine, measured in alternating pairs within one run.
+
+Example::
+
+    python tools/latency.py DENSE_CONFIG SLIM_CONFIG --shape 3 64 96
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import mmprune_gates  # noqa: F401  (cures come before mmengine's imports)
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmprune_gates.engine.builders import default_input_shape, without_pretrained
+from mmprune_gates.engine.forwards import inference_forward
+
+
+def build(config_path: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """The model of a config, untrained, ready to infer, and the input shape its MACs are stated for."""
+    config = Config.fromfile(config_path)
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    model = MODELS.build(without_pretrained(config.model.to_dict()))
+    shape = config.model.get('input_shape') or default_input_shape(config.model)
+    return revert_sync_batchnorm(model).eval(), tuple(shape)
+
+
+@torch.no_grad()
+def seconds(model: nn.Module, inputs: torch.Tensor, repeats: int) -> float:
+    """Mean seconds of one forward."""
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        inference_forward(model, inputs)
+    if inputs.is_cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / repeats
+
+
+def compare(first: nn.Module, second: nn.Module, inputs: torch.Tensor, pairs: int, repeats: int = 5) -> dict:
+    """Time two models in turn, A B A B ...
+
+    Returns:
+        Median milliseconds of both, and the ratio first / second of each pair: median and quartiles.
+    """
+    for model in (first, second):
+        seconds(model, inputs, repeats)
+    times = [(seconds(first, inputs, repeats), seconds(second, inputs, repeats)) for _ in range(pairs)]
+    low, middle, high = statistics.quantiles([a / b for a, b in times], n=4)
+    return {
+        'first_ms': 1e3 * statistics.median(a for a, _ in times),
+        'second_ms': 1e3 * statistics.median(b for _, b in times),
+        'ratio': middle,
+        'ratio_quartiles': [low, high],
+        'pairs': pairs,
+        'threads': torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('first', help='config of a model, usually the dense one')
+    parser.add_argument('second', help='config of another, usually slim.py')
+    parser.add_argument('--shape', type=int, nargs=3, metavar=('C', 'H', 'W'), help="default: the first config's")
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--pairs', type=int, default=30)
+    parser.add_argument('--threads', type=int, default=1, help='CPU threads')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--json', type=Path, help='also write the figures here')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    (first, shape), (second, _) = build(args.first), build(args.second)
+    inputs = torch.randn(args.batch, *(args.shape or shape), device=args.device)
+    found = compare(first.to(args.device), second.to(args.device), inputs, args.pairs)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
+    low, high = found['ratio_quartiles']
+    print(f'input {tuple(inputs.shape)}, {found["threads"]} threads, {args.pairs} alternating pairs')
+    print(f'first {found["first_ms"]:.2f} ms, second {found["second_ms"]:.2f} ms')
+    print(f'ratio {found["ratio"]:.2f} (quartiles {low:.2f} to {high:.2f})')
+
+
+if __name__ == '__main__':
+    main()
