@@ -94,10 +94,22 @@ def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Modul
 
 
 def build_gate(config: Mapping[str, Any], size: int) -> Gate:
-    """A gate from its config."""
-    gate = MODELS.build({'type': 'PolarizationGate', '_scope_': 'mmprune_gates', **config, 'size': size})
+    """A gate from its config.
+
+    Raises:
+        ValueError: Its type is not registered, or is no gate.
+    """
+    options = dict(config)
+    name = options.pop('type', 'PolarizationGate')
+    kind = MODELS.get(name) if isinstance(name, str) else name
+    if kind is None:
+        raise ValueError(
+            f'model.gates.type {name!r} is not registered: register it in mmprune_gates.MODELS and name its module in '
+            'custom_imports'
+        )
+    gate = kind(size=size, **options)
     if not isinstance(gate, Gate):
-        raise TypeError(f'model.gates.type {config["type"]!r} builds a {type(gate).__name__}, not a mmprune_gates Gate')
+        raise ValueError(f'model.gates.type {name!r} builds a {type(gate).__name__}, not a mmprune_gates Gate')
     return gate
 
 

@@ -1,0 +1,60 @@
+"""Coverage of a config: every convolution and linear layer, its groups, and whether it can be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.engine.builders import default_input_shape, trace, without_pretrained
+from mmprune_gates.gates import gates_of, has_gates
+
+
+def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) -> tuple[ChannelGraph, list[int]]:
+    """The channel graph of a stock, gated or slim config, built without pretrained weights.
+
+    Args:
+        config: The config.
+        input_shape: (C, H, W) of the trace; by default ``model.input_shape`` or the data preprocessor's size.
+
+    Returns:
+        The graph, and the input shape it was traced with.
+
+    Raises:
+        ValueError: No input shape is known.
+    """
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    model_config = without_pretrained(config.model.to_dict())
+    shape = tuple(input_shape or model_config.get('input_shape') or default_input_shape(model_config))
+    if 'architecture' in model_config:
+        model_config['input_shape'] = shape
+    model = MODELS.build(model_config)
+    return gates_of(model).graph if has_gates(model) else trace(model, shape), list(shape)
+
+
+def coverage(graph: ChannelGraph) -> dict[str, Any]:
+    """Totals, groups and layers of a graph as plain values, ready for JSON."""
+    total, prunable = graph.macs(), graph.prunable_macs()
+    return {
+        'macs': total,
+        'prunable_macs': prunable,
+        'prunable_share': prunable / total if total else 0.0,
+        'groups': [{'name': g.name, 'size': g.size, 'frozen': g.frozen} for g in graph.groups],
+        'layers': [
+            {
+                'name': layer.name,
+                'kind': layer.kind,
+                'macs': layer.macs,
+                'share': layer.macs / total if total else 0.0,
+                'prunable': layer.prunable,
+                'out_groups': list(layer.out_groups),
+                'in_groups': list(layer.in_groups),
+                'out_frozen': layer.out_frozen,
+                'in_frozen': layer.in_frozen,
+            }
+            for layer in graph.layers
+        ],
+    }

@@ -1,0 +1,95 @@
+"""Is the data that a config names there? Asked before anything is built, so that a run ends at once if not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+# Names of folders and files -> what belongs there. Shown when something under one of these names is missing.
+LAYOUTS = (
+    (
+        ('JPEGImages', 'SegmentationClass', 'ImageSets/Segmentation'),
+        'layout of PASCAL VOC2012 (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/):\n'
+        '    JPEGImages/NAME.jpg             images\n'
+        '    SegmentationClass/NAME.png      masks: class number per pixel, 255 = void\n'
+        '    SegmentationClassAug/NAME.png   masks of the augmented set, converted from SBD (voc12aug configs only)\n'
+        '    ImageSets/Segmentation/*.txt    train.txt, val.txt, aug.txt: one NAME per line',
+    ),
+)
+
+
+def check_datasets(config: Config, loaders: tuple[str, ...]) -> None:
+    """Raise unless every folder and annotation file that the data loaders name exists.
+
+    Args:
+        config: The config of the run.
+        loaders: Keys of the loaders that the run uses, such as ``train_dataloader``.
+
+    Raises:
+        FileNotFoundError: With everything that is missing, what belongs there, and a way to go on without it.
+    """
+    missing: dict[str, str] = {}
+    for loader in loaders:
+        for key, dataset in leaves(f'{loader}.dataset', (config.get(loader) or {}).get('dataset')):
+            if not fetches_itself(dataset, config.get('default_scope')):
+                for name, path in named_paths(dataset):
+                    if not path.exists():
+                        missing.setdefault(str(path), f'{key}.{name}')
+    if missing:
+        raise FileNotFoundError(message(missing))
+
+
+def leaves(key: str, dataset: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Key and config of each data set inside wrappers such as ConcatDataset and RepeatDataset."""
+    if isinstance(dataset, (list, tuple)):
+        for number, one in enumerate(dataset):
+            yield from leaves(f'{key}.{number}', one)
+    elif isinstance(dataset, Mapping):
+        wrapped = next((name for name in ('datasets', 'dataset') if dataset.get(name)), None)
+        if wrapped:
+            yield from leaves(f'{key}.{wrapped}', dataset[wrapped])
+        else:
+            yield key, dataset
+
+
+def fetches_itself(dataset: Mapping[str, Any], scope: str | None) -> bool:
+    """Whether a data set is not read from local files, or downloads them itself (mmpretrain's CIFAR10)."""
+    if dataset.get('backend_args') or dataset.get('file_client_args'):
+        return True
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        kind = dataset.get('type')
+        kind = registry.get(kind) if isinstance(kind, str) else kind
+    download = inspect.signature(kind).parameters.get('download') if kind else None
+    return download is not None and bool(dataset.get('download', download.default))
+
+
+def named_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """Each local folder or file that a data set's config names, after the key that names it."""
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    prefixes = prefix if isinstance(prefix, Mapping) else {'': prefix}
+    stated = {'data_root': '' if root else None}
+    stated |= {f'data_prefix.{key}'.rstrip('.'): value or None for key, value in prefixes.items()}
+    stated['ann_file'] = dataset.get('ann_file') or None
+    for name, value in stated.items():
+        if isinstance(value, str) and '://' not in f'{root}{value}':
+            yield name, Path(root, value)
+
+
+def message(missing: Mapping[str, str]) -> str:
+    """What is missing, what belongs there, and what to do."""
+    lines = ['data set not found; missing:', *(f'    {path}   ({key})' for path, key in missing.items())]
+    for names, layout in LAYOUTS:
+        if any(name in path for name in names for path in missing):
+            lines.append(f'expected there: {layout}')
+    key = next(iter(missing.values()))
+    lines += [
+        f'data elsewhere: link the folder to this place, or change the keys above (--cfg-options {key}=PATH ...)',
+        'no data at hand: `make demo` draws a small data set of this kind and runs everything on it',
+    ]
+    return '\n'.join(lines)

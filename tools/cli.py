@@ -1,0 +1,153 @@
+"""What the command lines share: reading a config, errors as one message, results as a file.
+
+Exit codes: 0 done, 1 bad input or an error, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmprune_gates  # cures come before mmengine's imports
+
+# isort: split
+from mmengine.config import Config, DictAction
+from mmengine.registry import HOOKS
+
+# mmengine's loader has no argument for it, and that of the onedl fork falls back to the unsafe way by itself.
+os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+
+OURS = (Path(mmprune_gates.__file__).parent, Path(__file__).parent)
+# Which errors are about the input, by the code that raised them; all others keep their stack trace.
+EXPECTED = ((ValueError, OSError), OURS), ((KeyError, TypeError), ('mmengine.registry',))
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+class Options(DictAction):
+    """``key=value`` pairs, or a usage error."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Add the pairs to those already given."""
+        for value in values:
+            if '=' not in value or value.count('[') != value.count(']') or value.count('(') != value.count(')'):
+                parser.error(f'{option_string} takes key=value pairs, got {value!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """A parser for a tool that reads a config."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file; its custom_imports are also searched beside it')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE', help='override keys of the config'
+    )
+    return parser
+
+
+def runner_parser(description: str) -> argparse.ArgumentParser:
+    """A parser for a tool that starts a Runner."""
+    parser = config_parser(description)
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; default ./work_dirs/NAME_OF_CONFIG')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's overrides.
+
+    Modules of ``custom_imports`` are found on ``PYTHONPATH``, in the current folder and beside the config.
+
+    Raises:
+        ValueError: It cannot be read, or an override does not fit.
+    """
+    for folder in ('', str(Path(args.config).absolute().parent)):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    try:
+        config = Config.fromfile(args.config)
+    except (OSError, SyntaxError, ImportError, UnicodeDecodeError) as error:
+        cause = error.__cause__ or error.__context__
+        reason = f'{error} ({cause})' if cause and str(cause) not in str(error) else str(error)
+        raise ValueError(f'config {args.config} cannot be read: {reason}') from error
+    try:
+        config.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'--cfg-options does not fit {args.config}: {error.args[0]}') from error
+    if not config.get('model'):
+        raise ValueError(f'config {args.config} has no model')
+    return config
+
+
+def runner_config(args: argparse.Namespace) -> Config:
+    """The config of a run: launcher, work folder, and what mmpretrain's own tools add to its data loaders.
+
+    Raises:
+        ValueError: It cannot be read, or one of our hooks refuses its arguments.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    config = load_config(args)
+    config.launcher = args.launcher
+    if args.work_dir is not None or config.get('work_dir') is None:
+        config.work_dir = args.work_dir or str(Path('work_dirs', Path(args.config).stem))
+    if config.get('default_scope') == 'mmpretrain':
+        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            if config.get(name):
+                own = dict(pin_memory=True, collate_fn=dict(type='default_collate'))
+                own['persistent_workers'] = config[name].get('num_workers', 0) > 0
+                config[name] = {**own, **config[name]}
+    for hook in config.get('custom_hooks') or []:
+        if str(hook.get('type')).startswith('mmprune_gates.'):
+            HOOKS.build(hook.to_dict())  # refuses bad arguments before anything is written
+    return config
+
+
+def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
+    """Turn errors about the input into one message on stderr and exit code 1."""
+
+    @functools.wraps(main)
+    def guarded(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except tuple(kind for kinds, _ in EXPECTED for kind in kinds) as error:
+            if not is_about_input(error):
+                raise
+            text = error.args[0] if isinstance(error, KeyError) else error
+            print(f'{Path(sys.argv[0]).name}: error: {text}', file=sys.stderr)
+            return 1
+
+    return guarded
+
+
+def is_about_input(error: BaseException) -> bool:
+    """Whether the code that raised an error says so, by :data:`EXPECTED`."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    path, module = Path(trace.tb_frame.f_code.co_filename), trace.tb_frame.f_globals.get('__name__', '')
+    return any(
+        isinstance(error, kinds)
+        and any(path.is_relative_to(own) if isinstance(own, Path) else module.startswith(own) for own in owners)
+        for kinds, owners in EXPECTED
+    )
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write a JSON file completely or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{path.name}-', delete=False) as file:
+        try:
+            json.dump(data, file, indent=1)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -1,0 +1,90 @@
+"""Train a model by its config: dense, gated or slim.
+
+As the train.py of mmsegmentation and mmpretrain, but bad input ends with one message before anything is built.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import cli
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
+from mmprune_gates.engine.datasets import check_datasets
+from mmprune_gates.engine.polarization_hook import unwrapped
+
+
+@cli.reports_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = cli.runner_parser(__doc__)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CKPT',
+        help='go on from CKPT, or from the latest checkpoint of the work folder (a fresh start if there is none)',
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    args = parser.parse_args(argv)
+    config = cli.runner_config(args)
+    if args.amp:
+        use_amp(config)
+    check_datasets(config, ('train_dataloader', 'val_dataloader'))
+    checkpoint = set_resume(config, args.resume)
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    if checkpoint is not None:
+        load_weights(unwrapped(runner), *checkpoint)  # the Runner, which loads it again, only warns
+    runner.train()
+    return 0
+
+
+def use_amp(config: Config) -> None:
+    """Switch the optimiser wrapper to mixed precision.
+
+    Raises:
+        ValueError: There is no GPU, or the wrapper is one that has no mixed precision.
+    """
+    kind = config.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {kind!r}')
+    if get_device() == 'cpu':
+        raise ValueError('--amp needs a GPU, and none is available')
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def set_resume(config: Config, resume: str | None) -> tuple[dict, str] | None:
+    """Say in the config what to resume from.
+
+    Returns:
+        The checkpoint's contents and path, or None where training starts afresh.
+
+    Raises:
+        OSError, ValueError: The checkpoint is missing, broken, or none of a training run.
+    """
+    config.resume = resume is not None
+    if resume is None:
+        if config.get('load_from') and '://' not in config.load_from:
+            read_checkpoint(config.load_from)
+        return None
+    config.load_from = None if resume == 'auto' else resume
+    path = find_latest_checkpoint(config.work_dir) if resume == 'auto' else resume
+    if path is None:
+        return None
+    checkpoint = read_checkpoint(path)
+    absent = [key for key in ('meta', 'message_hub') if key not in checkpoint]
+    if absent:
+        raise ValueError(
+            f'checkpoint {path} holds weights only (no {", ".join(absent)}), so there is no run to resume; '
+            f'start from its weights with --cfg-options load_from={path}'
+        )
+    return checkpoint, path
+
+
+if __name__ == '__main__':
+    sys.exit(main())
