@@ -7,6 +7,7 @@ them needs a package that is not installed: with torch alone nothing is touched.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -27,6 +28,8 @@ TORCHVISION_SCHEMAS = {
     'torchvision::qnms': '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
 }
 TORCHVISION_SYMPTOM = 'operator torchvision::nms does not exist'
+
+COMPLEXITY_SYMPTOM = '"input_shape" and "inputs" cannot be both set'
 
 # Names under which pickled numpy data finds its constructors: numpy 2 writes the first, numpy 1 the second.
 NUMPY_MULTIARRAY_MODULES = ('numpy._core.multiarray', 'numpy.core.multiarray')
@@ -131,12 +134,40 @@ def name_packages_by_module() -> bool:
     return bool(renamed)
 
 
+def count_given_inputs() -> bool:
+    """Let ``get_model_complexity_info`` be called with the inputs and their shape at once, as get_flops.py does.
+
+    The shape is then redundant, but mmengine refuses it; so the tool of mmsegmentation 1.2.2 fails on mmengine
+    0.10.7 (mmsegmentation issues 2958 and 3241). A tool that has bound the function already is not reached:
+    ``tools/stock.py`` comes before it.
+    """
+    if not has_package('mmengine'):
+        return False
+    analysis = importlib.import_module('mmengine.analysis')
+    count = analysis.get_model_complexity_info
+    try:
+        count(torch.nn.Identity(), (1,), inputs=torch.zeros(1), show_table=False, show_arch=False)
+    except ValueError as error:
+        if COMPLEXITY_SYMPTOM not in str(error):
+            raise
+    else:
+        return False
+
+    @functools.wraps(count)
+    def count_inputs(model: Any, input_shape: Any = None, inputs: Any = None, **options: Any) -> dict:
+        return count(model, input_shape if inputs is None else None, inputs, **options)
+
+    analysis.get_model_complexity_info = count_inputs
+    return True
+
+
 # torchvision comes first: mmcv and mmengine may import it.
 CURES: dict[str, Callable[[], bool]] = {
     'torchvision-operators': define_torchvision_operators,
     'mmcv-lite-operators': replace_missing_mmcv_operators,
     'checkpoint-classes': allow_checkpoint_classes,
     'distribution-names': name_packages_by_module,
+    'complexity-inputs': count_given_inputs,
 }
 
 

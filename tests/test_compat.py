@@ -281,3 +281,43 @@ def test_the_original_distribution_keeps_its_name(make_site):
     write_files(site.parent, {'config.py': CONFIG})
     output = run(site, LOAD_CONFIG)
     assert 'distribution-names' not in output and output.endswith('mmsegmentation EncoderDecoder')
+
+
+# complexity ------------------------------------------------------------------------------------------------
+
+COUNT = f"""
+    {IMPORT_LOGGED}
+    import torch
+    from mmengine.analysis import get_model_complexity_info
+    options = dict(show_table=False, show_arch=False)
+    model, shape = torch.nn.Conv2d(3, 4, 1), (3, 8, 8)
+    both = get_model_complexity_info(model, shape, inputs=torch.zeros(1, *shape), **options)['flops']
+    print(both == get_model_complexity_info(model, shape, **options)['flops'] == 3 * 4 * 64)
+    """
+COUNT_UNCURED = """
+    import torch
+    from mmengine.analysis import get_model_complexity_info
+    try:
+        get_model_complexity_info(torch.nn.Identity(), (1,), inputs=torch.zeros(1))
+    except ValueError:
+        print('refused')
+    """
+
+
+@needs_mmengine
+def test_complexity_takes_inputs_beside_their_shape(make_site):
+    site = make_site()
+    assert run(site, COUNT_UNCURED) == 'refused', 'the symptom is gone: is the cure still needed?'
+    output = run(site, COUNT)
+    assert 'cure applied: complexity-inputs' in output and output.endswith('True')
+
+
+@needs_mmengine
+def test_a_complexity_counter_that_takes_both_is_left_alone(monkeypatch):
+    from mmengine import analysis
+
+    def count(model, input_shape, inputs, **options):
+        return {}
+
+    monkeypatch.setattr(analysis, 'get_model_complexity_info', count)
+    assert not compat.count_given_inputs() and analysis.get_model_complexity_info is count

@@ -39,3 +39,11 @@ def test_an_unknown_script_lists_those_beside_it(tmp_path):
 def test_a_tool_that_imports_its_models_first_starts():
     done = run_stock('mmseg:analysis_tools/get_flops.py', '--help')
     assert done.returncode == 0 and '--shape' in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not compat.has_package('mmseg'), reason='mmsegmentation is not installed')
+@pytest.mark.parametrize('name', ['dense', 'gdp'])
+def test_get_flops_reads_dense_and_gated_configs(name):
+    config = STOCK.parents[1] / 'configs' / 'demo' / f'{name}_deeplabv3plus_scenes.py'
+    done = run_stock('mmseg:analysis_tools/get_flops.py', config, '--shape', '64', '96')
+    assert done.returncode == 0 and 'Flops: ' in done.stdout, done.stderr

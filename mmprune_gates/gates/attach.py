@@ -24,7 +24,7 @@ class GateSet(nn.Module):
 
     Attributes:
         graph: The channel graph they belong to.
-        by_group: Gate of each free group; dots in group names are slashes in keys.
+        by_group: Gate of each free group; dots in group names are colons in keys.
     """
 
     def __init__(self, graph: ChannelGraph, make_gate: Callable[[int], Gate]) -> None:
@@ -145,8 +145,8 @@ def laid(value: Tensor, dim: int, rank: int) -> Tensor:
 
 
 def key(group: str) -> str:
-    """Key of a group in a ``ModuleDict``, which allows no dots."""
-    return group.replace('.', '/')
+    """Key of a group in a ``ModuleDict``, which allows no dots (and tracers of scopes no slashes)."""
+    return group.replace('.', ':')
 
 
 def has_gates(model: nn.Module) -> bool:
