@@ -44,12 +44,13 @@ def build_graph(flow: Flow, model: nn.Module) -> ChannelGraph:
             layer=read.layer,
             weight=read.weight,
             in_dim=flow.layers[read.weight].in_dim,
-            dim=read.axis.dim,
+            dim=-1 if flow.layers[read.weight].kind == 'linear' else read.axis.dim,
             index=channels(read.axis.ids),
             gated=torch.from_numpy(read.axis.state == GATED),
             norms=read.axis.norms,
             input_size=read.input_size,
             weight_size=prod(flow.tensors[read.weight].shape),
+            direct=type(model.get_submodule(read.layer)).forward.__module__.startswith('torch.nn.'),
         )
         for read in flow.reads
     )
@@ -85,7 +86,7 @@ def number_channels(flow: Flow, classes, reasons) -> tuple[tuple[Group, ...], np
                 seen.add(number)
                 key = (*slots_of[number], reasons.get(number))
                 members.setdefault(key, []).append(number)
-                makers.setdefault(key, use.layer)
+                makers.setdefault(key, use.layer or weight)  # a weight of the model itself has no layer
     channel_of, groups, start, uses = np.full(flow.num_ids + 1, -1), [], 0, defaultdict(int)
     for key, numbers in members.items():
         uses[makers[key]] += 1

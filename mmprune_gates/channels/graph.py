@@ -71,12 +71,13 @@ class Read:
         layer: Module path of the reader.
         weight: Name of its weight.
         in_dim: Dimension of the weight that reads them.
-        dim: Channel dimension of its input.
+        dim: Channel dimension of its input; -1, the last, for a linear layer.
         index: (C,) channel at each input position, -1 for none.
         gated: (C,) bool, whether a gate on ``norms`` scales that input.
         norms: Module paths of norms.
         input_size: Elements of its input per sample.
         weight_size: Elements of its weight.
+        direct: Whether the reader's own input is what its weight reads (a layer of torch, not a derived one).
     """
 
     layer: str
@@ -88,6 +89,7 @@ class Read:
     norms: frozenset[str]
     input_size: float
     weight_size: int
+    direct: bool
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class Term:
 
 @dataclass
 class Flow:
-    """What one or more walks over exported graphs of one model have found."""
+    """What one or more walks over exported graphs of one model have found; its names are canonical."""
 
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
@@ -123,6 +123,11 @@ class Flow:
     tensors: dict[str, Value] = field(default_factory=dict)
     layers: dict[str, Use] = field(default_factory=dict)  # by name of the weight, in order of execution
     num_ids: int = 0
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def canonical(self, name: str) -> str:
+        """The first of all names of a module or tensor."""
+        return self.aliases.get(name, name)
 
     def fresh(self, dim: int, size: int) -> Axis:
         """An axis of ``size`` new channels."""

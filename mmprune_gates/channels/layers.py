@@ -10,6 +10,7 @@ from mmprune_gates.channels.labels import GATED, ZERO, Axis, Read, Term, Use, Va
 from mmprune_gates.channels.op import Op
 
 FIXED_INPUT = 'reads an input without removable channels'
+FOREIGN = 'read by a weight that is not the `weight` of the module that uses it: no gate can stand there'
 
 
 def consume(op: Op, x: Value, dim: int, read_by: Axis | None, weight: str | None) -> None:
@@ -19,8 +20,15 @@ def consume(op: Op, x: Value, dim: int, read_by: Axis | None, weight: str | None
         op.freeze([axis, read_by], FIXED_INPUT if axis is None else 'read by a weight of one channel')
         return
     op.flow.unite(axis.ids.reshape(-1, len(read_by.ids)), read_by.ids)
-    if weight is not None:
-        op.flow.reads.append(Read(weight.rpartition('.')[0], weight, axis, op.per_sample(x.shape)))
+    if is_own(op, weight):
+        op.flow.reads.append(Read(op.layer, weight, axis, op.per_sample(x.shape)))
+    else:
+        op.freeze([axis], FOREIGN)
+
+
+def is_own(op: Op, tensor: str | None, attribute: str = 'weight') -> bool:
+    """Whether a tensor is that attribute of the very module whose forward makes the call."""
+    return tensor == f'{op.layer}.{attribute}'.lstrip('.')
 
 
 def produce(op: Op, made: Axis | None, bias: Value | None, dim: int) -> Axis | None:
@@ -34,7 +42,9 @@ def cost(op: Op, positions, *axes: Axis | None) -> None:
     """Count the op's multiply-accumulates where it belongs to the inference graph."""
     if op.counted:
         factors = tuple(axis.ids for axis in axes if axis is not None)
-        op.flow.terms.append(Term(op.layer, op.per_sample(positions), factors))
+        weight = op.parameter(1)
+        layer = op.layer if weight is None else weight.rpartition('.')[0]
+        op.flow.terms.append(Term(layer, op.per_sample(positions), factors))
 
 
 def linear(op: Op) -> Value:
@@ -146,8 +156,7 @@ def batch_norm(op: Op) -> Value:
         if other is not None:
             op.flow.unite(axis.ids, other.ids)
     batch = [op.flow.weaken(a, 0) for a in x.axes if a.dim == 0]
-    norm = (op.parameter(1) or '').removesuffix('.weight')
-    if op.parameter(1) != f'{norm}.weight' or op.parameter(2) != f'{norm}.bias':
+    if not (is_own(op, op.parameter(1)) and is_own(op, op.parameter(2), 'bias')):
         return op.result([*batch, op.flow.weaken(axis, ZERO)])
     gated = np.full_like(axis.state, GATED)
-    return op.result([*batch, Axis(1, axis.ids, gated, frozenset({norm}))])
+    return op.result([*batch, Axis(1, axis.ids, gated, frozenset({op.layer}))])

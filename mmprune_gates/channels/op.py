@@ -40,7 +40,7 @@ class Op:
     @property
     def layer(self) -> str:
         """Module path of the call."""
-        return module_path(self.node)
+        return self.flow.canonical(module_path(self.node))
 
     def arg(self, position: int, default: Any = None) -> Any:
         """The operand at ``position``: labels where it is a tensor, the constant itself otherwise."""

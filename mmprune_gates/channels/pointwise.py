@@ -13,8 +13,21 @@ MIXED = 'combined with a tensor that has no removable channels there'
 
 
 def same(op: Op) -> Value:
-    """Positively homogeneous per element or channel: ReLU, dropout, pooling, interpolation, casts."""
+    """Positively homogeneous per element: ReLU, dropout, casts."""
     return passed(op, GATED)
+
+
+def resampling(op: Op) -> Value:
+    """Pooling and interpolation over the trailing ``1d``, ``2d`` or ``3d`` dimensions: homogeneous per channel."""
+    x = op.arg(0)
+    first = len(x.shape) - int(op.name.removesuffix('d')[-1])
+    op.freeze([axis for axis in x.axes if axis.dim >= first], 'resampled along a dimension that holds channels')
+    return op.result([axis for axis in x.axes if axis.dim < first])
+
+
+def nothing(op: Op) -> Value:
+    """A check that computes nothing."""
+    return op.result()
 
 
 def zero_preserving(op: Op) -> Value:
@@ -28,15 +41,8 @@ def any_function(op: Op) -> Value:
 
 
 def passed(op: Op, at_most: int) -> Value:
-    """The first operand's axes, where the result still has their length; states at most ``at_most``."""
-    x = op.tensors[0]
-    offset = len(op.shape) - len(x.shape)
-    kept, lost = [], []
-    for axis in x.axes:
-        whole = op.shape[axis.dim + offset] == x.shape[axis.dim]
-        (kept if whole else lost).append(axis)
-    op.freeze(lost, 'resized along a dimension that holds channels')
-    return op.result([op.flow.weaken(axis, at_most) for axis in kept])
+    """The first operand's axes; states at most ``at_most``."""
+    return op.result([op.flow.weaken(axis, at_most) for axis in op.tensors[0].axes])
 
 
 def clamp(op: Op) -> Value:
@@ -47,6 +53,12 @@ def clamp(op: Op) -> Value:
     if low == 0 and high is None:
         return same(op)
     return passed(op, ZERO if (low is None or low <= 0) and (high is None or high >= 0) else LOST)
+
+
+def power(op: Op) -> Value:
+    """pow with a constant exponent: keeps zero where it is positive."""
+    exponent = op.arg(1)
+    return passed(op, ZERO) if isinstance(exponent, (int, float)) and exponent > 0 else unknown(op)
 
 
 def unknown(op: Op):
@@ -84,10 +96,9 @@ def multiplicative(op: Op) -> Value:
 
 
 def quotient(op: Op) -> Value:
-    """div: homogeneous in the numerator; a denominator that may vanish says nothing of zero."""
-    denominator = op.arg(1)
-    if isinstance(denominator, Value) and denominator.axes:
-        return elementwise(op, lambda states: np.minimum.reduce(states) * LOST, broadcast=GATED)
+    """div: homogeneous in the numerator; a channel in the denominator must not become zero."""
+    if isinstance(denominator := op.arg(1), Value):
+        op.freeze(denominator.axes, 'divides')
     return elementwise(op, np.minimum.reduce, broadcast=GATED)
 
 

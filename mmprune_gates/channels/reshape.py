@@ -25,6 +25,12 @@ def runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]
     return found
 
 
+def grid(vector: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
+    """A vector along dimension ``dim`` of a run ``before``, seen as ``after``: its element at each position."""
+    shape = [-1 if d == dim else 1 for d in range(len(before))]
+    return np.broadcast_to(vector.reshape(shape), before).reshape(after)
+
+
 def spread(ids: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
     """Where the channels along dimension ``dim`` of a run ``before`` lie in the same run seen as ``after``.
 
@@ -38,8 +44,7 @@ def spread(ids: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int,
         Positions into ``ids``, shape ``after``, reduced to size 1 along every dimension the channel does not
         change over.
     """
-    shape = [-1 if d == dim else 1 for d in range(len(before))]
-    positions = np.broadcast_to(np.arange(len(ids)).reshape(shape), before).reshape(after)
+    positions = grid(np.arange(len(ids)), dim, before, after)
     for d in range(positions.ndim):
         first = positions.take([0], axis=d)
         if positions.shape[d] > 1 and np.array_equal(np.broadcast_to(ids[first], positions.shape), ids[positions]):

@@ -6,19 +6,26 @@ Support for a new op is one row here, a rule if none fits, and a test.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import getitem
 
-from mmprune_gates.channels import layers, pointwise, shapes
+from mmprune_gates.channels import layers, pointwise, products, shapes
 from mmprune_gates.channels.op import Op
 
 HOMOGENEOUS = (
-    'relu leaky_relu abs neg dropout feature_dropout alpha_dropout clone contiguous detach alias to _to_copy '
-    'type_as lift_fresh_copy max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d '
-    'adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d '
-    'upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d '
-    'upsample_trilinear3d'
+    'relu leaky_relu abs neg dropout feature_dropout clone contiguous detach alias to _to_copy type_as lift_fresh_copy'
+)
+RESAMPLING = (
+    'max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d '
+    'adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d '
+    'upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d'
 )
 ZERO_PRESERVING = 'relu6 silu gelu hardswish tanh elu selu celu mish softsign sin sqrt square sign expm1 log1p'
-ANY_FUNCTION = 'sigmoid hardsigmoid exp log rsqrt reciprocal cos softplus log_sigmoid'
+# Not here: log, reciprocal, rsqrt and the like, which are infinite where a closed channel is zero.
+ANY_FUNCTION = (
+    'sigmoid hardsigmoid exp cos softplus log_sigmoid alpha_dropout zeros_like ones_like full_like rand_like randn_like'
+)
+NOTHING = '_assert_tensor_metadata _assert_async'
+PRODUCTS = 'matmul mm bmm einsum scaled_dot_product_attention'
 
 TABLE: dict[str, Callable[[Op], object]] = {
     # layers
@@ -31,16 +38,21 @@ TABLE: dict[str, Callable[[Op], object]] = {
     'linear': layers.linear,
     'batch_norm': layers.batch_norm,
     'instance_norm': layers.batch_norm,
+    **dict.fromkeys(PRODUCTS.split(), products.product),
     # one element, or one channel, at a time
     **dict.fromkeys(HOMOGENEOUS.split(), pointwise.same),
+    **dict.fromkeys(RESAMPLING.split(), pointwise.resampling),
     **dict.fromkeys(ZERO_PRESERVING.split(), pointwise.zero_preserving),
     **dict.fromkeys(ANY_FUNCTION.split(), pointwise.any_function),
+    **dict.fromkeys(NOTHING.split(), pointwise.nothing),
     'clamp': pointwise.clamp,
     'clamp_min': pointwise.clamp,
     'hardtanh': pointwise.clamp,
+    'pow': pointwise.power,
     'prelu': pointwise.prelu,
     'add': pointwise.additive,
     'sub': pointwise.additive,
+    'rsub': pointwise.additive,
     'maximum': pointwise.additive,
     'minimum': pointwise.additive,
     'mul': pointwise.multiplicative,
@@ -70,9 +82,10 @@ TABLE: dict[str, Callable[[Op], object]] = {
     'cat': shapes.cat,
     'concat': shapes.cat,
     'stack': shapes.stack,
-    'chunk': shapes.pieces,
-    'split': shapes.pieces,
-    'split_with_sizes': shapes.pieces,
+    'chunk': shapes.chunk,
+    'split': shapes.split,
+    'split_with_sizes': shapes.split,
+    'pixel_shuffle': shapes.pixel_shuffle,
     'slice': shapes.take_slice,
     'select': shapes.select,
     'pad': shapes.pad,
@@ -87,6 +100,6 @@ def apply_rule(op: Op) -> object:
 
     The in-place form of an op (``relu_``) follows the same rule.
     """
-    if op.name.endswith('getitem'):
+    if op.node.target is getitem:
         return shapes.getitem(op)
     return TABLE.get(op.name.removeprefix('aten.').rstrip('_'), pointwise.unknown)(op)

@@ -9,14 +9,14 @@ import numpy as np
 from mmprune_gates.channels.labels import Axis, Value
 from mmprune_gates.channels.op import Op, shapes
 from mmprune_gates.channels.pointwise import meet
-from mmprune_gates.channels.reshape import runs, spread
+from mmprune_gates.channels.reshape import grid, runs, spread
 
 
 def view(op: Op) -> Value:
     """view, reshape, flatten, squeeze, ...: channels follow their elements.
 
-    Where a dimension is split, only the last of its parts can shrink in a rectangular way: the channels at the
-    same place of the other parts are tied (groups of a shuffle, heads).
+    Where a dimension is split, only one of its parts can shrink in a rectangular way: the one given as -1 in the
+    code, or else the last; channels at the same place of the other parts are tied (groups of a shuffle, heads).
     """
     x, axes = op.arg(0), []
     for before, after in runs(x.shape, op.shape):
@@ -33,13 +33,28 @@ def view(op: Op) -> Value:
 def relaid(op: Op, axis: Axis, shape: tuple[int, ...], before: range, after: range) -> Axis:
     """One axis within one run of dimensions."""
     inner = tuple(shape[d] for d in before)
-    positions = spread(axis.ids, axis.dim - before.start, inner, tuple(op.shape[d] for d in after))
+    outer, dim = tuple(op.shape[d] for d in after), axis.dim - before.start
+    positions = spread(axis.ids, dim, inner, outer)
     varying = [d for d, size in enumerate(positions.shape) if size > 1]
-    for d in varying[:-1]:
-        first = positions.take([0], axis=d)
-        op.flow.unite(axis.ids[first], axis.ids[positions])
-        positions = first
-    return replace(axis.take(positions.ravel()), dim=after.start + varying[-1])
+    inferred = inferred_dim(op)
+    shrinks = inferred - after.start if inferred is not None and inferred - after.start in varying else varying[-1]
+    for d in varying:
+        if d != shrinks:
+            first = positions.take([0], axis=d)
+            op.flow.unite(axis.ids[first], axis.ids[positions])
+            positions = first
+    others = tuple(d for d in range(len(outer)) if d != shrinks)
+    state = grid(axis.state, dim, inner, outer).min(axis=others)
+    return replace(axis, dim=after.start + shrinks, ids=axis.ids[positions.ravel()], state=state)
+
+
+def inferred_dim(op: Op) -> int | None:
+    """The dimension of the result whose size the code gives as -1, if any."""
+    sizes = next((arg for arg in op.node.args[1:] if isinstance(arg, (list, tuple))), ())
+    if -1 not in sizes:
+        return None
+    first = op.arg(1) % len(op.arg(0).shape) if op.name.endswith('unflatten') else 0
+    return first + list(sizes).index(-1)
 
 
 def permute(op: Op) -> Value:
@@ -99,23 +114,40 @@ def join(op: Op, dim: int, parts: list[Value], found: list[Axis | None]) -> Axis
     )
 
 
-def pieces(op: Op) -> list[Value]:
-    """chunk and split: consecutive pieces along ``args[2]``. Equal pieces shrink alike."""
+def chunk(op: Op) -> list[Value]:
+    """``aten.chunk``: consecutive pieces along ``args[2]``, by their number. Equal pieces shrink alike."""
     x, dim = op.arg(0), op.arg(2, 0) % len(op.arg(0).shape)
-    sizes = [shape[dim] for shape in shapes(op.node)]
-    axis = x.along(dim)
-    if axis is not None and len(set(sizes)) == 1:
-        rows = axis.ids.reshape(len(sizes), -1)
-        op.flow.unite(rows[:1], rows)
-    elif axis is not None:
-        op.freeze([axis], 'split into pieces of different sizes')
-        axis = None
-    bounds = np.cumsum([0, *sizes])
-    results = []
-    for i, shape in enumerate(shapes(op.node)):
-        own = [axis.take(slice(bounds[i], bounds[i + 1]))] if axis is not None and sizes[i] > 1 else []
-        results.append(Value(shape, (*x.without(dim), *own)))
-    return results
+    axis, parts = x.along(dim), shapes(op.node)
+    if axis is None:
+        return [Value(shape, x.axes) for shape in parts]
+    if len({shape[dim] for shape in parts}) > 1 or parts[0][dim] == 1:
+        op.freeze([axis], 'split into pieces of different sizes, or of one channel')
+        return [Value(shape, x.without(dim)) for shape in parts]
+    rows = axis.ids.reshape(len(parts), -1)
+    op.flow.unite(rows[:1], rows)
+    size = rows.shape[1]
+    return [
+        Value(shape, (*x.without(dim), axis.take(slice(i * size, (i + 1) * size)))) for i, shape in enumerate(parts)
+    ]
+
+
+def split(op: Op) -> list[Value]:
+    """split: consecutive pieces along ``args[2]``, by their sizes, which the code may fix."""
+    x, dim = op.arg(0), op.arg(2, 0) % len(op.arg(0).shape)
+    op.freeze([x.along(dim)], 'split at sizes that the code may fix')
+    return [Value(shape, x.without(dim)) for shape in shapes(op.node)]
+
+
+def pixel_shuffle(op: Op) -> Value:
+    """``aten.pixel_shuffle``: (N, C r^2, H, W) -> (N, C, H r, W r); the r^2 channels behind one go together."""
+    x, axis = op.arg(0), op.arg(0).along(1)
+    if axis is None or op.shape[1] == 1:
+        op.freeze([axis], 'shuffled into a single channel')
+        return op.result(x.without(1))
+    rows = axis.ids.reshape(op.shape[1], -1)
+    op.flow.unite(rows[:, :1], rows)
+    state = axis.state.reshape(rows.shape).min(axis=1)
+    return op.result([*x.without(1), replace(axis, ids=rows[:, 0], state=state)])
 
 
 def take_slice(op: Op) -> Value:

@@ -52,11 +52,19 @@ def trace_channels(
     Raises:
         RuntimeError: ``torch.export`` cannot capture the model.
     """
-    flow, batch = Flow(), example_inputs[0].shape[0]
+    flow = Flow(aliases=aliases(model))
+    batch = example_inputs[0].shape[0]
     walk(flow, capture(model, forward, example_inputs, training=False), batch, counted=True)
     if train_forward is not None:
         walk(flow, capture(model, train_forward, example_inputs, training=True), batch, counted=False)
     return build_graph(flow, model)
+
+
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Module path or tensor name -> the first one of the same module or tensor; ``torch.export`` uses the last."""
+    named = (model.named_modules, model.named_parameters, model.named_buffers)
+    first: dict[object, str] = {}
+    return {name: first.setdefault(x, name) for items in named for name, x in items(remove_duplicate=False)}
 
 
 def capture(model: nn.Module, forward: Forward | None, inputs: tuple, training: bool) -> torch.export.ExportedProgram:
@@ -92,16 +100,40 @@ def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted:
         values[node] = Value(shapes(node)[0])
         spec = specs.get(node.name)
         if spec is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and node.users:
-            names[node] = spec.target.removeprefix('model.')
+            names[node] = flow.canonical(spec.target.removeprefix('model.'))
             values[node] = flow.tensor(names[node], shapes(node)[0])
 
 
 def call(op: Op) -> Any:
     """Labels of an op's result; an op that works in place also relabels its operand."""
     result = apply_rule(op)
-    if op.node.target is not getitem and op.name.endswith('_'):
-        op.values[op.node.args[0]] = result
+    node = op.node
+    while is_inplace(node):
+        node = node.args[0]
+        if is_view(node) and changed(op.values[node], result):
+            op.freeze(result.axes, 'changed in place through a view')
+        op.values[node] = result
     return result
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """Whether a call changes its first operand."""
+    return node.target is not getitem and str(node.target).rpartition('.')[0].endswith('_')
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a tensor shares its elements with one computed before it."""
+    source = node.args[0] if node.target is getitem else node
+    return getattr(source.target, 'is_view', False)
+
+
+def changed(before: Value, after: Value) -> bool:
+    """Whether an op has changed what is known of the channels' values."""
+    known = {axis.dim: axis for axis in before.axes}
+    return any(
+        axis.dim not in known or axis.norms != known[axis.dim].norms or (axis.state != known[axis.dim].state).any()
+        for axis in after.axes
+    )
 
 
 def as_list(value: Any) -> list[Value]:

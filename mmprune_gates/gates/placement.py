@@ -88,8 +88,8 @@ def restrict(graph: ChannelGraph, index: Tensor, names: set[str]) -> Tensor:
 
 
 def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
-    """A gate in front of a reader: on its input or its weight, whichever has fewer elements."""
+    """A gate in front of a reader: on its weight or, if that has more elements, on its input where it can be."""
     own = graph.slots.get(read.weight, {}).get(read.in_dim)
-    if own is not None and read.weight_size < read.input_size:
+    if own is not None and (read.weight_size < read.input_size or not read.direct):
         return Placement(read.layer, WEIGHT, read.in_dim, torch.where(torch.isin(own, index[index >= 0]), own, -1))
     return Placement(read.layer, INPUT, read.dim, index)

@@ -84,7 +84,7 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
     changed: dict[str, list[str]] = defaultdict(list)
     for name, value in slim.items():
         for path, module, attribute in places[name]:
-            replace_tensor(module, attribute, value)
+            value = replace_tensor(module, attribute, value)  # one tensor in all places, as before
             changed[path].append(attribute)
     widths: Widths = {}
     for path in changed:

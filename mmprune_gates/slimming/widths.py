@@ -92,7 +92,8 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
     Raises:
         ValueError: A path or attribute that the model does not have, naming it.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
+    tied = tied_parameters(model)
     for path, attributes in widths.items():
         if path not in modules:
             raise ValueError(
@@ -100,6 +101,19 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
                 'belongs to another architecture, or its keys were changed after slimming'
             )
         resize(modules[path], path, attributes)
+    for (owner, name), (other, other_name) in tied:
+        setattr(other, other_name, getattr(owner, name))
+
+
+def tied_parameters(model: nn.Module) -> list[tuple[tuple[nn.Module, str], tuple[nn.Module, str]]]:
+    """(module, attribute) that holds a parameter first, and another that holds the same one."""
+    first, tied = {}, []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            place = first.setdefault(parameter, (module, name))
+            if place != (module, name):
+                tied.append((place, (module, name)))
+    return tied
 
 
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
@@ -120,10 +134,15 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
         module.reset_parameters()
 
 
-def replace_tensor(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Put a new parameter or buffer in the place of an old one; requires_grad, dtype and device stay."""
+def replace_tensor(module: nn.Module, name: str, value: torch.Tensor) -> torch.Tensor:
+    """Put a new parameter or buffer in the place of an old one; requires_grad, dtype and device stay.
+
+    Returns:
+        The new one; given again as ``value`` for another module, it is shared.
+    """
     old = getattr(module, name)
-    value = value.detach().to(old)
-    if isinstance(old, nn.Parameter):
-        value = nn.Parameter(value, requires_grad=old.requires_grad)
+    if not isinstance(value, nn.Parameter):
+        value = value.detach().to(old)
+        value = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
     setattr(module, name, value)
+    return value
