@@ -1,4 +1,4 @@
-# The dense start of the demo: a narrow DeepLabV3+ on drawn scenes in VOC2012 format. First write the data set with
+# The dense start of the demo: a narrow DeepLabV3+ on drawn scenes in VOC2012 format. Write the data set first:
 #   python tools/demo_data.py data/demo_scenes
 _base_ = 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-20k_voc12aug-512x512.py'
 custom_imports = dict(imports=['mmprune_gates'])
@@ -71,15 +71,15 @@ model = dict(
     auxiliary_head=dict(in_channels=96, channels=24, num_classes=7, norm_cfg=norm_cfg))
 
 # ---- schedule
-max_iters = 2400
+max_iters = 2000
 optim_wrapper = dict(
-    _delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01), clip_grad=None)
+    _delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-2, weight_decay=0.01), clip_grad=None)
 optimizer = None
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=100, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=400)
+train_cfg = dict(max_iters=max_iters, val_interval=500)
 default_hooks = dict(
     logger=dict(interval=25), checkpoint=dict(interval=max_iters, save_optimizer=False))
 randomness = dict(seed=0)
