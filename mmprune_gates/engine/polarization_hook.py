@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,9 @@ class PolarizationHook(Hook):
     ) -> None:
         if update not in UPDATES:
             raise ValueError(f'PolarizationHook: update must be one of {sorted(UPDATES)}, got {update!r}')
+        known = list(inspect.signature(UPDATES[update]).parameters)[3:]  # after gates, schedule, limits
+        if unknown := sorted(options.keys() - set(known)):
+            raise ValueError(f'PolarizationHook: no argument {unknown} with update={update!r}, which takes {known}')
         self.schedule = Schedule(target_macs, begin, end, settle, tuple(eps))
         self.limits = Limits(floor, divisor, tuple(exclude))
         self.update, self.gate_lr, self.options = update, gate_lr, options
@@ -64,9 +68,7 @@ class PolarizationHook(Hook):
         """Build the controller and give the gates an optimiser group of their own."""
         self.gates = gates_of(unwrapped(runner))
         self.controller = UPDATES[self.update](self.gates, self.schedule, self.limits, **self.options)
-        if runner.optim_wrapper is not None and hasattr(runner.optim_wrapper, 'optimizer'):
-            lr = 0.0 if self.controller.straight_through else self.gate_lr
-            own_param_group(runner.optim_wrapper.optimizer, self.gates, lr)
+        self.own_group = own_param_group(runner.optim_wrapper.optimizer, self.gates, self.gate_lr)
 
     def before_train(self, runner) -> None:
         """Restore a resumed run's state; start to watch the gradients."""
@@ -74,6 +76,11 @@ class PolarizationHook(Hook):
             self.controller.load_state_dict(self.loaded)
         for group in self.gates.graph.free:
             self.gates[group.name].theta.register_hook(self.watch(group.name))
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Set the gates' own learning rate, which no scheduler knows; 0 where the controller alone moves them."""
+        still = self.controller.straight_through or self.controller.settled
+        self.own_group['lr'] = 0.0 if still else self.gate_lr
 
     def watch(self, name: str):
         """A hook that keeps the gradient of a group's gate, and hides it from the optimiser if need be."""
@@ -112,16 +119,17 @@ def unwrapped(runner) -> torch.nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> None:
-    """Move the gates' parameters to a last group of the optimiser: constant learning rate, no weight decay.
+def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> dict:
+    """Move the gates' parameters to a last group of the optimiser, without weight decay, and return that group.
 
     Parameter schedulers exist by now and go over the groups they know, so no group is taken away, even if it is
-    left empty; the last one is the hook's own.
+    left empty.
     """
     own = {id(parameter) for parameter in gates.parameters()}
     for group in optimizer.param_groups:
         group['params'] = [parameter for parameter in group['params'] if id(parameter) not in own]
     optimizer.add_param_group({'params': list(gates.parameters()), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0})
+    return optimizer.param_groups[-1]
 
 
 def gathered(gates: GateSet, grads: dict[str, Tensor]) -> Tensor:

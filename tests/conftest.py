@@ -1,0 +1,83 @@
+"""Fixtures that several files use: a tiny data set of the real format, a tiny gated run on it."""
+
+import uuid
+from pathlib import Path
+
+import mmprune_gates  # noqa: F401  (cures come before mmengine's imports)
+import pytest
+import torch
+from demo_data import generate_voc
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory):
+    """Folder of a dozen images in VOC2012 format."""
+    root = tmp_path_factory.mktemp('scenes')
+    generate_voc(root, num_train=12, num_val=4, size=(32, 48))
+    return root / 'VOC2012'
+
+
+@pytest.fixture(scope='session')
+def tiny_config(scenes):
+    """A function: config of the demo with few channels, small images and few iterations."""
+
+    def make(work_dir, name='demo/gdp_deeplabv3plus_scenes.py', iterations=12, **overrides):
+        config = Config.fromfile(CONFIGS / name)
+        config.work_dir = str(work_dir)
+        for part in ('train', 'val', 'test'):
+            config[f'{part}_dataloader'].dataset.data_root = str(scenes)
+            config[f'{part}_dataloader'].batch_size = 2
+        small = {
+            'load_from': None,
+            'experiment_name': uuid.uuid4().hex,  # hubs and visualizers are shared by name within a process
+            'visualizer.name': uuid.uuid4().hex,
+            'model.data_preprocessor.size': (32, 48),
+            'model.backbone.base_channels': 8,
+            'model.backbone.stem_channels': 8,
+            'model.decode_head.in_channels': 64,
+            'model.decode_head.channels': 16,
+            'model.decode_head.c1_in_channels': 8,
+            'model.decode_head.c1_channels': 4,
+            'model.auxiliary_head.in_channels': 32,
+            'model.auxiliary_head.channels': 8,
+            'train_cfg.max_iters': iterations,
+            'train_cfg.val_interval': 1000,
+            'default_hooks.checkpoint.interval': iterations,
+            'default_hooks.logger.interval': 1,
+        }
+        config.merge_from_dict({**small, **overrides})
+        return config
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def gated_run(tmp_path_factory, tiny_config):
+    """(config, checkpoint) of a finished gated run; not to be changed."""
+    torch.set_num_threads(1)
+    config = tiny_config(tmp_path_factory.mktemp('gated'))
+    config.custom_hooks[0].steps = 2
+    runner = Runner.from_cfg(config)
+    runner.train()
+    path = Path(config.work_dir) / 'gated.py'
+    config.dump(path)
+    return path, Path(config.work_dir) / 'iter_12.pth'
+
+
+@HOOKS.register_module()
+class EarlyEnd(Hook):
+    """Ends a run after ``at`` iterations, as if it had been killed right after a checkpoint."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        """Stop the loop."""
+        if runner.iter + 1 == self.at:
+            runner.train_loop.stop_training = True

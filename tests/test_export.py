@@ -1,0 +1,137 @@
+"""The product of slimming: what is in it, what it equals, what is refused."""
+
+import json
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
+from mmprune_gates.engine.export import export_slim, outputs, relative_error
+from mmprune_gates.gates import gates_of
+from mmseg.apis import inference_model, init_model
+
+
+@pytest.fixture(scope='module')
+def product(gated_run, tmp_path_factory):
+    """(folder, report) of a slimmed run."""
+    folder = tmp_path_factory.mktemp('product') / 'slim'
+    config, checkpoint = gated_run
+    return folder, export_slim(Config.fromfile(config), checkpoint, folder)
+
+
+def gated_model(gated_run):
+    config, checkpoint = gated_run
+    init_default_scope('mmseg')
+    model = MODELS.build(Config.fromfile(config).model).eval()
+    load_weights(model, read_checkpoint(checkpoint), checkpoint)
+    return model
+
+
+def test_slim_equals_gated_in_every_head(gated_run, product):
+    gated = gated_model(gated_run)
+    slim = init_model(str(product[0] / 'slim.py'), str(product[0] / 'slim.pth'), device='cpu')
+    for size in ((32, 48), (64, 64)):
+        example = torch.randn(2, 3, *size)
+        assert relative_error(outputs(gated, example), outputs(slim, example)) <= 1e-5
+        assert len(outputs(slim, example)) == 2  # decode head and auxiliary head
+
+
+def test_report_is_what_the_model_is(gated_run, product):
+    folder, report = product
+    assert json.loads((folder / 'slim.json').read_text()) == report
+    gates = gates_of(gated_model(gated_run))
+    assert report['macs']['after'] == gates.graph.macs(gates.kept())
+    assert report['macs']['after'] / report['macs']['before'] <= 0.27
+    slim = init_model(str(folder / 'slim.py'), str(folder / 'slim.pth'), device='cpu')
+    assert report['params']['after'] == sum(parameter.numel() for parameter in slim.parameters())
+    for name, group in report['groups'].items():
+        assert group['kept'] == gates.kept()[name].nonzero().flatten().tolist()
+
+
+def test_state_dict_has_the_stock_keys_and_loads_with_weights_only(gated_run, product):
+    checkpoint = torch.load(product[0] / 'slim.pth', weights_only=True)
+    stock = [key for key in gated_model(gated_run).state_dict() if not key.startswith('gates.')]
+    assert list(checkpoint['state_dict']) == stock
+    assert checkpoint['meta']['dataset_meta']['classes'][0] == 'background'
+
+
+def test_slim_config_inherits_nothing_and_prunes_no_more(product):
+    text = (product[0] / 'slim.py').read_text()
+    assert '_base_' not in text
+    config = Config.fromfile(product[0] / 'slim.py')
+    assert config.model.type == 'mmprune_gates.SlimModel'
+    assert config.custom_hooks == []
+    assert config.load_from == f'{product[0]}/slim.pth'
+
+
+def test_slim_model_infers_with_the_stock_api(product):
+    model = init_model(str(product[0] / 'slim.py'), str(product[0] / 'slim.pth'), device='cpu')
+    image = torch.randint(0, 255, (32, 48, 3), dtype=torch.uint8).numpy()
+    assert inference_model(model, image).pred_sem_seg.data.shape == (1, 32, 48)
+    assert type(model).__name__ == 'EncoderDecoder'
+
+
+def test_slim_model_takes_a_loss_step(product, scenes):
+    from mmengine.runner import Runner
+
+    config = Config.fromfile(product[0] / 'slim.py')
+    config.merge_from_dict({'work_dir': str(product[0].parent / 'fine_tune'), 'train_cfg.max_iters': 1})
+    runner = Runner.from_cfg(config)
+    before = runner.model.backbone.layer1[0].conv1.weight.detach().clone()
+    runner.train()
+    loaded = torch.load(product[0] / 'slim.pth', weights_only=True)['state_dict']['backbone.layer1.0.conv1.weight']
+    after = runner.model.backbone.layer1[0].conv1.weight.detach()
+    assert before.shape == after.shape == loaded.shape
+    assert 0 < (after - loaded).abs().max() < 0.1  # started from slim.pth, and learned
+
+
+def test_an_earlier_product_is_replaced(gated_run, product):
+    config, checkpoint = gated_run
+    export_slim(Config.fromfile(config), checkpoint, product[0])
+    assert sorted(path.name for path in product[0].iterdir()) == ['slim.json', 'slim.pth', 'slim.py']
+    assert [path.name for path in product[0].parent.glob('.slim-*')] == []
+
+
+def test_a_folder_of_somebody_else_is_refused(gated_run, tmp_path):
+    (tmp_path / 'thesis.tex').write_text('years of work')
+    with pytest.raises(FileExistsError, match='thesis.tex'):
+        export_slim(Config.fromfile(gated_run[0]), gated_run[1], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_a_config_without_gates_is_refused(gated_run, tmp_path):
+    config = Config.fromfile(gated_run[0])
+    config.model.type = 'EncoderDecoder'
+    with pytest.raises(ValueError, match='GatedModel'):
+        export_slim(config, gated_run[1], tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(gated_run, tmp_path):
+    config = Config.fromfile(gated_run[0])
+    config.model.decode_head.channels = 24
+    with pytest.raises(ValueError, match=r'does not fit EncoderDecoder: .*expected'):
+        export_slim(config, gated_run[1], tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('damage', ['missing', 'truncated', 'text', 'empty'])
+def test_damaged_checkpoints_are_refused(gated_run, tmp_path, damage):
+    path = tmp_path / 'damaged.pth'
+    if damage == 'truncated':
+        path.write_bytes(gated_run[1].read_bytes()[:5000])
+    elif damage == 'text':
+        path.write_text('not a checkpoint')
+    elif damage == 'empty':
+        path.touch()
+    with pytest.raises((FileNotFoundError, ValueError), match='damaged.pth'):
+        export_slim(Config.fromfile(gated_run[0]), path, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_nothing_is_written_when_parity_fails(gated_run, tmp_path, monkeypatch):
+    monkeypatch.setattr('mmprune_gates.engine.export.TOLERANCE', -1.0)
+    with pytest.raises(ValueError, match='differs from the gated one'):
+        export_slim(Config.fromfile(gated_run[0]), gated_run[1], tmp_path / 'out')
+    assert list(tmp_path.iterdir()) == []
