@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import torch
 from torch import nn
@@ -99,9 +100,16 @@ def removal_errors(model, graph, inputs, kept, forward=None) -> tuple[float, flo
     return relative_error(call(slim, inputs, forward), expected), distance, slim, spec
 
 
-def trace_toy(net) -> tuple[nn.Module, object, torch.Tensor]:
-    """A toy net in float64 with random values, its channel graph, and an input."""
+@cache
+def traced(net) -> tuple[nn.Module, object, torch.Tensor]:
+    """A toy net in float64 with random values, its channel graph, and an input; not to be changed."""
     torch.manual_seed(0)
     model = randomize_(net().double())
     inputs = example(net.shape)
     return model, trace_channels(model, (inputs,)), inputs
+
+
+def toy(net) -> tuple[nn.Module, object, torch.Tensor]:
+    """A toy net to change, its channel graph, and an input."""
+    model, graph, inputs = traced(net)
+    return copy.deepcopy(model).eval(), graph, inputs

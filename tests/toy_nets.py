@@ -343,7 +343,7 @@ class AttentionProduct(Toy):
     def __init__(self):
         super().__init__()
         self.a, self.query, self.key = conv_bn(3, 6), conv(6, 4, 1), conv(6, 4, 1)
-        self.out, self.head = conv_bn(6, 5, 1), conv(5, 4, 1)
+        self.out, self.head = conv_bn(6, 5, 1, act=nn.LeakyReLU), conv(5, 4, 1)
 
     def forward(self, x):
         x = self.a(x)
@@ -590,7 +590,7 @@ class InPlace(Toy):
     def __init__(self):
         super().__init__()
         self.a = conv_bn(3, 6, act=lambda: nn.SiLU(inplace=True))
-        self.b, self.head = conv_bn(6, 6, act=lambda: nn.ReLU(inplace=True)), conv(6, 4, 1)
+        self.b, self.head = conv_bn(6, 6, act=nn.Identity), conv(6, 4, 1)
 
     def forward(self, x):
         x = self.a(x)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmprune_gates.channels.labels import GATED, ZERO, Axis, Read, Term, Use, Value
+from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Read, Term, Use, Value
 from mmprune_gates.channels.op import Op
 
 FIXED_INPUT = 'reads an input without removable channels'
@@ -56,7 +56,7 @@ def linear(op: Op) -> Value:
     out = produce(op, weight.along(0), bias, last)
     rigid = [weight.shape[d] for d in (0, 1) if weight.along(d) is None]
     cost(op, [*x.shape[:-1], *rigid], weight.along(0), weight.along(1))
-    rest = [op.flow.weaken(a, ZERO if bias is None else 0) for a in x.without(last)]
+    rest = [op.flow.weaken(a, GATED if bias is None else LOST) for a in x.without(last)]
     return op.result([*rest, *([out] if out else [])])
 
 
@@ -87,7 +87,7 @@ def convolve(op: Op, transposed: bool, conv_groups: int) -> Value:
         out = depthwise_output(op, x, weight, bias, transposed)
     else:
         out = grouped_output(op, x, weight, bias, transposed, conv_groups)
-    batch = [op.flow.weaken(axis, ZERO if bias is None else 0) for axis in x.axes if axis.dim == 0]
+    batch = [op.flow.weaken(axis, GATED if bias is None else LOST) for axis in x.axes if axis.dim == 0]
     return op.result([*batch, *([out] if out else [])])
 
 
@@ -155,7 +155,7 @@ def batch_norm(op: Op) -> Value:
     for other in own_axes:
         if other is not None:
             op.flow.unite(axis.ids, other.ids)
-    batch = [op.flow.weaken(a, 0) for a in x.axes if a.dim == 0]
+    batch = [op.flow.weaken(a, LOST) for a in x.axes if a.dim == 0]
     if not (is_own(op, op.parameter(1)) and is_own(op, op.parameter(2), 'bias')):
         return op.result([*batch, op.flow.weaken(axis, ZERO)])
     gated = np.full_like(axis.state, GATED)

@@ -17,12 +17,14 @@ def same(op: Op) -> Value:
     return passed(op, GATED)
 
 
-def resampling(op: Op) -> Value:
+def resampling(op: Op) -> Value | list[Value]:
     """Pooling and interpolation over the trailing ``1d``, ``2d`` or ``3d`` dimensions: homogeneous per channel."""
     x = op.arg(0)
     first = len(x.shape) - int(op.name.removesuffix('d')[-1])
     op.freeze([axis for axis in x.axes if axis.dim >= first], 'resampled along a dimension that holds channels')
-    return op.result([axis for axis in x.axes if axis.dim < first])
+    result, *indices = shapes(op.node)
+    value = Value(result, tuple(axis for axis in x.axes if axis.dim < first))
+    return [value, *map(Value, indices)] if indices else value
 
 
 def nothing(op: Op) -> Value:

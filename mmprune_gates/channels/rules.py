@@ -19,12 +19,11 @@ RESAMPLING = (
     'adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d '
     'upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d'
 )
-ZERO_PRESERVING = 'relu6 silu gelu hardswish tanh elu selu celu mish softsign sin sqrt square sign expm1 log1p'
+ZERO_PRESERVING = 'relu6 silu gelu hardswish tanh elu selu celu mish sin sqrt square sign expm1 log1p'
 # Not here: log, reciprocal, rsqrt and the like, which are infinite where a closed channel is zero.
 ANY_FUNCTION = (
     'sigmoid hardsigmoid exp cos softplus log_sigmoid alpha_dropout zeros_like ones_like full_like rand_like randn_like'
 )
-NOTHING = '_assert_tensor_metadata _assert_async'
 PRODUCTS = 'matmul mm bmm einsum scaled_dot_product_attention'
 
 TABLE: dict[str, Callable[[Op], object]] = {
@@ -44,7 +43,7 @@ TABLE: dict[str, Callable[[Op], object]] = {
     **dict.fromkeys(RESAMPLING.split(), pointwise.resampling),
     **dict.fromkeys(ZERO_PRESERVING.split(), pointwise.zero_preserving),
     **dict.fromkeys(ANY_FUNCTION.split(), pointwise.any_function),
-    **dict.fromkeys(NOTHING.split(), pointwise.nothing),
+    '_assert_tensor_metadata': pointwise.nothing,
     'clamp': pointwise.clamp,
     'clamp_min': pointwise.clamp,
     'hardtanh': pointwise.clamp,

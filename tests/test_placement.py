@@ -1,0 +1,74 @@
+"""Where gates go: norms where a gate passes to every reader, readers elsewhere; once, never before depthwise."""
+
+import pytest
+import torch
+from helpers import traced
+from toy_nets import NETS
+
+from mmprune_gates.gates.placement import AFFINE, INPUT, WEIGHT, place_gates
+
+nets = pytest.mark.parametrize('net', NETS.values(), ids=NETS)
+told = pytest.mark.parametrize(
+    'net', [n for n in NETS.values() if n.placements], ids=[n for n in NETS if NETS[n].placements]
+)
+
+
+@told
+def test_placements_are_those_by_hand(net):
+    _, graph, _ = traced(net)
+    assert {(p.module, p.kind) for p in place_gates(graph)} == net.placements
+
+
+@nets
+def test_at_most_one_placement_per_module(net):
+    _, graph, _ = traced(net)
+    placed = place_gates(graph)
+    assert len({p.module for p in placed}) == len(placed)
+
+
+@nets
+def test_a_gate_acts_on_norms_or_on_readers_and_on_every_free_group(net):
+    _, graph, _ = traced(net)
+    kinds = {group.name: set() for group in graph.free}
+    for placement in place_gates(graph):
+        for group in graph.groups:
+            if bool(((placement.index >= group.start) & (placement.index < group.start + group.size)).any()):
+                kinds[group.name].add(placement.kind == AFFINE)  # a frozen group would raise KeyError
+    assert all(len(found) == 1 for found in kinds.values())
+
+
+@nets
+def test_never_before_a_depthwise_convolution(net):
+    _, graph, _ = traced(net)
+    depthwise = {layer.name for layer in graph.layers if layer.kind == 'depthwise conv'}
+    assert not depthwise & {p.module for p in place_gates(graph)}
+
+
+@nets
+def test_in_front_of_readers_every_one_of_a_group_has_it(net):
+    _, graph, _ = traced(net)
+    placed = {p.module: p for p in place_gates(graph)}
+    for group in graph.free:
+        own = [
+            p
+            for p in placed.values()
+            if p.kind != AFFINE and bool(torch.isin(torch.arange(group.start, group.start + group.size), p.index).any())
+        ]
+        readers = {
+            r.layer
+            for r in graph.reads
+            if bool(((r.index >= group.start) & (r.index < group.start + group.size)).any())
+        }
+        assert not own or {p.module for p in own} == readers
+
+
+@nets
+def test_the_smaller_side_of_a_reader_is_scaled(net):
+    _, graph, _ = traced(net)
+    reads = {read.layer: read for read in graph.reads}
+    for placement in place_gates(graph):
+        read = reads.get(placement.module)
+        if placement.kind == WEIGHT:
+            assert read.weight_size < read.input_size or not read.direct
+        elif placement.kind == INPUT:
+            assert read.input_size <= read.weight_size and read.direct

@@ -1,0 +1,81 @@
+"""The table of widths rebuilds the slim net: same shapes, same keys, same outputs with its weights."""
+
+import copy
+import json
+
+import pytest
+import torch
+from helpers import call, random_kept, relative_error, toy
+from torch import nn
+from toy_nets import NETS, Plain, TiedWeights, Transposed, conv
+
+from mmprune_gates import slim_model
+from mmprune_gates.slimming import apply_widths
+
+pruned = pytest.mark.parametrize('net', [n for n in NETS.values() if n.free], ids=[n for n in NETS if NETS[n].free])
+
+
+@pruned
+def test_a_fresh_net_with_the_widths_takes_the_slim_weights(net):
+    slim, graph, inputs = toy(net)
+    widths = slim_model(slim, graph, random_kept(graph))['widths']
+    fresh = net().double()
+    apply_widths(fresh, json.loads(json.dumps(widths)))  # plain values: what a config can hold
+    fresh.load_state_dict(slim.state_dict(), strict=True)
+    assert relative_error(call(fresh, inputs), call(slim, inputs)) == 0
+    assert [str(m) for m in fresh.modules()] == [str(m) for m in slim.modules()]  # attributes, not only shapes
+    assert {p.dtype for p in fresh.parameters()} == {torch.float64}
+
+
+@pruned
+def test_a_fresh_net_is_initialised_and_trains(net):
+    slim, graph, inputs = toy(net)
+    fresh = net().double()
+    apply_widths(fresh, slim_model(slim, graph, random_kept(graph))['widths'])
+    assert [n for n, _ in fresh.named_parameters()] == [n for n, _ in net().named_parameters()]
+    assert all(tensor.isfinite().all() for tensor in call(fresh, inputs))
+
+
+def test_widths_name_the_attributes_that_changed_and_only_those():
+    model, graph, _ = toy(Plain)
+    widths = slim_model(model, graph, {'a.0': torch.arange(8) < 5})['widths']
+    assert widths == {'a.0': {'out_channels': 5}, 'a.1': {'num_features': 5}, 'b.0': {'in_channels': 5}}
+
+
+def test_widths_of_grouped_and_depthwise_transposed_convolutions():
+    model, graph, _ = toy(Transposed)
+    kept = {'a.0': torch.arange(4) < 2, 'up': torch.arange(3) < 2, 'b.0': torch.arange(4) < 3}
+    widths = slim_model(model, graph, kept)['widths']
+    assert widths['up'] == {'in_channels': 4, 'out_channels': 4}
+    assert widths['dw'] == {'in_channels': 3, 'out_channels': 3, 'groups': 3}
+
+
+def test_tied_parameters_stay_tied():
+    model = TiedWeights()
+    apply_widths(model, {'b': {'in_channels': 4, 'out_channels': 4}, 'c': {'in_channels': 4, 'out_channels': 4}})
+    assert model.b.weight is model.c.weight and model.b.weight.shape[:2] == (4, 4)
+
+
+def test_a_single_depthwise_channel():
+    model = nn.Sequential(conv(3, 4), conv(4, 4, groups=4))
+    apply_widths(model, {'0': {'out_channels': 1}, '1': {'in_channels': 1, 'out_channels': 1, 'groups': 1}})
+    assert model(torch.zeros(1, 3, 4, 4)).shape == (1, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ('widths', 'message'),
+    [
+        ({'nobody': {'out_channels': 3}}, "module 'nobody', which Plain does not have: the slim config belongs to"),
+        ({'a.0': {'num_features': 3}}, r"widths of 'a\.0': Conv2d has no attribute 'num_features'"),
+        ({'a.2': {'gamma': [3]}}, r"widths of 'a\.2': ReLU has no attribute 'gamma'"),
+    ],
+)
+def test_widths_of_another_net(widths, message):
+    with pytest.raises(ValueError, match=message):
+        apply_widths(Plain(), widths)
+
+
+def test_a_copy_keeps_its_width():
+    model, graph, inputs = toy(Plain)
+    slim_model(model, graph, random_kept(graph))
+    assert relative_error(call(copy.deepcopy(model), inputs), call(model, inputs)) == 0
