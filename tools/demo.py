@@ -104,7 +104,7 @@ class Demo:
     def miou(self, name: str, config: Path, checkpoint: Path) -> float:
         """mIoU on the validation images, by ``tools/test.py``."""
         out = self.work_dir / f'test_{name}.json'
-        self.run(f'test_{name}', 'test.py', config, checkpoint, '--json', out, '--work-dir', self.work_dir / 'test',
+        self.run(f'test_{name}', 'test.py', config, checkpoint, '--out-json', out, '--work-dir', self.work_dir / 'test',
                  '--cfg-options', *self.options)  # fmt: skip
         return json.loads(out.read_text())['mIoU']
 

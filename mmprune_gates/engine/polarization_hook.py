@@ -10,6 +10,8 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import BaseOptimWrapper
+from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from mmprune_gates.budget import Controller, GradientController, Limits, Schedule, WaterlineController
@@ -65,7 +67,9 @@ class PolarizationHook(Hook):
         self.grads: dict[str, Tensor] = {}
 
     def before_run(self, runner) -> None:
-        """Build the controller and give the gates an optimiser group of their own."""
+        """Before training, build the controller and give the gates an optimiser group of their own."""
+        if not isinstance(runner.optim_wrapper, BaseOptimWrapper):
+            return  # validation and test leave the optimiser a config
         self.gates = gates_of(unwrapped(runner))
         self.controller = UPDATES[self.update](self.gates, self.schedule, self.limits, **self.options)
         self.own_group = own_param_group(runner.optim_wrapper.optimizer, self.gates, self.gate_lr)
@@ -80,7 +84,7 @@ class PolarizationHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Set the gates' own learning rate, which no scheduler knows; 0 where the controller alone moves them."""
         still = self.controller.straight_through or self.controller.settled
-        self.own_group['lr'] = 0.0 if still else self.gate_lr
+        runner.optim_wrapper.optimizer.param_groups[-1]['lr'] = 0.0 if still else self.gate_lr
 
     def watch(self, name: str):
         """A hook that keeps the gradient of a group's gate, and hides it from the optimiser if need be."""
@@ -119,8 +123,8 @@ def unwrapped(runner) -> torch.nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> dict:
-    """Move the gates' parameters to a last group of the optimiser, without weight decay, and return that group.
+def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> None:
+    """Move the gates' parameters to a last group of the optimiser, without weight decay.
 
     Parameter schedulers exist by now and go over the groups they know, so no group is taken away, even if it is
     left empty.
@@ -129,7 +133,6 @@ def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float)
     for group in optimizer.param_groups:
         group['params'] = [parameter for parameter in group['params'] if id(parameter) not in own]
     optimizer.add_param_group({'params': list(gates.parameters()), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0})
-    return optimizer.param_groups[-1]
 
 
 def gathered(gates: GateSet, grads: dict[str, Tensor]) -> Tensor:
