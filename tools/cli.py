@@ -104,8 +104,8 @@ def runner_config(args: argparse.Namespace) -> Config:
                 own['persistent_workers'] = config[name].get('num_workers', 0) > 0
                 config[name] = {**own, **config[name]}
     for hook in config.get('custom_hooks') or []:
-        if str(hook.get('type')).startswith('mmprune_gates.'):
-            HOOKS.build(hook.to_dict())  # refuses bad arguments before anything is written
+        if isinstance(hook, dict) and str(hook.get('type')).startswith('mmprune_gates.'):
+            HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})  # refuses bad arguments
     return config
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+# What torch.load raises for a file that it cannot read: bytes that are no pickle end in any of these.
+UNREADABLE = (
+    *(RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError),
+    *(pickle.PickleError, struct.error),
+)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -22,9 +29,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f'checkpoint {path} is truncated or not a checkpoint: {first}') from error
+    except UNREADABLE as error:
+        # torch's own text begins with advice to load unsafely; the paragraph after it names what was refused.
+        paragraphs = [text for text in str(error).split('\n') if text and 'weights_only' not in text]
+        reason = paragraphs[0] if paragraphs else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = f'{reason.rstrip(".")}. Only tensors and plain values are loaded: anything else could run code'
+        raise ValueError(f'checkpoint {path} is truncated or not a checkpoint: {reason}') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary with a state_dict')
     return checkpoint if 'state_dict' in checkpoint else {'state_dict': checkpoint}
