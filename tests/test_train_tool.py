@@ -1,0 +1,344 @@
+"""tools/train.py and tools/test.py: real runs by config alone, and one clear message for bad input."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cli
+import pytest
+import torch
+import train
+from demo_data import generate_voc
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / 'configs' / 'gdp_deeplabv3plus_voc.py'
+pytestmark = pytest.mark.models
+
+
+def load_tool(name):
+    """A tool whose name the standard library has, too."""
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tester = load_tool('test')
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Folder of a few images in VOC2012 format with the augmented set."""
+    return generate_voc(tmp_path / 'voc', num_train=3, num_val=2, num_aug=3, size=(64, 64))
+
+
+@pytest.fixture
+def small(tiny_config, tmp_path):
+    """A function: path of a small gated config in ``tmp_path``, with changes."""
+
+    def write(name='small.py', text='', **overrides):
+        config = tiny_config(tmp_path / 'unused', **overrides)
+        config.work_dir = None
+        config.custom_hooks = config.custom_hooks[:1]
+        config.custom_hooks[0].steps = 2
+        path = tmp_path / name
+        config.dump(path)
+        path.write_text(path.read_text() + text)
+        return str(path)
+
+    return write
+
+
+def failed(capsys, code=1):
+    """The message of a tool that failed: no stack trace, its last lines on stderr."""
+    text = capsys.readouterr().err
+    assert 'Traceback' not in text and 'error: ' in text
+    return text[text.index('error: ') :]
+
+
+# runs ------------------------------------------------------------------------------------------------------
+
+
+def test_the_voc_config_trains(voc, tmp_path):
+    data = {f'train_dataloader.dataset.datasets.{n}.data_root': voc for n in (0, 1)}
+    data['val_dataloader.dataset.data_root'] = voc
+    crops = {f'train_dataloader.dataset.datasets.{n}.pipeline.3.crop_size': '(64,64)' for n in (0, 1)}
+    loaders = {f'{part}_dataloader.{key}': value for part in ('train', 'val') for key, value in LOADER.items()}
+    options = {
+        **data,
+        **crops,
+        **loaders,
+        'train_dataloader.batch_size': 2,
+        'model.pretrained': None,
+        'model.data_preprocessor.size': '(64,64)',
+        'train_cfg.max_iters': 2,
+        'train_cfg.val_interval': 100,
+        'default_hooks.checkpoint.save_optimizer': False,
+    }
+    options = [f'{key}={value}' for key, value in options.items()]
+    assert train.main([str(CONFIG), '--work-dir', str(tmp_path / 'work'), '--cfg-options', *options]) == 0
+    state = torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=True)['state_dict']
+    gates = torch.cat([value for key, value in state.items() if key.endswith('.theta')])
+    assert set(gates.unique().tolist()) == {0.0, 1.0}
+
+
+LOADER = {'num_workers': 0, 'persistent_workers': False}
+
+
+def test_resume_equals_an_uninterrupted_run(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = {
+        'default_hooks.checkpoint.interval': 3,
+        'default_hooks.checkpoint.save_optimizer': True,
+        'model.decode_head.dropout_ratio': 0,  # its masks come from a generator that no checkpoint holds
+        'model.auxiliary_head.dropout_ratio': 0,
+    }
+    config = small(iterations=6, **plain)
+    assert train.main([config]) == 0
+    whole = tmp_path / 'work_dirs' / 'small'  # where a run goes unless told otherwise
+    halves = tmp_path / 'halves'
+    halves.mkdir()
+    (halves / 'iter_3.pth').symlink_to(whole / 'iter_3.pth')
+    (halves / 'last_checkpoint').write_text(str(halves / 'iter_3.pth'))
+    assert train.main([config, '--work-dir', str(halves), '--resume']) == 0
+    a, b = (torch.load(folder / 'iter_6.pth', weights_only=True) for folder in (whole, halves))
+    a['optimizer'], b['optimizer'] = (end['optimizer']['state'] for end in (a, b))
+    for part in ('state_dict', 'optimizer', 'mmprune_gates'):
+        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
+    start = torch.load(whole / 'iter_3.pth', weights_only=True)['state_dict']
+    assert any(not torch.equal(value, start[key]) for key, value in a['state_dict'].items())
+
+
+OWN_FILE = """
+import torch
+from mmengine.hooks import Hook
+
+from mmprune_gates import HOOKS, MODELS
+from mmprune_gates.gates import Gate, gates_of
+
+
+@MODELS.register_module()
+class ClampedGate(Gate):
+    def value(self, theta):
+        return theta.clamp(0, 1)
+
+
+@HOOKS.register_module()
+class CloseFirst(Hook):
+    def __init__(self, count):
+        self.count = count
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        for group in gates_of(runner.model).graph.free:
+            with torch.no_grad():
+                gates_of(runner.model)[group.name].theta[: self.count] = 0
+"""
+
+
+def test_a_gate_type_and_a_hook_of_ones_own_work_by_config_alone(small, tmp_path, monkeypatch):
+    (tmp_path / 'own_pruning.py').write_text(OWN_FILE)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    config = small(
+        iterations=2,
+        text="\ncustom_imports = dict(imports=['mmprune_gates', 'own_pruning'])\n"
+        "model['gates'] = dict(type='ClampedGate')\n"
+        "custom_hooks = [dict(type='mmprune_gates.CloseFirst', count=2)]\n",
+    )
+    assert train.main([config, '--work-dir', str(tmp_path / 'own')]) == 0
+    state = torch.load(tmp_path / 'own' / 'iter_2.pth', weights_only=True)['state_dict']
+    thetas = [value for key, value in state.items() if key.endswith('.theta')]
+    assert thetas and all((theta[:2] == 0).all() and (theta[2:] > 0).all() for theta in thetas)
+
+
+def test_test_writes_its_metrics_and_pictures(gated_run, scenes, tmp_path, capsys):
+    config, checkpoint = (str(path) for path in gated_run)
+    out = tmp_path / 'metrics.json'
+    args = [config, checkpoint, '--work-dir', str(tmp_path / 'work'), '--out-json', str(out)]
+    assert tester.main([*args, '--show-dir', str(tmp_path / 'shown')]) == 0
+    assert capsys.readouterr().out.count('| background |') == 1
+    metrics = json.loads(out.read_text())
+    assert 0 <= metrics['mIoU'] <= 100
+    assert len(list((tmp_path / 'shown').rglob('*.png'))) >= 1
+
+
+CLASSIFIER = """
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['mmprune_gates'])
+model = dict(
+    type='mmprune_gates.GatedModel', architecture='ImageClassifier', input_shape=(3, 32, 32),
+    backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=64, topk=(1,)),
+    data_preprocessor=dict(num_classes=2))
+pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='CustomDataset', data_prefix='{root}', pipeline=pipeline))
+test_dataloader = val_dataloader = train_dataloader
+test_evaluator = val_evaluator = dict(type='Accuracy')
+train_cfg, val_cfg, test_cfg = dict(by_epoch=True, max_epochs=1), dict(), dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+default_hooks = dict(visualization=dict(type='VisualizationHook', enable=False))
+visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+custom_hooks = [dict(type='mmprune_gates.PolarizationHook', target_macs=0.5)]
+"""
+
+
+def test_a_classifier_trains_and_tests(tmp_path):
+    for name in 'ab':
+        (tmp_path / 'images' / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new('RGB', (32, 32), (number * 90, 20, 60)).save(tmp_path / 'images' / name / f'{number}.png')
+    config = tmp_path / 'classifier.py'
+    config.write_text(CLASSIFIER.replace('{root}', str(tmp_path / 'images')))
+    work = str(tmp_path / 'work')
+    assert train.main([str(config), '--work-dir', work]) == 0
+    shown = ['--show-dir', str(tmp_path / 'shown')]
+    assert tester.main([str(config), f'{work}/epoch_1.pth', '--work-dir', work, *shown]) == 0
+    assert list((tmp_path / 'shown').glob('*.png'))
+
+
+# bad input -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_itself_fails_with_the_message_and_the_code(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', ROOT / 'tools' / 'train.py', CONFIG, '--work-dir', tmp_path / 'work'],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    for word in ('train.py: error: data set not found', 'datasets.1.data_prefix.seg_map_path', 'make demo'):
+        assert word in done.stderr
+    for place in ('JPEGImages', 'SegmentationClass', 'SegmentationClassAug', 'ImageSets/Segmentation/aug.txt'):
+        assert f'data/VOCdevkit/VOC2012/{place}' in done.stderr
+    assert not list(tmp_path.iterdir())  # and nothing was written
+
+
+@pytest.mark.parametrize('args', [[], ['a.py', '--cfg-options', 'b'], ['a.py', '--cfg-options', 'b=(1']])
+def test_wrong_usage_exits_with_2(args, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        train.main(args)
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        (None, 'No such file'),
+        ('model = dict(', 'bad.py'),
+        ("_base_ = './absent.py'", 'absent.py'),
+        ("custom_imports = dict(imports=['absent_module'])", 'absent_module'),
+        ('x = 1', 'has no model'),
+    ],
+)
+def test_a_config_that_cannot_be_read(text, words, tmp_path, capsys):
+    path = tmp_path / 'bad.py'
+    if text is not None:
+        path.write_text(text)
+    assert train.main([str(path)]) == 1
+    assert words in failed(capsys)
+
+
+def test_an_override_that_does_not_fit(small, capsys):
+    assert train.main([small(), '--cfg-options', 'custom_hooks.7.steps=1']) == 1
+    assert '--cfg-options does not fit' in failed(capsys)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ("custom_hooks[0]['target_macs'] = 1.5", r'in (0, 1]; got 1.5'),
+        ("custom_hooks[0]['begin'] = 0.9", 'begin <'),
+        ("custom_hooks[0]['step'] = 3", "no argument ['step']"),
+        ("custom_hooks[0]['type'] = 'mmprune_gates.NoHook'", 'NoHook is not in the'),
+        ("custom_hooks[0]['target_macs'] = 0.001", 'a budget of 0.0010 of the MACs cannot be met'),
+        ("model['gates'] = dict(type='NoGate')", "'NoGate' is not registered"),
+        ("model['gates'] = dict(type='PolarizationGate', eps=-1)", 'eps must be positive'),
+        ("model['architecture'] = 'NoModel'", 'NoModel is not in the'),
+        ("model['data_preprocessor'].pop('size')", 'model.input_shape'),
+        ("train_dataloader['dataset']['ann_file'] = 'absent.txt'", 'absent.txt   (train_dataloader.dataset.ann_file)'),
+        ("load_from = 'absent.pth'", 'absent.pth does not exist'),
+    ],
+)
+def test_what_a_config_asks_for_is_refused(small, change, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train.main([small(text=f'\n{change}\n')]) == 1
+    assert words in failed(capsys)
+
+
+def test_errors_that_are_not_about_the_input_keep_their_trace(small, tmp_path):
+    with pytest.raises(TypeError, match='unhashable'):
+        train.main([small(text="\nmodel['backbone']['depth'] = [18]\n"), '--work-dir', str(tmp_path / 'work')])
+
+
+def test_amp_without_a_gpu(small, capsys):
+    if torch.cuda.is_available():
+        return
+    assert train.main([small(), '--amp']) == 1
+    assert '--amp needs a GPU' in failed(capsys)
+
+
+class Crafted:
+    """Runs code when it is unpickled, if nothing prevents it."""
+
+    def __reduce__(self):
+        return os.mkdir, ('crafted',)
+
+
+def write_checkpoint(kind, path, good):
+    """A checkpoint with a defect."""
+    if kind == 'truncated':
+        path.write_bytes(good.read_bytes()[:5000])
+    elif kind == 'no checkpoint':
+        path.write_text('hello')
+    elif kind == 'crafted':
+        torch.save({'state_dict': Crafted()}, path)
+    elif kind == 'other architecture':
+        state = torch.load(good, weights_only=True)
+        own = state['state_dict']
+        state['state_dict'] = {f'net.{key}' if 'decode' in key else key: value for key, value in own.items()}
+        torch.save(state, path)
+
+
+BROKEN = {
+    'missing': 'does not exist',
+    'truncated': 'truncated or not a checkpoint',
+    'no checkpoint': 'truncated or not a checkpoint',
+    'crafted': 'truncated or not a checkpoint',
+    'other architecture': 'decode_head.',
+}
+
+
+@pytest.mark.parametrize('kind', BROKEN)
+@pytest.mark.parametrize('tool', ['test', 'train'])
+def test_a_broken_checkpoint(tool, kind, gated_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config, good = gated_run
+    path = tmp_path / 'broken.pth'
+    write_checkpoint(kind, path, good)
+    if tool == 'test':
+        code = tester.main([str(config), str(path), '--work-dir', 'work'])
+    else:
+        code = train.main([str(config), '--resume', str(path), '--work-dir', 'work'])
+    assert code == 1 and BROKEN[kind] in failed(capsys)
+    assert not (tmp_path / 'crafted').exists()
+
+
+def test_weights_alone_are_no_run_to_resume(gated_run, tmp_path, capsys):
+    path = tmp_path / 'weights.pth'
+    torch.save(torch.load(gated_run[1], weights_only=True)['state_dict'], path)
+    assert train.main([str(gated_run[0]), '--resume', str(path)]) == 1
+    assert f'load_from={path}' in failed(capsys)
+
+
+def test_unsafe_loading_is_off_in_every_loader(tmp_path):
+    assert cli.os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
+    torch.save(Crafted(), tmp_path / 'crafted.pth')
+    with pytest.raises(Exception, match='[Ww]eights'):
+        torch.load(tmp_path / 'crafted.pth', weights_only=False)

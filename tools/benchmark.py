@@ -1,0 +1,236 @@
+"""What gates cost in training: a gated model against the same one without gates.
+
+Both take training steps (forward, losses, backward, optimiser) in turn, in one process; the gated step includes the
+config's pruning hooks, in the phase in which they move the gates. Reports the ratio of the times of each pair, the
+bytes of activations that the forward saves for the backward, and on a GPU the peak memory of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import cli
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from mmprune_gates.engine.builders import default_input_shape, without_pretrained
+from mmprune_gates.engine.registry import HOOKS
+
+DTYPES = {'fp32': None, 'bf16': torch.bfloat16}
+WARM_UP = 2
+MAX_ITERS = 40_000  # of the run that the steps are taken from
+FIRST_ITER = 12_000  # gates are moving: between begin and end of the hook's default phases
+
+
+@dataclass
+class Trainee:
+    """A model in training, with its hooks.
+
+    Attributes:
+        model: The model.
+        optim: Its optimiser wrapper.
+        runner: What hooks see of a runner.
+        hooks: Pruning hooks.
+        seconds: Time of each step.
+    """
+
+    model: nn.Module
+    optim: OptimWrapper
+    runner: SimpleNamespace
+    hooks: list
+    seconds: list[float] = field(default_factory=list)
+
+    def losses(self, inputs: Tensor, samples: list, dtype: torch.dtype | None) -> Tensor:
+        """Forward, with the sum of all losses."""
+        with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.model.parse_losses(self.model(inputs, samples, mode='loss'))[0]
+
+    def step(self, inputs: Tensor, samples: list, dtype: torch.dtype | None) -> None:
+        """One timed training iteration."""
+        synchronize(inputs.device)
+        begin = time.perf_counter()
+        for hook in self.hooks:
+            hook.before_train_iter(self.runner, self.runner.iter)
+        self.optim.update_params(self.losses(inputs, samples, dtype))
+        for hook in self.hooks:
+            hook.after_train_iter(self.runner, self.runner.iter)
+        synchronize(inputs.device)
+        self.seconds.append(time.perf_counter() - begin)
+        self.runner.iter += 1
+
+
+@cli.reports_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = cli.config_parser(__doc__)
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+    parser.add_argument('--crop', type=int, nargs=2, metavar=('H', 'W'), help="default: the config's input size")
+    parser.add_argument('--batch', type=int, default=2)
+    parser.add_argument('--pairs', type=int, default=10)
+    parser.add_argument('--amp-dtype', default='fp32', choices=DTYPES)
+    parser.add_argument('--json', metavar='FILE', help='also write everything there')
+    args = parser.parse_args(argv)
+    if args.batch < 1 or args.pairs < 2:
+        parser.error('--batch must be at least 1 and --pairs at least 2')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('--device cuda: no GPU is available')
+    config = cli.load_config(args)
+    report = {'config': args.config, **compare(config, args), 'torch': torch.__version__}
+    report['threads'] = torch.get_num_threads()
+    print('\n'.join(table(report)))
+    if args.json:
+        cli.write_json(args.json, report)
+    return 0
+
+
+def compare(config: Config, args: argparse.Namespace) -> dict:
+    """Figures of the gated and the ungated model, from steps in turn: each goes first every other time."""
+    gated, ungated, shape = pair(config, args)
+    batch = inputs_and_samples(config, shape, args.batch, args.device)
+    dtype = DTYPES[args.amp_dtype]
+    for number in range(WARM_UP + args.pairs):
+        for one in (gated, ungated) if number % 2 else (ungated, gated):
+            one.step(*batch, dtype)
+    times = {'gated': gated.seconds[WARM_UP:], 'ungated': ungated.seconds[WARM_UP:]}
+    ratios = sorted(a / b for a, b in zip(*times.values(), strict=True))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    report = {
+        'device': torch.cuda.get_device_name() if args.device == 'cuda' else 'cpu',
+        'crop': list(shape[1:]),
+        'batch': args.batch,
+        'dtype': args.amp_dtype,
+        'seconds': times,
+        'time_ratio': {'median': middle, 'quartiles': [low, high], 'range': [ratios[0], ratios[-1]]},
+    }
+    measures = {'saved_activation_bytes': saved_bytes}
+    if args.device == 'cuda':
+        measures['step_peak_bytes'] = peak_bytes
+    for name, measure in measures.items():
+        a, b = (measure(one, batch, dtype) for one in (gated, ungated))
+        report[name] = {'gated': a, 'ungated': b, 'ratio': a / b}
+    return report
+
+
+def pair(config: Config, args: argparse.Namespace) -> tuple[Trainee, Trainee, tuple[int, ...]]:
+    """The gated and the ungated model of a config with the same weights, and the shape of their input.
+
+    Raises:
+        ValueError: The config has no gates.
+    """
+    if config.model.get('type') != 'mmprune_gates.GatedModel':
+        raise ValueError(f'{args.config}: model.type is {config.model.get("type")!r}, not mmprune_gates.GatedModel')
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    model = without_pretrained(config.model.to_dict())
+    shape = (3, *args.crop) if args.crop else tuple(model.get('input_shape') or default_input_shape(model))
+    model['input_shape'] = shape  # where gates go may depend on it
+    plain = {key: value for key, value in model.items() if key not in ('architecture', 'gates', 'input_shape')}
+    gated = trainee(config, model, args.device)
+    ungated = trainee(config, {**plain, 'type': model['architecture']}, args.device)
+    ungated.model.load_state_dict(gated.model.state_dict(), strict=False)  # all but the gates
+    return gated, ungated, shape
+
+
+def trainee(config: Config, model_config: dict, device: str) -> Trainee:
+    """A model on its device, in training mode, with optimiser and, if it has gates, the pruning hooks."""
+    torch.manual_seed(0)
+    model = MODELS.build(ConfigDict(model_config))
+    model = revert_sync_batchnorm(model).to(device).train()
+    optim_config = {**config.optim_wrapper, 'type': 'OptimWrapper'}
+    optim_config.pop('loss_scale', None)
+    optim = build_optim_wrapper(model, ConfigDict(optim_config))
+    runner = SimpleNamespace(
+        model=model,
+        optim_wrapper=optim,
+        iter=FIRST_ITER,
+        max_iters=MAX_ITERS,
+        logger=MMLogger.get_current_instance(),
+        message_hub=MessageHub.get_instance('benchmark'),
+    )
+    gated = 'architecture' in model_config
+    wanted = [hook for hook in config.get('custom_hooks') or [] if str(hook['type']).endswith('.PolarizationHook')]
+    hooks = [HOOKS.build(hook) for hook in wanted] if gated else []
+    for hook in hooks:
+        hook.before_run(runner)
+        hook.before_train(runner)
+    return Trainee(model, optim, runner, hooks)
+
+
+def inputs_and_samples(config: Config, shape: tuple[int, ...], batch: int, device: str) -> tuple[Tensor, list]:
+    """Random images and labels for a segmentor or a classifier."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(batch, *shape, generator=generator).to(device)
+    if 'decode_head' in config.model:
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        heads = config.model.decode_head
+        classes = (heads[-1] if isinstance(heads, (list, tuple)) else heads).num_classes
+        masks = torch.randint(classes, (batch, 1, *shape[1:]), generator=generator).to(device)
+        return inputs, [SegDataSample(gt_sem_seg=PixelData(data=mask)) for mask in masks]
+    from mmpretrain.structures import DataSample
+
+    labels = torch.randint(config.model.head.num_classes, (batch,), generator=generator).to(device)
+    return inputs, [DataSample().set_gt_label(label) for label in labels]
+
+
+def saved_bytes(one: Trainee, batch: tuple[Tensor, list], dtype: torch.dtype | None) -> int:
+    """Bytes of distinct storages that a forward saves for the backward, parameters and buffers excluded."""
+    own = {t.untyped_storage().data_ptr() for t in (*one.model.parameters(), *one.model.buffers())}
+    found: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        one.losses(*batch, dtype)
+    return sum(storage.nbytes() for storage in found.values())
+
+
+def peak_bytes(one: Trainee, batch: tuple[Tensor, list], dtype: torch.dtype | None) -> int:
+    """Peak GPU memory of a step above what is held before it."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    one.step(*batch, dtype)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def table(report: dict) -> list[str]:
+    """The report as lines."""
+    ratio, seconds = report['time_ratio'], report['seconds']
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    lines = [
+        f'{report["device"]}, {report["dtype"]}, batch {report["batch"]} of {tuple(report["crop"])}, '
+        f'{len(report["seconds"]["gated"])} pairs, {report["threads"]} threads',
+        f'{"":24}{"gated":>12}{"ungated":>12}{"ratio":>9}',
+        f'{"step, s (median)":24}{middle["gated"]:12.4f}{middle["ungated"]:12.4f}{ratio["median"]:9.4f}'
+        f'   quartiles {ratio["quartiles"][0]:.4f} to {ratio["quartiles"][1]:.4f}, '
+        f'range {ratio["range"][0]:.4f} to {ratio["range"][1]:.4f}',
+    ]
+    for name, what in (('saved_activation_bytes', 'saved activations, MB'), ('step_peak_bytes', 'peak of a step, MB')):
+        if name in report:
+            own = report[name]
+            lines.append(f'{what:24}{own["gated"] / 1e6:12.2f}{own["ungated"] / 1e6:12.2f}{own["ratio"]:9.4f}')
+    return lines
+
+
+if __name__ == '__main__':
+    sys.exit(main())
