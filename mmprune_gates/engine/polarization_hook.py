@@ -72,7 +72,7 @@ class PolarizationHook(Hook):
             return  # validation and test leave the optimiser a config
         self.gates = gates_of(unwrapped(runner))
         self.controller = UPDATES[self.update](self.gates, self.schedule, self.limits, **self.options)
-        self.own_group = own_param_group(runner.optim_wrapper.optimizer, self.gates, self.gate_lr)
+        own_param_group(runner.optim_wrapper.optimizer, self.gates, self.gate_lr)
 
     def before_train(self, runner) -> None:
         """Restore a resumed run's state; start to watch the gradients."""
