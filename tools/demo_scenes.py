@@ -1,6 +1,6 @@
 """Draws the scenes of the demo data set: an image, its mask, and which pixels belong to which thing.
 
-Objects of six VOC classes differ by outline and texture, hardly by colour. They stand in front of textured backgrounds
+Objects of six VOC classes differ by outline and texture, and only loosely by colour. They stand before textured grounds
 among distractors of no class, occlude one another, and change in scale, light and noise.
 """
 
@@ -147,16 +147,16 @@ def _paint(
         if np.abs(one - two).mean() >= contrast:
             break
     if tint is not None:
-        one += (np.array(tint) - one) * rng.uniform(0, 0.9)
+        one += (np.array(tint) - one) * rng.uniform(0.2, 1)
     paint = one + (two - one) * field[..., None]
     return paint + (paint.mean(axis=2, keepdims=True) - paint) * mute
 
 
 def _background(rng: Generator, shape: Size) -> Array:
     """A textured background: coarse noise, and over a part of it a second texture."""
-    image = _paint(rng, _noise(rng, shape, min(shape) / rng.uniform(2, 6)), contrast=20, mute=0.6)
+    image = _paint(rng, _noise(rng, shape, min(shape) / rng.uniform(2, 6)), contrast=20, mute=0.7)
     over = _texture(KINDS[rng.integers(len(KINDS))], rng, shape, rng.uniform(0, np.pi))
-    over = _paint(rng, over, contrast=20, mute=0.6)
+    over = _paint(rng, over, contrast=20, mute=0.7)
     where = (_noise(rng, shape, min(shape) / 2)[..., None] > rng.uniform(0.35, 0.75)) * rng.uniform(0.3, 0.9)
     return image + (over - image) * where
 
@@ -213,7 +213,7 @@ def _draw_distractor(rng: Generator, image: Array, centre: Array, half_height: f
         turns = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
         points = np.stack([np.cos(turns), np.sin(turns)], axis=1) * rng.uniform(0.4, 1, (len(turns), 1))
     alpha = _cover(place(points), shape)
-    paint = _paint(rng, _texture(KINDS[rng.integers(len(KINDS))], rng, shape, angle), mute=0.4)
+    paint = _paint(rng, _texture(KINDS[rng.integers(len(KINDS))], rng, shape, angle), mute=0.5)
     image += (paint - image) * alpha[..., None]
     return alpha > 0.5
 
@@ -229,7 +229,7 @@ def _light(rng: Generator, image: Array, noise: float) -> Array:
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
-def draw_scene(rng: Generator, size: Size, noise: float = 10.0, odd_texture: float = 0.1) -> tuple[Array, Array, Array]:
+def draw_scene(rng: Generator, size: Size, noise: float = 8.0, odd_texture: float = 0.05) -> tuple[Array, Array, Array]:
     """Draws one scene.
 
     Args:
@@ -248,7 +248,7 @@ def draw_scene(rng: Generator, size: Size, noise: float = 10.0, odd_texture: flo
     todo = ['object'] * int(rng.integers(2, 6)) + ['distractor'] * int(rng.integers(1, 3))
     for number, what in enumerate(rng.permutation(todo), start=1):
         centre = _centre(rng, size, taken)
-        half_height = min(size) * np.exp(rng.uniform(np.log(0.2), np.log(0.48)))
+        half_height = min(size) * np.exp(rng.uniform(np.log(0.26), np.log(0.5)))
         if what == 'object':
             name = CLASSES[rng.integers(1, len(CLASSES))]
             where = _draw_object(rng, image, name, centre, half_height, odd_texture)

@@ -81,5 +81,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=500)
 default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=max_iters, save_optimizer=False))
+    logger=dict(interval=25), checkpoint=dict(interval=max_iters))
 randomness = dict(seed=0)
