@@ -81,12 +81,15 @@ class Controller:
     def step(self, progress: float) -> None:
         """Move the gates after an optimiser step; ``progress`` is the share of the run that is done."""
         if self.settled:
+            self.gates.set_theta((self.gates.theta() > 0.5).float())  # an optimiser's momentum may still push
             return
         self.gates.set_eps(self.schedule.eps_at(progress))
         if progress >= self.schedule.settle:
             self.settle()
         elif progress >= self.schedule.begin:
             self.move(progress)
+        else:
+            self.gates.set_theta(torch.ones(self.gates.graph.num_channels))  # whatever an optimiser did
 
     def move(self, progress: float) -> None:
         """One step between ``begin`` and ``settle``."""

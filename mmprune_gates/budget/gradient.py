@@ -15,6 +15,8 @@ from mmprune_gates.budget.controller import Controller, Schedule
 from mmprune_gates.budget.selection import Limits
 from mmprune_gates.gates import GateSet
 
+SMALL = 1e-2  # theta below it is closed
+
 
 class GradientController(Controller):
     """Task gradient by the optimiser, price by this controller.
@@ -61,18 +63,29 @@ class GradientController(Controller):
         self.price = max(0.0, self.price + self.price_step * (1 if above > 0 else -1))
         force = self.price * self.priced(theta, marginal) * self.gates.slope()
         self.turn += 1
-        self.gates.set_theta(snapped(theta - force.clamp(max=self.rate)).clamp_(0, 1))
+        self.gates.set_theta(self.limited(snapped(theta - force.clamp(max=self.rate)).clamp_(0, 1)))
 
     def priced(self, theta: Tensor, marginal: Tensor) -> Tensor:
         """(num_channels,) relative price: zero for the side held fixed, for floors and for what must stay."""
         price = torch.zeros_like(theta)
-        mean = torch.stack([marginal[group.span].mean() for group in self.candidates.groups]).mean()
+        means = [marginal[group.span].mean() for group in self.candidates.groups]
+        mean = sum(means) / max(1, len(means))
         for group in self.candidates.groups[self.turn % 2 :: 2]:
             own = (marginal[group.span] / mean).pow(self.exponent)
             keep = self.candidates.limits.least(group)
             own[theta[group.span].topk(keep).indices] = 0
             price[group.span] = own
         return price
+
+    def limited(self, theta: Tensor) -> Tensor:
+        """Theta with what must stay put back where the optimiser has moved it: 1, or open in a floor."""
+        limited = torch.ones_like(theta)
+        for group in self.candidates.groups:
+            own = theta[group.span].clone()
+            best = own.topk(self.candidates.limits.least(group)).indices
+            own[best] = own[best].clamp_min(SMALL)
+            limited[group.span] = own
+        return limited
 
     def state_dict(self) -> dict:
         """Adds price and turn."""
@@ -84,6 +97,6 @@ class GradientController(Controller):
         self.price, self.turn = float(state['price']), int(state['turn'])
 
 
-def snapped(theta: Tensor, below: float = 1e-2) -> Tensor:
+def snapped(theta: Tensor, below: float = SMALL) -> Tensor:
     """Theta with values too small to matter set to exactly 0, where its gradient vanishes."""
     return torch.where(theta < below, torch.zeros_like(theta), theta)

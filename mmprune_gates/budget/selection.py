@@ -80,29 +80,31 @@ class Candidates:
             score: (num_channels,) higher = keep. A block has the mean of its channels.
         """
         score = score.detach().cpu().double()
-        numbers, count = self.blocks(score)
-        closes = numbers >= 0
+        numbers, counts = self.blocks(score)
+        closes, count = numbers >= 0, sum(counts)
         mean = torch.zeros(count, dtype=score.dtype).index_add(0, numbers[closes], score[closes])
         mean /= torch.bincount(numbers[closes], minlength=count)
+        # Blocks of a group close in order, even if rounding says otherwise: its width stays a multiple.
+        mean = torch.cat([mean[:0], *(own.cummax(0).values for own in mean.split(counts))])
         place = torch.empty(count, dtype=torch.long)
         place[mean.argsort(stable=True)] = torch.arange(count)
         ranks = torch.full((len(score),), len(score))
         ranks[closes] = place[numbers[closes]]
         return ranks
 
-    def blocks(self, score: Tensor) -> tuple[Tensor, int]:
-        """(num_channels,) number of each channel's block, -1 where it never closes; and the number of blocks.
+    def blocks(self, score: Tensor) -> tuple[Tensor, list[int]]:
+        """(num_channels,) number of each channel's block, -1 where it never closes; blocks of each group.
 
         The blocks of a group are numbered from its lowest scores up, so that equal blocks close in that order.
         """
-        numbers, count = torch.full((len(score),), -1), 0
+        numbers, counts = torch.full((len(score),), -1), []
         for group in self.groups:
             closing = score[group.span].argsort(stable=True)[: group.size - self.limits.least(group)]
             short = -len(closing) % self.limits.divisor  # the first block brings the group to a multiple
             own = (torch.arange(len(closing)) + short) // self.limits.divisor
-            numbers[group.start + closing] = own + count
-            count += -(-len(closing) // self.limits.divisor)
-        return numbers, count
+            numbers[group.start + closing] = own + sum(counts)
+            counts.append(-(-len(closing) // self.limits.divisor))
+        return numbers, counts
 
     def select(self, score: Tensor, ratio: float) -> Tensor:
         """Which channels stay when the lowest scores close until the budget is met.

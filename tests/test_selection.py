@@ -1,0 +1,183 @@
+"""Scores to kept channels: the budget from below, the limits always, lowest scores first."""
+
+import pytest
+import torch
+from helpers import example, traced
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from toy_nets import Chunk, Decoder, Plain, Residual, TwoHeads, conv_bn
+
+from mmprune_gates import trace_channels
+from mmprune_gates.budget import Candidates, Limits, fill
+
+NETS = {'Residual': Residual, 'Decoder': Decoder, 'Chunk': Chunk, 'TwoHeads': TwoHeads}
+
+
+class Wide(nn.Module):
+    """Two groups of ten and twelve channels of the same cost each, and one of four."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = conv_bn(3, 10, 1), conv_bn(3, 12, 1), conv_bn(22, 4, 1)
+        self.head = nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        return self.head(self.c(torch.cat([self.a(x), self.b(x)], 1)))
+
+
+WIDE = trace_channels(Wide(), (example((3, 4, 4), dtype=torch.float32),))
+
+
+def scores(graph, seed=0):
+    return torch.rand(graph.num_channels, generator=torch.Generator().manual_seed(seed))
+
+
+def counts(graph, kept):
+    return {group.name: int(kept[group.span].sum()) for group in graph.groups}
+
+
+@pytest.mark.parametrize('net', NETS.values(), ids=NETS)
+@pytest.mark.parametrize('ratio', [0.3, 0.5, 0.77, 0.99, 1.0])
+def test_the_budget_is_met_from_below_with_as_few_closed_as_needed(net, ratio):
+    graph = traced(net)[1]
+    candidates, score = Candidates.of(graph, Limits()), scores(graph)
+    kept = candidates.select(score, ratio)
+    assert graph.macs(graph.by_group(kept)) <= ratio * graph.macs()
+    ranks = candidates.ranks(score)
+    if not kept.all():
+        last = ranks[~kept].max()
+        assert candidates.share(kept | (ranks == last), graph.macs()) > ratio
+        assert (ranks[kept] > last).all()
+
+
+@pytest.mark.parametrize('net', NETS.values(), ids=NETS)
+@pytest.mark.parametrize('ratio', [0.3, 0.5, 0.77])
+def test_filling_comes_closer_from_below_and_keeps_the_order_within_groups(net, ratio):
+    graph = traced(net)[1]
+    candidates = Candidates.of(graph, Limits())
+    for seed in range(5):
+        score = scores(graph, seed)
+        kept = candidates.select(score, ratio)
+        filled = fill(candidates, kept, score, ratio)
+        before, after = (candidates.share(k, graph.macs()) for k in (kept, filled))
+        assert before <= after <= ratio and bool((filled | ~kept).all())
+        for group in candidates.groups:
+            own, stays = score[group.span], filled[group.span]
+            assert stays.all() or own[stays].min() >= own[~stays].max()
+            if not stays.all():  # nothing more fits
+                ranks = candidates.ranks(score)
+                more = filled | (ranks == ranks[group.span][~stays].max())
+                assert candidates.share(more, graph.macs()) > ratio
+
+
+def test_filling_gains_where_a_costly_channel_closed_last():
+    graph = traced(Residual)[1]
+    candidates = Candidates.of(graph, Limits())
+    gained = 0
+    for seed in range(5):
+        kept = candidates.select(scores(graph, seed), 0.5)
+        gained += int(fill(candidates, kept, scores(graph, seed), 0.5).sum() - kept.sum())
+    assert gained > 0
+
+
+def test_frozen_groups_stay_and_low_scores_go_first():
+    score = torch.arange(WIDE.num_channels).float()
+    kept = Candidates.of(WIDE, Limits(floor=0)).select(score, 0.9)
+    closed = (~kept).nonzero().flatten().tolist()
+    assert closed == list(range(len(closed))) and closed
+    assert counts(WIDE, kept)['head'] == 5
+
+
+def test_of_two_groups_all_removals_fall_on_the_one_with_small_scores():
+    score = torch.rand(WIDE.num_channels) + 1
+    for small, large in (('a', 'b'), ('b', 'a')):
+        own = score.clone()
+        own[WIDE.group(f'{large}.0').span] *= 10
+        own[WIDE.group('c.0').span] *= 10
+        left = counts(WIDE, Candidates.of(WIDE, Limits()).select(own, 0.8))
+        assert left[f'{small}.0'] < WIDE.group(f'{small}.0').size
+        assert left[f'{large}.0'] == WIDE.group(f'{large}.0').size and left['c.0'] == 4
+
+
+def test_ties_close_in_order_of_execution():
+    kept = Candidates.of(WIDE, Limits()).select(torch.ones(WIDE.num_channels), 0.8)
+    left = counts(WIDE, kept)
+    assert left['a.0'] < 10 and left['b.0'] == 12 and left['c.0'] == 4
+    a = kept[WIDE.group('a.0').span]
+    assert a.tolist() == sorted(a.tolist())  # the first ones close
+
+
+@pytest.mark.parametrize('floor', [0.0, 0.05, 0.3, 0.5])
+def test_floors_hold_whatever_the_scores(floor):
+    limits = Limits(floor=floor)
+    candidates = Candidates.of(WIDE, limits)
+    least = candidates.ranks(scores(WIDE)) == WIDE.num_channels  # what never closes
+    expected = {
+        'a.0': max(1, -(-10 * floor // 1)),
+        'b.0': max(1, -(-12 * floor // 1)),
+        'c.0': max(1, -(-4 * floor // 1)),
+    }
+    assert counts(WIDE, least) == {**expected, 'head': 5}
+    assert {group.name: limits.least(group) for group in WIDE.free} == expected
+
+
+@given(
+    divisor=st.integers(1, 9),
+    score=st.one_of(
+        st.floats(0, 1).map(lambda x: torch.full((WIDE.num_channels,), x, dtype=torch.double)),
+        st.integers(0, 1000).map(lambda seed: scores(WIDE, seed)),
+    ),
+    ratio=st.floats(0.05, 1),
+)
+def test_groups_shrink_to_multiples_of_the_divisor(divisor, score, ratio):
+    candidates = Candidates.of(WIDE, Limits(floor=0.05, divisor=divisor))
+    try:
+        kept = candidates.select(score, ratio)
+    except ValueError:
+        return
+    for found in (kept, fill(candidates, kept, score, ratio)):
+        for name, number in counts(WIDE, found).items():
+            size = WIDE.group(name).size
+            assert number == size or number % divisor == 0 and 0 < number < size
+
+
+def test_excluded_modules_keep_their_groups_whole():
+    candidates = Candidates.of(WIDE, Limits(exclude=('a.*',)))
+    assert [group.name for group in candidates.groups] == ['b.0', 'c.0']
+    assert counts(WIDE, candidates.select(scores(WIDE), 0.6))['a.0'] == 10
+    assert [g.name for g in Candidates.of(WIDE, Limits(exclude=('[ab].1',))).groups] == ['c.0']
+    # a reader's pattern holds what it reads
+    assert [g.name for g in Candidates.of(WIDE, Limits(exclude=('head',))).groups] == ['a.0', 'b.0']
+
+
+def test_everything_excluded():
+    candidates = Candidates.of(WIDE, Limits(exclude=('*',)))
+    assert candidates.groups == ()
+    assert candidates.select(scores(WIDE), 1.0).all()
+    assert fill(candidates, torch.ones(WIDE.num_channels, dtype=torch.bool), scores(WIDE), 1.0).all()
+
+
+def test_a_pattern_that_matches_nothing():
+    with pytest.raises(ValueError, match=r"exclude pattern 'backbone\.\*' matches no module with channels"):
+        Candidates.of(WIDE, Limits(exclude=('backbone.*',)))
+
+
+def test_a_budget_out_of_reach():
+    candidates = Candidates.of(traced(Plain)[1], Limits(floor=0.5, exclude=('a.0',)))
+    with pytest.raises(ValueError, match=r"0\.1000 .* cannot be met: .* 0\.\d{4} are left \(floor 0\.5, .*\['a\.0'\]"):
+        candidates.select(torch.zeros(candidates.graph.num_channels), 0.1)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'floor': -0.1}, r'floor must be a share in \[0, 1\], got -0\.1'),
+        ({'floor': 1.1}, r'floor must be a share in \[0, 1\], got 1\.1'),
+        ({'divisor': 0}, 'divisor must be a positive whole number, got 0'),
+        ({'divisor': 2.0}, r'divisor must be a positive whole number, got 2\.0'),
+    ],
+)
+def test_limits_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        Limits(**options)
