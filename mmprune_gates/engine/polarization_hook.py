@@ -11,7 +11,6 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import BaseOptimWrapper
-from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from mmprune_gates.budget import Controller, GradientController, Limits, Schedule, WaterlineController
