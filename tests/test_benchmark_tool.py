@@ -1,0 +1,75 @@
+"""tools/benchmark.py: times and memory of gated and ungated steps."""
+
+import json
+
+import benchmark
+import pytest
+import torch
+
+pytestmark = pytest.mark.models
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path):
+    """Path of a tiny gated config."""
+    path = tmp_path / 'tiny.py'
+    tiny_config(tmp_path / 'unused').dump(path)
+    return str(path)
+
+
+@pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
+def test_figures(config, tmp_path, capsys, dtype):
+    out = tmp_path / 'out.json'
+    args = ['--crop', '32', '48', '--pairs', '3', '--amp-dtype', dtype, '--json', str(out)]
+    assert benchmark.main([config, *args]) == 0
+    report = json.loads(out.read_text())
+    times = report['seconds']
+    assert len(times['gated']) == len(times['ungated']) == 3
+    ratio = report['time_ratio']
+    assert ratio['range'][0] <= ratio['quartiles'][0] <= ratio['median'] <= ratio['quartiles'][1]
+    assert ratio['median'] == sorted(a / b for a, b in zip(times['gated'], times['ungated'], strict=True))[1]
+    assert 1 <= report['saved_activation_bytes']['ratio'] < 1.1
+    table = capsys.readouterr().out
+    assert f'cpu, {dtype}, batch 2 of (32, 48), 3 pairs' in table and 'saved activations, MB' in table
+
+
+def test_the_gates_move_while_they_are_timed(config):
+    from types import SimpleNamespace
+
+    from mmengine.config import Config
+
+    args = SimpleNamespace(config=config, crop=(32, 48), device='cpu')
+    gated, ungated, shape = benchmark.pair(Config.fromfile(config), args)
+    batch = benchmark.inputs_and_samples(Config.fromfile(config), shape, 2, 'cpu')
+    for one in (gated, ungated):
+        one.step(*batch, None)
+    assert (gated.model.gates.theta() < 1).any() and not ungated.hooks
+
+
+def test_saved_bytes_are_those_of_the_formula():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(8, 4)
+
+    net = Net()
+    inputs = torch.randn(5, 8, requires_grad=True)
+
+    class One:
+        model = net
+
+        def losses(self, inputs, samples, dtype):
+            return net.linear(inputs).exp().sum()
+
+    # linear keeps its input, exp its output; the weight is a parameter
+    assert benchmark.saved_bytes(One(), (inputs, []), None) == 4 * (5 * 8 + 5 * 4)
+
+
+@pytest.mark.parametrize(('args', 'words'), [(['--device', 'cuda'], 'no GPU'), ([], 'not mmprune_gates.GatedModel')])
+def test_bad_input(args, words, tmp_path, capsys):
+    if words == 'no GPU' and torch.cuda.is_available():
+        return
+    path = tmp_path / 'stock.py'
+    path.write_text("model = dict(type='EncoderDecoder')\n")
+    assert benchmark.main([str(path), *args]) == 1
+    assert words in capsys.readouterr().err
