@@ -3,7 +3,9 @@
 import uuid
 from pathlib import Path
 
-import mmprune_gates  # noqa: F401  (cures come before mmengine's imports)
+import mmprune_gates  # noqa: F401  (cures come before the imports below)
+
+# isort: split
 import pytest
 import torch
 from demo_data import generate_voc

@@ -6,10 +6,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmseg.apis import inference_model, init_model
+
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.export import export_slim, outputs, relative_error
 from mmprune_gates.gates import gates_of
-from mmseg.apis import inference_model, init_model
 
 
 @pytest.fixture(scope='module')

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.runner import Runner
+
 from mmprune_gates.gates import gates_of
 
 

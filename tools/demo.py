@@ -16,7 +16,9 @@ import threading
 import time
 from pathlib import Path
 
-import mmprune_gates  # noqa: F401  (cures come before mmengine's imports)
+import mmprune_gates  # noqa: F401  (cures come before the imports below)
+
+# isort: split
 from demo_data import generate_voc
 from demo_picture import draw_summary
 from mmengine.config import Config
@@ -43,8 +45,8 @@ class Demo:
     """
 
     def __init__(self, work_dir: Path, data: Path, seed: int, options: list[str]) -> None:
-        self.work_dir, self.console = work_dir, Console()
-        roots = [f'{kind}_dataloader.dataset.data_root={data / "VOC2012"}' for kind in ('train', 'val', 'test')]
+        self.work_dir, self.data_root, self.console = work_dir, data / 'VOC2012', Console()
+        roots = [f'{kind}_dataloader.dataset.data_root={self.data_root}' for kind in ('train', 'val', 'test')]
         self.options = [*roots, f'randomness.seed={seed}', *options]
 
     def train(self, jobs: dict[str, tuple[Path, list[str]]]) -> None:
@@ -150,8 +152,8 @@ def show(console: Console, summary: dict) -> None:
     table.add_row('CPU latency', '1', f'1 / {summary["latency_ratio"]:.2f}')
     console.print(table)
     console.print(
-        f'gated mIoU {summary["miou_gated"]:.2f}; gates: {summary["gates_zero"]} exactly 0, {summary["gates_open"]} open, '
-        f'{summary["gates_between"]} between; parity error {summary["parity_error"]:.1e}'
+        f'gated mIoU {summary["miou_gated"]:.2f}; gates: {summary["gates_zero"]} exactly 0, '
+        f'{summary["gates_open"]} open, {summary["gates_between"]} between; parity error {summary["parity_error"]:.1e}'
     )
 
 
@@ -159,13 +161,16 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
-    parser.add_argument('--data', type=Path, default=Path('data/demo_scenes'))
+    parser.add_argument('--data', type=Path, default=Path('data/demo_scenes'), help='folder of the data set')
+    parser.add_argument('--num-train', type=int, default=2000)
+    parser.add_argument('--num-val', type=int, default=200)
+    parser.add_argument('--size', type=int, nargs=2, default=(64, 96), metavar=('H', 'W'))
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--cfg-options', nargs='+', default=[], help='overrides of all configs, key=value')
     args = parser.parse_args()
     begin = time.monotonic()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    generate_voc(args.data)
+    generate_voc(args.data, num_train=args.num_train, num_val=args.num_val, size=tuple(args.size))
     demo = Demo(args.work_dir, args.data, args.seed, args.cfg_options)
     demo.train({'start': (START, [])})
     start = f'load_from={demo.last("start")}'
@@ -190,8 +195,7 @@ def draw(demo: Demo, summary: dict) -> None:
         f'slim {summary["miou_slim"]:.1f}': (str(slim / 'slim.py'), str(slim / 'slim.pth')),
     }
     title = f'DeepLabV3+ pruned by GDP: {summary["macs_removed"]:.0%} of the MACs removed'
-    history = demo.work_dir / 'gdp' / 'gates.jsonl'
-    draw_summary(demo.work_dir / 'summary.png', history, slim / 'slim.json', models, title)
+    draw_summary(demo.work_dir / 'summary.png', demo.work_dir / 'gdp', slim, models, demo.data_root, title)
 
 
 if __name__ == '__main__':

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mmprune_gates  # noqa: F401  (cures come before the imports below)
+
+# isort: split
 import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-import mmprune_gates  # noqa: F401  (cures come before the other imports)
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -59,12 +61,12 @@ def colour(mask: np.ndarray, palette: list) -> np.ndarray:
     return table[mask]
 
 
-def draw_predictions(grid, configs: dict[str, tuple[str, str]], count: int) -> None:
+def draw_predictions(grid, configs: dict[str, tuple[str, str]], data_root: Path, count: int) -> None:
     """Image, truth and each model's prediction, one row per image of the test set."""
     models = {name: init_model(config, checkpoint, device='cpu') for name, (config, checkpoint) in configs.items()}
     config = Config.fromfile(next(iter(configs.values()))[0])
     init_default_scope('mmseg')
-    dataset = DATASETS.build(config.test_dataloader.dataset)
+    dataset = DATASETS.build({**config.test_dataloader.dataset, 'data_root': str(data_root)})
     palette = dataset.metainfo['palette']
     chosen = np.linspace(0, len(dataset) - 1, count).astype(int)
     for row, index in enumerate(chosen):
@@ -87,24 +89,25 @@ def draw_predictions(grid, configs: dict[str, tuple[str, str]], count: int) -> N
 
 
 def draw_summary(
-    path: Path, history: Path, report: Path, configs: dict[str, tuple[str, str]], title: str, count: int = 6
+    path: Path, run: Path, slim: Path, models: dict[str, tuple[str, str]], data_root: Path, title: str, count: int = 6
 ) -> None:
     """Write the picture of a run.
 
     Args:
         path: PNG to write.
-        history: ``gates.jsonl`` of the run.
-        report: ``slim.json``.
-        configs: Name -> (config, checkpoint) of the models to show.
+        run: Work directory of the gated run, with ``gates.jsonl``.
+        slim: Folder of the slim model, with ``slim.json``.
+        models: Name -> (config, checkpoint) of the models to show.
+        data_root: Folder of the data set.
         title: Title of the figure.
         count: Images to show.
     """
     figure = plt.figure(figsize=(17, 9), layout='constrained')
     left, middle, right = figure.subfigures(1, 3, width_ratios=[5, 4, 8])
     figure.suptitle(title)
-    draw_gates(left.subplots(), [json.loads(line) for line in history.read_text().splitlines()])
-    draw_groups(middle.subplots(), json.loads(report.read_text()))
-    draw_predictions(right, configs, count)
+    draw_gates(left.subplots(), [json.loads(line) for line in (run / 'gates.jsonl').read_text().splitlines()])
+    draw_groups(middle.subplots(), json.loads((slim / 'slim.json').read_text()))
+    draw_predictions(right, models, data_root, count)
     partial = path.with_suffix('.partial.png')
     figure.savefig(partial, dpi=90)
     plt.close(figure)

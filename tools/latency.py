@@ -13,7 +13,9 @@ import statistics
 import time
 from pathlib import Path
 
-import mmprune_gates  # noqa: F401  (cures come before mmengine's imports)
+import mmprune_gates  # noqa: F401  (cures come before the imports below)
+
+# isort: split
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm

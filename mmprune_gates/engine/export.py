@@ -117,9 +117,9 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     parity = relative_error(expected, outputs(rebuilt, example))
     if not parity <= TOLERANCE:
         raise ValueError(
-            f'the slim model differs from the gated one by {parity:.2e} (relative, at most {TOLERANCE:.0e}); nothing was '
-            'written. The model probably fixes a channel count in its code; run tools/channels.py to see its groups and '
-            'exclude the module with the hook argument `exclude`'
+            f'the slim model differs from the gated one by {parity:.2e} (relative, at most {TOLERANCE:.0e}); nothing '
+            'was written. The model probably fixes a channel count in its code; run tools/channels.py to see its '
+            'groups, and exclude the module with the hook argument `exclude`'
         )
     after = sum(parameter.numel() for parameter in rebuilt.parameters())
     return Slimmed(rebuilt, model_config, graph, kept, (before, after), parity)
