@@ -154,14 +154,23 @@ def test_a_gate_type_and_a_hook_of_ones_own_work_by_config_alone(small, tmp_path
     assert thetas and all((theta[:2] == 0).all() and (theta[2:] > 0).all() for theta in thetas)
 
 
-def test_test_writes_its_metrics_and_pictures(gated_run, scenes, tmp_path, capsys):
-    config, checkpoint = (str(path) for path in gated_run)
-    out = tmp_path / 'metrics.json'
-    args = [config, checkpoint, '--work-dir', str(tmp_path / 'work'), '--out-json', str(out)]
-    assert tester.main([*args, '--show-dir', str(tmp_path / 'shown')]) == 0
-    assert capsys.readouterr().out.count('| background |') == 1
-    metrics = json.loads(out.read_text())
-    assert 0 <= metrics['mIoU'] <= 100
+def run_tool(name, *args, cwd):
+    """A tool as a process of its own."""
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', ROOT / 'tools' / name, *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+
+
+def test_test_writes_its_metrics_and_pictures(gated_run, tmp_path):
+    done = run_tool('test.py', *gated_run, '--out-json', 'out/metrics.json', '--show-dir', 'shown', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('| background |') == 1
+    metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    assert 0 <= metrics['mIoU'] <= 100 and f'mIoU: {metrics["mIoU"]:.4f}' in done.stdout
     assert len(list((tmp_path / 'shown').rglob('*.png'))) == 4  # one per image
 
 
@@ -206,13 +215,7 @@ def test_a_classifier_trains_and_tests(tmp_path):
 
 
 def test_the_command_itself_fails_with_the_message_and_the_code(tmp_path):
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', ROOT / 'tools' / 'train.py', CONFIG, '--work-dir', tmp_path / 'work'],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    )
+    done = run_tool('train.py', CONFIG, '--work-dir', tmp_path / 'work', cwd=tmp_path)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     for word in ('train.py: error: data set not found', 'datasets.1.data_prefix.seg_map_path', 'make demo'):
         assert word in done.stderr

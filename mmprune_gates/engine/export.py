@@ -69,8 +69,8 @@ def export_slim(config: Config, checkpoint_path: str | Path, out_dir: str | Path
     """
     if config.model.get('type') != GATED:
         raise ValueError(
-            f'{config.filename}: model.type is {config.model.get("type")!r}, not {GATED!r}; slimming needs the config of '
-            'a gated run'
+            f'{config.filename}: model.type is {config.model.get("type")!r}, not {GATED!r}; slimming needs '
+            'the config of a gated run'
         )
     out_dir = Path(out_dir)
     refuse_foreign(out_dir)
