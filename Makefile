@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python tools/demo.py
+	PYTHONWARNINGS=ignore $(BIN)/python tools/demo.py
 
 test: setup
 	$(BIN)/python -m pytest

@@ -31,7 +31,7 @@ def draw_gates(axes, history: list[dict]) -> None:
     times = np.concatenate([[0], iters])
     mesh = axes.pcolormesh(times, edges, shares, norm='log', vmin=1e-3, vmax=1, cmap='viridis')
     axes.axhline(0, color='white', linewidth=1)
-    axes.set(xlabel='iteration', ylabel='gate value', title='Gates over training (below the line: exactly 0)')
+    axes.set(xlabel='iteration', ylabel='gate value', title='Gates over training\n(below the line: exactly 0)')
     axes.figure.colorbar(mesh, ax=axes, label='share of gates')
 
 
@@ -51,7 +51,7 @@ def draw_groups(axes, report: dict) -> None:
 
 def short(name: str) -> str:
     """A module path with the words that say little left out."""
-    return name.replace('backbone.', '').replace('_modules', '').replace('_head', '').replace('.conv', '')
+    return name.replace('backbone.', '').replace('_modules', '').replace('_head', '').removesuffix('.conv')
 
 
 def colour(mask: np.ndarray, palette: list) -> np.ndarray:
