@@ -65,7 +65,7 @@ def flat(outputs) -> list[torch.Tensor]:
     if isinstance(outputs, torch.Tensor):
         return [outputs]
     values = outputs.values() if isinstance(outputs, dict) else outputs
-    return [tensor for value in values for tensor in flat(value)]
+    return [tensor for value in values if value is not None for tensor in flat(value)]
 
 
 def call(model: nn.Module, inputs, forward=None) -> list[torch.Tensor]:

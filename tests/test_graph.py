@@ -119,6 +119,25 @@ def test_a_layer_of_several_groups_numbers_them():
     }
 
 
+def test_channels_that_all_go_together_stay():
+    class Tied(nn.Module):
+        """A factor for all channels of a group of convolutions, each of one channel."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2)
+            self.head = nn.Conv2d(4, 2, 1, groups=2)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.head(self.b(x) + self.b(x.view(len(x), 2, -1, *x.shape[2:]).transpose(1, 2).reshape(x.shape)))
+
+    graph = trace_channels(Tied(), (torch.zeros(1, 3, 4, 4),))
+    assert {group.name: group.size for group in graph.free} == {'b': 2}
+    assert (graph.group('a').size, graph.group('a').frozen) == (1, 'all channels go together, so none can go')
+    assert [layer.out_frozen for layer in graph.layers if layer.name == 'a'] == [graph.group('a').frozen]
+
+
 def test_unused_layers_are_reported():
     _, graph, _ = traced(UnusedLayer)
     (unused,) = [layer for layer in graph.layers if layer.kind == 'unused']

@@ -1,4 +1,4 @@
-"""Stock models of mmseg, as their configs build them: half of every group away, all heads compared in float32."""
+"""Stock models, as their configs build them: half of every group away, all heads compared in float32."""
 
 import copy
 from functools import cache
@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from mmprune_gates import masked_copy
+from mmprune_gates import masked_copy, trace_channels
 from mmprune_gates.engine.builders import trace
 from mmprune_gates.engine.forwards import training_forward
 from mmprune_gates.gates import PolarizationGate, attach_gates
@@ -52,6 +52,27 @@ def traced(name):
     model = randomize_(revert_sync_batchnorm(MODELS.build(config)))
     shape = (3, side, side)
     return model, trace(model, shape), example(shape, dtype=torch.float32)
+
+
+# A backbone of mmpretrain, and the least share of the MACs that can go.
+BACKBONES = {
+    'shufflenet-v2': ({'type': 'ShuffleNetV2'}, 0.75),  # its first stage slices at a fixed size
+    'efficientnet-b0': ({'type': 'EfficientNet', 'arch': 'b0'}, 0.99),
+    'densenet-121': ({'type': 'DenseNet', 'arch': '121'}, 0.99),
+    'res2net-50': ({'type': 'Res2Net', 'depth': 50, 'scales': 4, 'base_width': 26}, 0.8),  # splits at a fixed size
+}
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_backbones_of_mmpretrain(name):
+    config, share = BACKBONES[name]
+    init_default_scope('mmpretrain')
+    torch.manual_seed(0)
+    model, inputs = randomize_(MODELS.build(config)), example((3, 64, 64), dtype=torch.float32)
+    graph = trace_channels(model, (inputs,))
+    assert graph.prunable_macs() >= share * graph.macs()
+    error, distance, *_ = removal_errors(model, graph, inputs, random_kept(graph))
+    assert error < 1e-5 and distance > 0.1
 
 
 def loss_of(model, inputs):

@@ -111,6 +111,7 @@ SAME = {  # homogeneous: everything passes, a gate on the norm included
     'concat': lambda x: torch.concat([x, F.relu(x)], 2),
     'stack': lambda x: torch.stack([x, 2 * x], 1).sum(1),
     'view_as': lambda x: x.view_as(x),
+    'reshape_as': lambda x: x.flatten(2).reshape_as(x),
     'unflatten': lambda x: x.flatten(2).unflatten(2, (4, 4)),
 }
 ZERO = {  # zero stays zero, but a gate does not pass

@@ -23,6 +23,8 @@ WEIGHTED = (
     nn.ConvTranspose3d,
 )
 
+ALONE = 'all channels go together, so none can go'
+
 
 def build_graph(flow: Flow, model: nn.Module) -> ChannelGraph:
     """The channel graph of a model whose exported graphs have been walked."""
@@ -68,7 +70,10 @@ def freeze_reasons(flow: Flow, classes: np.ndarray) -> dict[int, str]:
 
 
 def number_channels(flow: Flow, classes, reasons) -> tuple[tuple[Group, ...], np.ndarray]:
-    """Groups in order of execution, and the channel number of every class (-1: made by no layer)."""
+    """Groups in order of execution, and the channel number of every class (-1: made by no layer).
+
+    A group of one channel gets its reason here.
+    """
     slots_of = defaultdict(list)
     for name, value in flow.tensors.items():
         for axis in value.axes:
@@ -91,7 +96,9 @@ def number_channels(flow: Flow, classes, reasons) -> tuple[tuple[Group, ...], np
     for key, numbers in members.items():
         uses[makers[key]] += 1
         suffix = f'#{uses[makers[key]]}' if uses[makers[key]] > 1 else ''
-        groups.append(Group(makers[key] + suffix, len(numbers), key[-1], start))
+        if len(numbers) == 1:
+            reasons.setdefault(numbers[0], ALONE)  # at least one must stay
+        groups.append(Group(makers[key] + suffix, len(numbers), reasons.get(numbers[0]), start))
         channel_of[numbers] = np.arange(start, start + len(numbers))
         start += len(numbers)
     return tuple(groups), channel_of

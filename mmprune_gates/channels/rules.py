@@ -24,6 +24,7 @@ ZERO_PRESERVING = 'relu6 silu gelu hardswish tanh elu selu celu mish sin sqrt sq
 ANY_FUNCTION = (
     'sigmoid hardsigmoid exp cos softplus log_sigmoid alpha_dropout zeros_like ones_like full_like rand_like randn_like'
 )
+VIEWS = 'view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view'
 PRODUCTS = 'matmul mm bmm einsum scaled_dot_product_attention'
 
 TABLE: dict[str, Callable[[Op], object]] = {
@@ -72,7 +73,7 @@ TABLE: dict[str, Callable[[Op], object]] = {
     'layer_norm': pointwise.layer_norm,
     'group_norm': pointwise.group_norm,
     # moving elements about
-    **dict.fromkeys('view reshape flatten unflatten squeeze unsqueeze view_as _unsafe_view'.split(), shapes.view),
+    **dict.fromkeys(VIEWS.split(), shapes.view),
     'permute': shapes.permute,
     'transpose': shapes.transpose,
     't': shapes.transpose,
