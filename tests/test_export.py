@@ -43,7 +43,7 @@ def test_report_is_what_the_model_is(gated_run, product):
     assert json.loads((folder / 'slim.json').read_text()) == report
     gates = gates_of(gated_model(gated_run))
     assert report['macs']['after'] == gates.graph.macs(gates.kept())
-    assert report['macs']['after'] / report['macs']['before'] <= 0.22
+    assert report['macs']['after'] / report['macs']['before'] <= 0.24
     slim = init_model(str(folder / 'slim.py'), str(folder / 'slim.pth'), device='cpu')
     assert report['params']['after'] == sum(parameter.numel() for parameter in slim.parameters())
     for name, group in report['groups'].items():

@@ -57,7 +57,7 @@ def test_scalars_are_logged_like_any_other(tiny_config, tmp_path):
     lines = scalars(tmp_path)
     assert all({'macs_ratio', 'gates_closed', 'gate_eps'} <= line.keys() for line in lines)
     ratios = [line['macs_ratio'] for line in lines]
-    assert ratios == sorted(ratios, reverse=True) and ratios[-1] <= 0.22 < ratios[0]
+    assert ratios == sorted(ratios, reverse=True) and ratios[-1] <= 0.24 < ratios[0]
     assert lines[-1]['gate_eps'] == pytest.approx(1e-4)
 
 

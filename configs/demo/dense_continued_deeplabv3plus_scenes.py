@@ -2,7 +2,7 @@
 # same schedule, so that neither gains from longer training.
 _base_ = './dense_deeplabv3plus_scenes.py'
 load_from = 'work_dirs/demo/start/last.pth'  # tools/demo.py sets it
-max_iters = 2000
+max_iters = 3000
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=50, end=max_iters),
