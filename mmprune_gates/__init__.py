@@ -12,9 +12,9 @@ compat.apply_cures()
 
 from mmprune_gates.channels import trace_channels
 from mmprune_gates.slimming import masked_copy, slim_model
+from mmprune_gates.version import __version__
 
 __all__ = ['__version__', 'masked_copy', 'slim_model', 'trace_channels']
-__version__ = '0.1.0'
 
 if compat.has_package('mmengine'):
     from mmprune_gates.engine import HOOKS, MODELS  # noqa: F401

@@ -16,7 +16,6 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-import mmprune_gates
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.builders import default_input_shape, without_pretrained
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
@@ -24,6 +23,7 @@ from mmprune_gates.engine.forwards import training_forward
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import fold_gates
 from mmprune_gates.slimming import slim_model
+from mmprune_gates.version import __version__
 
 FILES = ('slim.py', 'slim.pth', 'slim.json')
 GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
@@ -77,7 +77,7 @@ def export_slim(config: Config, checkpoint_path: str | Path, out_dir: str | Path
     checkpoint = read_checkpoint(checkpoint_path)
     slimmed = slim(config, checkpoint, checkpoint_path)
     report = make_report(slimmed, config, checkpoint_path)
-    meta = {'mmprune_gates_version': mmprune_gates.__version__, 'slim': {k: report[k] for k in ('macs', 'params')}}
+    meta = {'mmprune_gates_version': __version__, 'slim': {k: report[k] for k in ('macs', 'params')}}
     if dataset_meta := (checkpoint.get('meta') or {}).get('dataset_meta'):
         meta['dataset_meta'] = dataset_meta
     with tempfile.TemporaryDirectory(dir=existing_parent(out_dir), prefix='.slim-') as folder:
@@ -179,7 +179,7 @@ def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -
             'config': Path(config.filename or '').name,
             'checkpoint': Path(checkpoint_path).name,
             'checkpoint_sha256': hashlib.sha256(Path(checkpoint_path).read_bytes()).hexdigest(),
-            'mmprune_gates': mmprune_gates.__version__,
+            'mmprune_gates': __version__,
             'torch': torch.__version__,
         },
     }
