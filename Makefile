@@ -22,7 +22,7 @@ demo: setup
 	PYTHONWARNINGS=ignore $(BIN)/python tools/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

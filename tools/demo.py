@@ -50,18 +50,17 @@ class Demo:
         self.options = [*roots, f'randomness.seed={seed}', *options]
 
     def train(self, jobs: dict[str, tuple[Path, list[str]]]) -> None:
-        """Run ``tools/train.py`` for several configs side by side, sharing the processors, with progress bars.
+        """Run ``tools/train.py`` for several configs side by side, one CPU thread each, with progress bars.
 
         Args:
             jobs: Name of the sub-folder -> (config, overrides).
         """
-        threads = max(1, (os.cpu_count() or 1) // len(jobs))
         columns = [TextColumn('{task.description:>6}'), BarColumn(), TextColumn('{task.fields[state]}')]
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
             workers = []
             for name, (config, overrides) in jobs.items():
                 task = progress.add_task(name, total=None, state='starting')
-                arguments = (name, config, overrides, threads, progress, task)
+                arguments = (name, config, overrides, progress, task)
                 workers.append(threading.Thread(target=self.train_one, args=arguments))
             for worker in workers:
                 worker.start()
@@ -71,13 +70,13 @@ class Demo:
             if not (self.work_dir / name / 'last_checkpoint').is_file():
                 raise SystemExit(f'training {name!r} failed: see {self.work_dir / name / "train.log"}')
 
-    def train_one(self, name: str, config: Path, overrides: list[str], threads: int, progress: Progress, task) -> None:
+    def train_one(self, name: str, config: Path, overrides: list[str], progress: Progress, task) -> None:
         """One training, its output in ``train.log``, its iterations on a progress bar."""
         folder = self.work_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'last_checkpoint').unlink(missing_ok=True)
         command = ['train.py', config, '--work-dir', folder, '--cfg-options', *self.options, *overrides]
-        with (folder / 'train.log').open('w') as log, self.tool(command, subprocess.PIPE, threads) as process:
+        with (folder / 'train.log').open('w') as log, self.tool(command, subprocess.PIPE) as process:
             for line in process.stdout:
                 log.write(line)
                 if found := ITERATION.search(line):
@@ -85,9 +84,9 @@ class Demo:
                     state = f'loss {loss}' + (f', MACs {float(macs):.0%}' if macs else '')
                     progress.update(task, completed=int(done), total=int(total), state=state)
 
-    def tool(self, command: list, stdout, threads: int = 1) -> subprocess.Popen:
-        """Start one of our command lines."""
-        environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONWARNINGS': 'ignore'}
+    def tool(self, command: list, stdout) -> subprocess.Popen:
+        """Start one of our command lines with one CPU thread: two would wait for each other on a busy machine."""
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
         command = [sys.executable, TOOLS / command[0], *command[1:]]
         return subprocess.Popen(
             [str(part) for part in command], stdout=stdout, stderr=subprocess.STDOUT, text=True, env=environment
