@@ -7,7 +7,7 @@ from helpers import example, randomize_
 from toy_nets import Residual
 
 from mmprune_gates import slim_model, trace_channels
-from mmprune_gates.budget import Controller, GradientController, Limits, Schedule, WaterlineController
+from mmprune_gates.budget import Controller, GradientController, Limits, Schedule, WaterlineController, fill
 from mmprune_gates.gates import PolarizationGate, attach_gates, fold_gates
 
 UPDATES = {'waterline': WaterlineController, 'gradient': GradientController}
@@ -129,6 +129,22 @@ def test_everything_excluded_and_nothing_to_do(update):
     for i in range(STEPS):
         run.step(i)
     assert run.share() == 1
+
+
+@both
+def test_settling_fills_the_budget(update):
+    filled = 0
+    for seed in range(5):
+        run = Run(update, 0.5)
+        score = torch.rand(run.gates.graph.num_channels, generator=torch.Generator().manual_seed(seed))
+        run.gates.set_theta(score) if update == 'gradient' else run.controller.benefit.copy_(score)
+        candidates, ranking = run.controller.candidates, run.controller.ranking()
+        least = candidates.select(ranking, 0.5)
+        most = fill(candidates, least, ranking, 0.5)
+        run.controller.settle()
+        assert torch.equal(run.gates.theta() > 0.5, most)
+        filled += int((most & ~least).sum())
+    assert filled > 0
 
 
 @both

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import example, traced
+from hypothesis import example as with_example
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -122,6 +123,7 @@ def test_floors_hold_whatever_the_scores(floor):
     assert {group.name: limits.least(group) for group in WIDE.free} == expected
 
 
+@with_example(divisor=3, score=torch.full((WIDE.num_channels,), 0.8469336370254836, dtype=torch.double), ratio=0.5)
 @given(
     divisor=st.integers(1, 9),
     score=st.one_of(

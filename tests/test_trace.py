@@ -105,6 +105,22 @@ def test_a_model_that_cannot_be_captured():
     assert all(module.training for module in model.modules())
 
 
+def test_a_tensor_changed_in_place_after_a_view_was_taken():
+    class Late(Plain):
+        """The reader's view is older than the change it sees."""
+
+        def forward(self, x):
+            x = self.a(x)
+            view = x.transpose(2, 3)
+            x += 1
+            return self.head(self.b(view))
+
+    NETS.pop('Late')
+    graph = trace_channels(Late(), (torch.zeros(1, 3, 8, 8),))
+    assert 'changed in place through a view' in graph.group('a.0').frozen
+    assert graph.group('b.0').frozen is None
+
+
 def test_two_names_of_one_module_are_one():
     assert aliases(TwoNames())['second.0'] == 'first.0'
     assert aliases(TwoNames())['second.0.weight'] == 'first.0.weight'

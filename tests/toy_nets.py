@@ -600,6 +600,59 @@ class InPlace(Toy):
         return self.head(y)
 
 
+class InPlaceReused(Toy):
+    """An in-place sum whose result nobody takes: the tensor that is read later needs the gates of both norms."""
+
+    free = {'a.0': 6}
+    frozen = {'head': 'an output'}
+    macs = P * 9 * 2 * 6 * 3 + P * 4 * 6
+    placements = {('a.1', 'affine'), ('b.1', 'affine')}
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = conv_bn(3, 6, act=nn.Identity), conv_bn(3, 6), conv(6, 4, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        y.add_(self.b(x))
+        return self.head(y)
+
+
+class MixedPieces(Toy):
+    """A channel before and after a norm, folded onto each other: the norm's gate reaches one of the two only."""
+
+    free = {'a': 6}
+    frozen = {'head': 'an output'}
+    macs = P * 9 * 6 * 3 + P * 4 * 6
+    placements = {('head', 'weight')}
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.head = conv(3, 6), nn.BatchNorm2d(6), conv(6, 4, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        both = torch.cat([self.norm(x), x], 1)
+        return self.head(both.view(len(x), 2, -1, *x.shape[2:]).sum(1))
+
+
+class GroupedReader(Toy):
+    """A gate on the input of a convolution in groups, whose weight has half as many inputs."""
+
+    shape = (3, 2, 2)
+    free = {'a': 4, 'b': 6}
+    frozen = {'head': 'an output'}
+    macs = 4 * 9 * (8 * 3 + 12 * 4) + 4 * 4 * 12
+    placements = {('b', 'input'), ('head', 'input')}
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 12, groups=2), conv(12, 4, 1)
+
+    def forward(self, x):
+        return self.head(F.relu(self.b(F.relu(self.a(x)))))
+
+
 class InPlaceView(Toy):
     """A view changed in place: what reads the whole tensor later sees the change, so nothing is known of it."""
 
@@ -710,18 +763,21 @@ class OwnConv(nn.Conv2d):
 
 
 class OwnLayers(Toy):
-    """Layers that are not torch's own: their input is not what their weight reads, or they have no `weight`."""
+    """Layers that are not torch's own: their input is not what their weight reads, or they have no `weight`.
+
+    The input of ``b`` would be the smaller side (6 x 16 against 20 x 6), but it is not what is convolved.
+    """
 
     shape = (3, 2, 2)
-    free = {'a.0': 6, 'b': 12}
+    free = {'a.0': 6, 'b': 20}
     frozen = {'c.0': 'not the `weight`', 'kernel': 'an output'}
-    macs = 4 * 9 * 6 * 3 + 16 * 12 * 6 + 16 * 5 * 12 + 16 * 4 * 5
+    macs = 4 * 9 * 6 * 3 + 16 * 20 * 6 + 16 * 5 * 20 + 16 * 4 * 5
     placements = {('b', 'weight'), ('c.0', 'weight')}
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = conv_bn(3, 6, act=nn.Identity), OwnConv(6, 12, 1)
-        self.c = conv_bn(12, 5, 1)
+        self.a, self.b = conv_bn(3, 6, act=nn.Identity), OwnConv(6, 20, 1)
+        self.c = conv_bn(20, 5, 1)
         self.kernel = nn.Parameter(torch.ones(4, 5, 1, 1))
 
     def forward(self, x):

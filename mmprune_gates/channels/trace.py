@@ -105,14 +105,17 @@ def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted:
 
 
 def call(op: Op) -> Any:
-    """Labels of an op's result; an op that works in place also relabels its operand."""
+    """Labels of an op's result.
+
+    Whoever reads a tensor after it was changed in place reads the result of that op: ``torch.export`` sees to it.
+    It does not for views, of which the labels here would then be out of date.
+    """
     result = apply_rule(op)
-    node = op.node
-    while is_inplace(node):
-        node = node.args[0]
-        if is_view(node) and changed(op.values[node], result):
+    if is_inplace(op.node):
+        operand = op.node.args[0]
+        viewed = is_view(operand) or any(is_view(user) for user in operand.users)
+        if viewed and changed(op.values[operand], result):
             op.freeze(result.axes, 'changed in place through a view')
-        op.values[node] = result
     return result
 
 
