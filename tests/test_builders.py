@@ -151,7 +151,7 @@ def test_without_pretrained_reaches_every_level():
     config = dict(pretrained='x', backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='y'), depth=(1, 2)),
                   heads=[dict(init_cfg=dict(type='Normal'))])  # fmt: skip
     expected = dict(
-        pretrained=None, backbone=dict(init_cfg=None, depth=[1, 2]), heads=[dict(init_cfg=dict(type='Normal'))]
+        pretrained=None, backbone=dict(init_cfg=None, depth=(1, 2)), heads=[dict(init_cfg=dict(type='Normal'))]
     )
     assert without_pretrained(config) == expected
 

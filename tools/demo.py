@@ -76,7 +76,7 @@ class Demo:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'last_checkpoint').unlink(missing_ok=True)
         command = ['train.py', config, '--work-dir', folder, '--cfg-options', *self.options, *overrides]
-        with (folder / 'train.log').open('w') as log, self.tool(command, subprocess.PIPE) as process:
+        with (folder / 'train.log').open('w', buffering=1) as log, self.tool(command, subprocess.PIPE) as process:
             for line in process.stdout:
                 log.write(line)
                 if found := ITERATION.search(line):

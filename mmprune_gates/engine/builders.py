@@ -150,4 +150,4 @@ def without_pretrained(config: Any) -> Any:
             pretrained = key == 'init_cfg' and isinstance(value, Mapping) and value.get('type') == 'Pretrained'
             kept[key] = None if key == 'pretrained' or pretrained else without_pretrained(value)
         return kept
-    return [without_pretrained(value) for value in config] if isinstance(config, (list, tuple)) else config
+    return type(config)(map(without_pretrained, config)) if isinstance(config, (list, tuple)) else config
