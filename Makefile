@@ -1,5 +1,6 @@
 # Every target sets up .venv by itself. The stamp makes the second time fast; it depends on what is declared.
 PYTHON ?= python3
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -19,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	PYTHONWARNINGS=ignore $(BIN)/python tools/demo.py
+	PYTHONWARNINGS=ignore $(BIN)/python tools/demo.py --seed $(SEED)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
