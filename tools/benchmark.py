@@ -131,7 +131,7 @@ def pair(config: Config, args: argparse.Namespace) -> tuple[Trainee, Trainee, tu
         raise ValueError(f'{args.config}: model.type is {config.model.get("type")!r}, not mmprune_gates.GatedModel')
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = without_pretrained(config.model.to_dict())
-    shape = (3, *args.crop) if args.crop else tuple(model.get('input_shape') or default_input_shape(model))
+    shape = (3, *args.crop) if args.crop else default_input_shape(model)
     model['input_shape'] = shape  # where gates go may depend on it
     plain = {key: value for key, value in model.items() if key not in ('architecture', 'gates', 'input_shape')}
     gated = trainee(config, model, args.device)

@@ -19,6 +19,7 @@ from pathlib import Path
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
 # isort: split
+import cli
 from demo_data import generate_voc
 from demo_picture import draw_summary
 from mmengine.config import Config
@@ -179,9 +180,7 @@ def main() -> None:
     demo.run('slim', 'slim.py', GDP, demo.last('gdp'), args.work_dir / 'slim')
     hook = Config.fromfile(GDP).custom_hooks[0]
     summary = summarise(demo, hook.target_macs)
-    partial = args.work_dir / 'summary.json.partial'
-    partial.write_text(json.dumps(summary, indent=1))
-    partial.replace(args.work_dir / 'summary.json')
+    cli.write_json(args.work_dir / 'summary.json', summary)
     show(demo.console, summary)
     draw(demo, summary)
     minutes = (time.monotonic() - begin) / 60

@@ -8,7 +8,6 @@ Example::
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
 # isort: split
+import cli
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
@@ -31,7 +31,7 @@ def build(config_path: str) -> tuple[nn.Module, tuple[int, ...]]:
     config = Config.fromfile(config_path)
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = MODELS.build(without_pretrained(config.model.to_dict()))
-    shape = config.model.get('input_shape') or default_input_shape(config.model)
+    shape = default_input_shape(config.model)
     return revert_sync_batchnorm(model).eval(), tuple(shape)
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     inputs = torch.randn(args.batch, *(args.shape or shape), device=args.device)
     found = compare(first.to(args.device), second.to(args.device), inputs, args.pairs)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+        cli.write_json(args.json, found)
     low, high = found['ratio_quartiles']
     print(f'input {tuple(inputs.shape)}, {found["threads"]} threads, {args.pairs} alternating pairs')
     print(f'first {found["first_ms"]:.2f} ms, second {found["second_ms"]:.2f} ms')

@@ -2,8 +2,8 @@
 
 GDP relaxes the bilinear cost by alternation: one side of the products is held fixed while the other moves. The
 exact update, the price's controller and the safeguards are this project's choice: the price acts on every other
-group in turn; it is divided by the mean marginal MACs of a group, so that a costly layer does not close as a
-whole; it follows a slowly falling target; and a floor per group is never priced.
+group in turn; it grows with a group's marginal MACs only by a power below one, so that a costly layer is less
+prone to close as a whole; it follows a slowly falling target; and a floor per group is never priced.
 """
 
 from __future__ import annotations

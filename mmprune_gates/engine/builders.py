@@ -121,11 +121,13 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
 
 
 def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(3, H, W) from the crop size of the data preprocessor.
+    """(C, H, W) that MACs are stated for: the model config's ``input_shape``, or else its crop size.
 
     Raises:
         ValueError: It states none.
     """
+    if config.get('input_shape'):
+        return tuple(config['input_shape'])
     size = (config.get('data_preprocessor') or {}).get('size')
     if size is None:
         raise ValueError(

@@ -28,7 +28,7 @@ def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) ->
     """
     init_default_scope(config.get('default_scope', 'mmengine'))
     model_config = without_pretrained(config.model.to_dict())
-    shape = tuple(input_shape or model_config.get('input_shape') or default_input_shape(model_config))
+    shape = tuple(input_shape or default_input_shape(model_config))
     if 'architecture' in model_config:
         model_config['input_shape'] = shape
     model = MODELS.build(model_config)

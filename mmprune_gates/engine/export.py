@@ -103,7 +103,7 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     gated = MODELS.build(without_pretrained(config.model.to_dict())).eval()
     load_weights(gated, checkpoint, path)
     own = {key: value for key, value in config.model.to_dict().items() if key not in ('type', 'gates')}
-    shape = own.get('input_shape') or default_input_shape(own)
+    shape = default_input_shape(own)
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     expected = outputs(gated, example)
     before = sum(parameter.numel() for parameter in gated.parameters()) - sum(
@@ -164,7 +164,7 @@ def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -
     """Everything worth knowing of a slimming, as plain values."""
     graph, kept = slimmed.graph, slimmed.kept
     macs = graph.macs(), graph.macs(kept)
-    shape = slimmed.config.get('input_shape') or default_input_shape(slimmed.config)
+    shape = default_input_shape(slimmed.config)
     return {
         'macs': {'before': macs[0], 'after': macs[1], 'removed': 1 - macs[1] / macs[0], 'input_shape': list(shape)},
         'params': {'before': slimmed.params[0], 'after': slimmed.params[1]},
