@@ -11,22 +11,17 @@ Example::
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from demo_scenes import draw_scene
+from once import write_once
 from PIL import Image
 
 VOID = 255
-GENERATOR = 'demo_data.py'
-MANIFEST = 'demo_data.json'
 VERSION = 2  # raise when the pictures of a given seed change
 MIN_SIDE = 16
 AUG_HELP = 'also write N (1000 where not given) images in the form of the augmented set'
@@ -85,46 +80,6 @@ def _write_all(root: Path, params: dict[str, Any]) -> None:
         names['trainaug'] = names['train'] + names['aug']
     for split, entries in names.items():
         (lists / f'{split}.txt').write_text(''.join(f'{name}\n' for name in entries))
-    (root / MANIFEST).write_text(json.dumps(params, indent=2) + '\n')
-
-
-def _read_manifest(root: Path) -> dict[str, Any]:
-    """What a folder says of itself; empty when it is not one of ours."""
-    try:
-        found = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and found.get('generator') == GENERATOR else {}
-
-
-def _is_there(root: Path, params: dict[str, Any]) -> bool:
-    """Whether a folder holds this very data set; an error when what it holds should not be touched."""
-    if not root.exists() and not root.is_symlink():
-        return False
-    found = _read_manifest(root)
-    if not found:
-        raise FileExistsError(f'{root} exists and was not written by {GENERATOR}; choose another folder')
-    changed = sorted(key for key in params.keys() | found.keys() if params.get(key) != found.get(key))
-    if changed:
-        what = ', '.join(changed)
-        raise FileExistsError(f'{root} holds a demo data set with other {what}; delete it or choose another folder')
-    return True
-
-
-def _publish(target: Path, params: dict[str, Any]) -> None:
-    """Writes the data set to a temporary neighbour and renames it: the folder appears complete or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f'.VOC2012-{os.getpid()}-{uuid.uuid4().hex[:8]}'
-    try:
-        partial.mkdir()
-        _write_all(partial, params)
-        try:
-            partial.rename(target)
-        except OSError:  # another process was faster
-            if not _is_there(target, params):
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def generate_voc(
@@ -159,12 +114,9 @@ def generate_voc(
     """
     if min(size) < MIN_SIDE or min(num_train, num_val, num_aug, seed) < 0:
         raise ValueError(f'the size must be at least {MIN_SIDE} pixels and every number 0 or more')
-    params = dict(generator=GENERATOR, version=VERSION, num_train=num_train, num_val=num_val, num_aug=num_aug)
+    params = dict(generator='demo_data.py', version=VERSION, num_train=num_train, num_val=num_val, num_aug=num_aug)
     params |= dict(size=list(size), seed=seed, noise=noise, odd_texture=odd_texture)
-    target = Path(root) / 'VOC2012'
-    if not _is_there(target, params):
-        _publish(target, params)
-    return target
+    return write_once(Path(root) / 'VOC2012', params, lambda folder: _write_all(folder, params))
 
 
 def main(argv: list[str] | None = None) -> int:
