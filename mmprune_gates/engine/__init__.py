@@ -1,8 +1,17 @@
 """What mmengine sees: registries, builders and hooks. Importing this registers them."""
 
 from mmprune_gates.engine.builders import build_gated_model, build_slim_model
+from mmprune_gates.engine.cifar_resnet import build_cifar_resnet
 from mmprune_gates.engine.polarization_hook import PolarizationHook
 from mmprune_gates.engine.record_hook import GateRecordHook
 from mmprune_gates.engine.registry import HOOKS, MODELS
 
-__all__ = ['GateRecordHook', 'HOOKS', 'MODELS', 'PolarizationHook', 'build_gated_model', 'build_slim_model']
+__all__ = [
+    'GateRecordHook',
+    'HOOKS',
+    'MODELS',
+    'PolarizationHook',
+    'build_cifar_resnet',
+    'build_gated_model',
+    'build_slim_model',
+]
