@@ -18,7 +18,7 @@ from mmprune_gates.gates import (
     gates_of,
     has_gates,
 )
-from mmprune_gates.gates.placement import AFFINE, INPUT
+from mmprune_gates.gates.placement import BEHIND, INPUT
 
 pruned = pytest.mark.parametrize('net', [n for n in NETS.values() if n.free], ids=[n for n in NETS if NETS[n].free])
 
@@ -64,7 +64,7 @@ def test_a_closed_channel_is_exactly_zero_where_it_is_read(net):
     gates = attach_gates(model, graph, PolarizationGate)
     close(gates, kept)
     vector = torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])
-    scaled = {scale.module: scale.placement for scale in gates.scales if scale.placement.kind != AFFINE}
+    scaled = {scale.module: scale.placement for scale in gates.scales if scale.placement.kind not in BEHIND}
     seen = []
 
     def look(read, module):
@@ -186,7 +186,7 @@ def test_gates_work_in_half_precision():
 
 def test_what_the_set_of_gates_knows():
     model, graph, _ = toy(Plain)
-    gates = attach_gates(model, graph, lambda size: PolarizationGate(size, 0.25))
+    gates = attach_gates(model, graph, lambda size, members: PolarizationGate(size, members, 0.25))
     assert gates is gates_of(model) and has_gates(model)
     assert gates.eps() == 0.25
     assert torch.equal(gates.vector(), torch.ones(graph.num_channels))

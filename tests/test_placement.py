@@ -1,11 +1,11 @@
-"""Where gates go: norms where a gate passes to every reader, readers elsewhere; once, never before depthwise."""
+"""Where gates go: behind what makes channels where a gate passes to every reader, else before all readers; once."""
 
 import pytest
 import torch
 from helpers import traced
 from toy_nets import NETS
 
-from mmprune_gates.gates.placement import AFFINE, INPUT, WEIGHT, place_gates
+from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, WEIGHT, place_gates
 
 nets = pytest.mark.parametrize('net', NETS.values(), ids=NETS)
 told = pytest.mark.parametrize(
@@ -20,20 +20,20 @@ def test_placements_are_those_by_hand(net):
 
 
 @nets
-def test_at_most_one_placement_per_module(net):
+def test_at_most_one_placement_per_side_of_a_module(net):
     _, graph, _ = traced(net)
     placed = place_gates(graph)
-    assert len({p.module for p in placed}) == len(placed)
+    assert len({(p.module, p.kind in BEHIND) for p in placed}) == len(placed)
 
 
 @nets
-def test_a_gate_acts_on_norms_or_on_readers_and_on_every_free_group(net):
+def test_a_gate_acts_on_makers_or_on_readers_and_on_every_free_group(net):
     _, graph, _ = traced(net)
     kinds = {group.name: set() for group in graph.free}
     for placement in place_gates(graph):
         for group in graph.groups:
             if bool(((placement.index >= group.start) & (placement.index < group.start + group.size)).any()):
-                kinds[group.name].add(placement.kind == AFFINE)  # a frozen group would raise KeyError
+                kinds[group.name].add(placement.kind in BEHIND)  # a frozen group would raise KeyError
     assert all(len(found) == 1 for found in kinds.values())
 
 
@@ -47,12 +47,12 @@ def test_never_before_a_depthwise_convolution(net):
 @nets
 def test_in_front_of_readers_every_one_of_a_group_has_it(net):
     _, graph, _ = traced(net)
-    placed = {p.module: p for p in place_gates(graph)}
+    placed = place_gates(graph)
     for group in graph.free:
         own = [
             p
-            for p in placed.values()
-            if p.kind != AFFINE and bool(torch.isin(torch.arange(group.start, group.start + group.size), p.index).any())
+            for p in placed
+            if p.kind not in BEHIND and bool(torch.isin(torch.arange(group.start, group.start + group.size), p.index).any())
         ]
         readers = {
             r.layer
@@ -63,12 +63,17 @@ def test_in_front_of_readers_every_one_of_a_group_has_it(net):
 
 
 @nets
-def test_the_smaller_side_of_a_reader_is_scaled(net):
+def test_the_smaller_tensor_is_scaled(net):
     _, graph, _ = traced(net)
     reads = {read.layer: read for read in graph.reads}
+    sites = {site.module: site for site in graph.sites}
     for placement in place_gates(graph):
-        read = reads.get(placement.module)
+        read, site = reads.get(placement.module), sites.get(placement.module)
         if placement.kind == WEIGHT:
             assert read.weight_size < read.input_size or not read.direct
         elif placement.kind == INPUT:
             assert read.input_size <= read.weight_size and read.direct
+        elif placement.kind == OUTPUT:
+            assert site.output_size < site.weight_size and site.direct
+        else:
+            assert site.weight_size <= site.output_size or not site.direct

@@ -268,7 +268,7 @@ class FlattenLinear(Toy):
     free = {'a.0': 6, 'fc': 7}
     frozen = {'head': 'an output'}
     macs = P * 9 * 6 * 3 + 7 * 6 * 16 + 4 * 7
-    placements = {('a.1', 'affine'), ('head', 'input')}
+    placements = {('a.1', 'affine'), ('fc', 'output')}
 
     def __init__(self):
         super().__init__()
@@ -410,7 +410,7 @@ class SqueezeExcite(Toy):
     free = {'a.0': 8, 'down': 4}
     frozen = {'head': 'an output'}
     macs = P * 9 * 8 * 3 + 4 * 8 + 8 * 4 + P * 4 * 8
-    placements = {('a.1', 'affine'), ('up', 'input')}
+    placements = {('a.1', 'affine'), ('down', 'output')}
 
     def __init__(self):
         super().__init__()
@@ -466,7 +466,7 @@ class HardswishNet(Toy):
     free = {'a.0': 8, 'down': 4}
     frozen = {'head': 'an output'}
     macs = 4 * 9 * 8 * 3 + 4 * 8 + 8 * 4 + 4 * 20 * 8
-    placements = {('down', 'input'), ('up', 'input'), ('head', 'input')}
+    placements = {('down', 'input'), ('down', 'output'), ('head', 'input')}
 
     def __init__(self):
         super().__init__()
@@ -479,12 +479,12 @@ class HardswishNet(Toy):
 
 
 class NoNorm(Toy):
-    """VGG without norms: nothing but the readers to gate."""
+    """VGG without norms: the gate scales the convolutions themselves."""
 
     free = {'a': 6, 'b': 5}
     frozen = {'head': 'an output'}
     macs = P * 9 * (6 * 3 + 5 * 6) + P * 4 * 5
-    placements = {('b', 'weight'), ('head', 'weight')}
+    placements = {('a', 'affine'), ('b', 'affine')}
 
     def __init__(self):
         super().__init__()
@@ -624,7 +624,7 @@ class MixedPieces(Toy):
     free = {'a': 6}
     frozen = {'head': 'an output'}
     macs = P * 9 * 6 * 3 + P * 4 * 6
-    placements = {('head', 'weight')}
+    placements = {('a', 'affine'), ('norm', 'affine')}
 
     def __init__(self):
         super().__init__()
@@ -643,7 +643,7 @@ class GroupedReader(Toy):
     free = {'a': 4, 'b': 6}
     frozen = {'head': 'an output'}
     macs = 4 * 9 * (8 * 3 + 12 * 4) + 4 * 4 * 12
-    placements = {('b', 'input'), ('head', 'input')}
+    placements = {('a', 'output'), ('b', 'output')}
 
     def __init__(self):
         super().__init__()

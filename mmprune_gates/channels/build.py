@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.cost import Cost
-from mmprune_gates.channels.graph import ChannelGraph, Group, Layer, Read
+from mmprune_gates.channels.graph import ChannelGraph, Group, Layer, Read, Site
 from mmprune_gates.channels.labels import GATED, Flow, Use
 
 WEIGHTED = (
@@ -49,15 +49,33 @@ def build_graph(flow: Flow, model: nn.Module) -> ChannelGraph:
             dim=-1 if flow.layers[read.weight].kind == 'linear' else read.axis.dim,
             index=channels(read.axis.ids),
             gated=torch.from_numpy(read.axis.state == GATED),
-            norms=read.axis.norms,
+            sites=read.axis.sites,
             input_size=read.input_size,
             weight_size=prod(flow.tensors[read.weight].shape),
-            direct=type(model.get_submodule(read.layer)).forward.__module__.startswith('torch.nn.'),
+            direct=is_direct(model, read.layer),
         )
         for read in flow.reads
     )
+    sites = tuple(
+        Site(
+            module=module,
+            weight_dim=site.weight_dim,
+            out_dim=site.out_dim,
+            index=slots[site.weight][site.weight_dim],
+            output_size=site.output_size,
+            weight_size=prod(flow.tensors[site.weight].shape),
+            direct=is_direct(model, module),
+        )
+        for module, site in flow.sites.items()
+        if site.weight_dim in slots.get(site.weight, {})
+    )
     layers = coverage(flow, model, groups, slots, reasons, classes, cost)
-    return ChannelGraph(groups, slots, layers, reads, frozenset(flow.tainted), cost)
+    return ChannelGraph(groups, slots, layers, reads, sites, frozenset(flow.tainted), cost)
+
+
+def is_direct(model: nn.Module, path: str) -> bool:
+    """Whether a module's input and output are those of its weight: a layer of torch, not a derived one."""
+    return type(model.get_submodule(path)).forward.__module__.startswith('torch.nn.')
 
 
 def freeze_reasons(flow: Flow, classes: np.ndarray) -> dict[int, str]:

@@ -65,7 +65,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Read:
-    """A layer that reads channels, and whether a gate on norms before it reaches it unchanged.
+    """A layer that reads channels, and whether gates at sites before it reach it unchanged.
 
     Attributes:
         layer: Module path of the reader.
@@ -73,8 +73,8 @@ class Read:
         in_dim: Dimension of the weight that reads them.
         dim: Channel dimension of its input; -1, the last, for a linear layer.
         index: (C,) channel at each input position, -1 for none.
-        gated: (C,) bool, whether a gate on ``norms`` scales that input.
-        norms: Module paths of norms.
+        gated: (C,) bool, whether a gate at ``sites`` scales that input.
+        sites: Module paths of norms and layers.
         input_size: Elements of its input per sample.
         weight_size: Elements of its weight.
         direct: Whether the reader's own input is what its weight reads (a layer of torch, not a derived one).
@@ -86,8 +86,31 @@ class Read:
     dim: int
     index: Tensor
     gated: Tensor
-    norms: frozenset[str]
+    sites: frozenset[str]
     input_size: float
+    weight_size: int
+    direct: bool
+
+
+@dataclass(frozen=True)
+class Site:
+    """A norm, or a layer without one behind it, whose output a gate can scale.
+
+    Attributes:
+        module: Its path.
+        weight_dim: Dimension of its weight that holds the channels of its output; those of its bias are the same.
+        out_dim: Channel dimension of its output; -1, the last, for a linear layer.
+        index: (C,) channel at each position, -1 for none.
+        output_size: Elements of its output per sample.
+        weight_size: Elements of its weight.
+        direct: Whether the module's output is the layer's own (a layer of torch, not a derived one).
+    """
+
+    module: str
+    weight_dim: int
+    out_dim: int
+    index: Tensor
+    output_size: float
     weight_size: int
     direct: bool
 
@@ -106,7 +129,8 @@ class ChannelGraph:
             where a position belongs to no group.
         layers: Coverage of every convolution and linear layer, in order of execution, then the unused ones.
         reads: Where channels are read, in order of execution.
-        tainted: Norms whose output is also used where a gate would not pass unchanged.
+        sites: Where a gate can stand behind what makes channels, in order of execution.
+        tainted: Module paths of sites whose output is also used where a gate would not pass unchanged.
         cost: Multiply-accumulates of inference as a function of what is kept.
     """
 
@@ -114,6 +138,7 @@ class ChannelGraph:
     slots: Mapping[str, Mapping[int, Tensor]]
     layers: tuple[Layer, ...]
     reads: tuple[Read, ...]
+    sites: tuple[Site, ...]
     tainted: frozenset[str]
     cost: Cost
 

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 # What is known of a channel's values, from weakest to strongest.
 LOST = 0  # may be non-zero although everything that makes it is zero (behind a sigmoid)
 ZERO = 1  # zero once the parameters that make it are zero (behind a convolution, a SiLU)
-GATED = 2  # scales with a gate on the affine of the norms in `Axis.norms` (behind norm, ReLU, pooling, ...)
+GATED = 2  # scales with a gate at the modules in `Axis.sites` (behind a norm or a convolution, ReLU, pooling, ...)
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Axis:
         dim: The dimension.
         ids: (C,) int64, the channel at each position; an id may occur more than once.
         state: (C,) int8, ``LOST``, ``ZERO`` or ``GATED``.
-        norms: Module paths of the norms whose affine scales the ``GATED`` channels.
+        sites: Module paths of the norms and layers whose output scales the ``GATED`` channels.
     """
 
     dim: int
     ids: np.ndarray
     state: np.ndarray
-    norms: frozenset[str] = frozenset()
+    sites: frozenset[str] = frozenset()
 
     def take(self, index) -> Axis:
         """The axis restricted to, or repeated at, the positions ``index``."""
@@ -77,6 +77,23 @@ class Read:
     weight: str
     axis: Axis
     input_size: float
+
+
+@dataclass(frozen=True)
+class Site:
+    """A norm, or a layer without one behind it, whose output a gate can scale.
+
+    Attributes:
+        weight: Name of its weight; its bias, if any, has the same channels along dimension 0.
+        weight_dim: Dimension of the weight that holds the channels of its output.
+        out_dim: Channel dimension of its output; -1, the last, for a linear layer.
+        output_size: Elements of its output per sample.
+    """
+
+    weight: str
+    weight_dim: int
+    out_dim: int
+    output_size: float
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,7 @@ class Flow:
     terms: list[Term] = field(default_factory=list)
     tainted: set[str] = field(default_factory=set)
     tensors: dict[str, Value] = field(default_factory=dict)
+    sites: dict[str, Site] = field(default_factory=dict)  # by module path
     layers: dict[str, Use] = field(default_factory=dict)  # by name of the weight, in order of execution
     num_ids: int = 0
     aliases: dict[str, str] = field(default_factory=dict)
@@ -152,11 +170,11 @@ class Flow:
         self.frozen.extend((axis.ids, reason) for axis in axes if axis is not None)
 
     def weaken(self, axis: Axis, at_most) -> Axis:
-        """``axis`` with its states lowered; norms whose gate no longer scales the result are tainted."""
+        """``axis`` with its states lowered; sites whose gate no longer scales the result are tainted."""
         state = np.minimum(axis.state, at_most).astype(np.int8)
         if np.any((axis.state == GATED) & (state < GATED)):
-            self.tainted.update(axis.norms)
-        return replace(axis, state=state)
+            self.tainted.update(axis.sites)
+        return replace(axis, state=state, sites=axis.sites if np.any(state == GATED) else frozenset())
 
     def classes(self) -> np.ndarray:
         """(num_ids,) class of every id: ids that are kept or removed together share one."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Read, Term, Use, Value
+from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Read, Site, Term, Use, Value
 from mmprune_gates.channels.op import Op
 
 FIXED_INPUT = 'reads an input without removable channels'
@@ -33,9 +33,21 @@ def is_own(op: Op, tensor: str | None, attribute: str = 'weight') -> bool:
 
 def produce(op: Op, made: Axis | None, bias: Value | None, dim: int) -> Axis | None:
     """The output axis of a layer: the channels its weight makes, laid along ``dim``."""
-    if made is not None and bias is not None:
+    if made is None:
+        return None
+    if bias is not None:
         op.flow.unite(made.ids, bias.along(0).ids)
-    return made and replace(made, dim=dim)
+    return gated(op, replace(made, dim=dim), made.dim)
+
+
+def gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
+    """The output axis of a norm or layer, scaled by a gate there if weight and bias are the module's own."""
+    own_bias = op.arg(2) is None or is_own(op, op.parameter(2), 'bias')
+    if not (is_own(op, op.parameter(1)) and own_bias):
+        return op.flow.weaken(axis, ZERO)
+    out_dim = -1 if op.name == 'aten.linear' else axis.dim
+    op.flow.sites[op.layer] = Site(op.parameter(1), weight_dim, out_dim, op.per_sample(op.shape))
+    return replace(axis, state=np.full_like(axis.state, GATED), sites=frozenset({op.layer}))
 
 
 def cost(op: Op, positions, *axes: Axis | None) -> None:
@@ -104,7 +116,8 @@ def grouped_output(op: Op, x: Value, weight: Value, bias, transposed: bool, conv
     size = weight.shape[1]
     if maker is None:
         maker, size = op.rigid(1, conv_groups, 'a single channel in each group'), conv_groups
-    return produce(op, maker.take(np.tile(np.arange(size), op.shape[1] // size)), bias, 1)
+    out = produce(op, maker.take(np.tile(np.arange(size), op.shape[1] // size)), bias, 1)
+    return op.flow.weaken(out, ZERO)  # weight and bias hold its channels in different numbers: no gate there
 
 
 def depthwise_output(op: Op, x: Value, weight: Value, bias: Value | None, transposed: bool) -> Axis | None:
@@ -156,7 +169,4 @@ def batch_norm(op: Op) -> Value:
         if other is not None:
             op.flow.unite(axis.ids, other.ids)
     batch = [op.flow.weaken(a, LOST) for a in x.axes if a.dim == 0]
-    if not (is_own(op, op.parameter(1)) and is_own(op, op.parameter(2), 'bias')):
-        return op.result([*batch, op.flow.weaken(axis, ZERO)])
-    gated = np.full_like(axis.state, GATED)
-    return op.result([*batch, Axis(1, axis.ids, gated, frozenset({op.layer}))])
+    return op.result([*batch, gated(op, axis, 0)])

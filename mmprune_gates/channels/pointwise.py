@@ -138,14 +138,13 @@ def elementwise(op: Op, combine, broadcast: int) -> Value:
 
 
 def meet(op: Op, dim: int, found: list[Axis], combine=np.minimum.reduce, at_most: int = GATED) -> Axis:
-    """One axis from all that meet along ``dim``; norms that stop to scale the result are tainted."""
+    """One axis from all that meet along ``dim``; sites that stop to scale the result are tainted."""
     for other in found[1:]:
         op.flow.unite(found[0].ids, other.ids)
     state = np.minimum(combine([axis.state for axis in found]), at_most).astype(np.int8)
-    for axis in found:
-        op.flow.weaken(axis, np.where(state < axis.state, state, axis.state))
-    norms = frozenset().union(*(axis.norms for axis in found))
-    return replace(found[0], dim=dim, state=state, norms=norms)
+    found = [op.flow.weaken(axis, np.where(state < axis.state, state, axis.state)) for axis in found]
+    sites = frozenset().union(*(axis.sites for axis in found))
+    return replace(found[0], dim=dim, state=state, sites=sites)
 
 
 def reduction(op: Op) -> Value:

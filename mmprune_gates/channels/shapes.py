@@ -110,7 +110,7 @@ def join(op: Op, dim: int, parts: list[Value], found: list[Axis | None]) -> Axis
         dim,
         np.concatenate([axis.ids for axis in whole]),
         np.concatenate([axis.state for axis in whole]),
-        frozenset().union(*(axis.norms for axis in whole)),
+        frozenset().union(*(axis.sites for axis in whole)),
     )
 
 

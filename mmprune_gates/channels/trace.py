@@ -134,7 +134,7 @@ def changed(before: Value, after: Value) -> bool:
     """Whether an op has changed what is known of the channels' values."""
     known = {axis.dim: axis for axis in before.axes}
     return any(
-        axis.dim not in known or axis.norms != known[axis.dim].norms or (axis.state != known[axis.dim].state).any()
+        axis.dim not in known or axis.sites != known[axis.dim].sites or (axis.state != known[axis.dim].state).any()
         for axis in after.axes
     )
 

@@ -52,7 +52,7 @@ def build_gated_model(
     if not is_distributed():
         # The Runner would do this later and lose what is attached to the old modules.
         model = revert_sync_batchnorm(model)
-    attach_gates(model, graph, lambda size: build_gate(gates or {}, size))
+    attach_gates(model, graph, lambda size, members: build_gate(gates or {}, size, members))
     return model
 
 
@@ -93,7 +93,7 @@ def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Modul
     return ROOT_MODELS.build(ConfigDict(type=architecture, **config))
 
 
-def build_gate(config: Mapping[str, Any], size: int) -> Gate:
+def build_gate(config: Mapping[str, Any], size: int, members: int = 1) -> Gate:
     """A gate from its config.
 
     Raises:
@@ -107,7 +107,7 @@ def build_gate(config: Mapping[str, Any], size: int) -> Gate:
             f'model.gates.type {name!r} is not registered: register it in mmprune_gates.MODELS and name its module in '
             'custom_imports'
         )
-    gate = kind(size=size, **options)
+    gate = kind(size=size, members=members, **options)
     if not isinstance(gate, Gate):
         raise ValueError(f'model.gates.type {name!r} builds a {type(gate).__name__}, not a mmprune_gates Gate')
     return gate

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.graph import ChannelGraph, Group
 from mmprune_gates.gates.gate import Gate
-from mmprune_gates.gates.placement import AFFINE, INPUT, Placement, inside, place_gates
+from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement, inside, place_gates
 
 NAME = 'gates'
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+MakeGate = Callable[[int, int], Gate]
 
 
 class GateSet(nn.Module):
@@ -24,22 +24,34 @@ class GateSet(nn.Module):
 
     Attributes:
         graph: The channel graph they belong to.
+        placements: The modules they act on.
         by_group: Gate of each free group; dots in group names are colons in keys.
+        scales: What acts at each placement.
+        handles: Hooks of the scales.
     """
 
-    def __init__(self, graph: ChannelGraph, make_gate: Callable[[int], Gate]) -> None:
+    def __init__(self, graph: ChannelGraph, make_gate: MakeGate) -> None:
         super().__init__()
-        self.graph = graph
-        self.by_group = nn.ModuleDict({key(group.name): make_gate(group.size) for group in graph.free})
+        self.graph, self.placements = graph, place_gates(graph)
+        gates = {key(group.name): make_gate(group.size, len(self.members(group))) for group in graph.free}
+        self.by_group = nn.ModuleDict(gates)
         self.scales: list[Scale] = []
         self.handles: list = []
+
+    def members(self, group: Group) -> list[Placement]:
+        """The placements of a group, in the order in which its gate numbers them."""
+        return [placement for placement in self.placements if bool(inside(placement.index, group).any())]
+
+    def number(self, placement: Placement, group: Group) -> int:
+        """Number of a placement among the members of a group."""
+        return next(number for number, member in enumerate(self.members(group)) if member is placement)
 
     def __getitem__(self, group: str) -> Gate:
         return self.by_group[key(group)]
 
     def vector(self) -> Tensor:
-        """(num_channels,) gate values over all channels of the graph; 1 where there is no gate."""
-        return self._spread(lambda gate: gate())
+        """(num_channels,) strength of the gates over all channels of the graph; 1 where there is no gate."""
+        return self._spread(lambda gate: gate.strength())
 
     def _spread(self, read: Callable[[Gate], Tensor]) -> Tensor:
         """(num_channels,) what ``read`` finds in each gate; 1 where there is no gate."""
@@ -48,11 +60,11 @@ class GateSet(nn.Module):
         return torch.cat([values.get(group.name, like.new_ones(group.size)) for group in self.graph.groups])
 
     def theta(self) -> Tensor:
-        """(num_channels,) parameters of all gates, detached; 1 where there is no gate."""
+        """(num_channels,) parameters of shared gates, detached; 1 where there is no gate."""
         return self._spread(lambda gate: gate.theta.detach())
 
     def set_theta(self, theta: Tensor) -> None:
-        """Set the parameters of all gates from (num_channels,) values."""
+        """Set the parameters of all shared gates from (num_channels,) values."""
         with torch.no_grad():
             for group in self.graph.free:
                 self[group.name].theta.copy_(theta[group.span])
@@ -72,9 +84,16 @@ class GateSet(nn.Module):
         return self._spread(Gate.slope)
 
     def values(self) -> dict[str, Tensor]:
-        """Group name -> (size,) gate values, detached, of all free groups."""
+        """Group name -> (size,) strength of each gate, detached, of all free groups; 0 only where it is closed."""
         with torch.no_grad():
-            return {group.name: self[group.name]() for group in self.graph.free}
+            return {group.name: self[group.name].strength() for group in self.graph.free}
+
+    def close(self, kept: Tensor) -> None:
+        """Set the gates of all channels not in ``kept``, (num_channels,) bool, to exactly 0."""
+        with torch.no_grad():
+            for group in self.graph.free:
+                theta = self[group.name].theta
+                theta.masked_fill_(~kept[group.span].to(theta.device), 0)
 
     def kept(self) -> dict[str, Tensor]:
         """Group name -> (size,) bool: which gates are not exactly zero."""
@@ -94,7 +113,7 @@ class Scale:
         self.module, self.placement = module, placement
         index = placement.index
         groups = [group for group in gates.graph.free if bool(inside(index, group).any())]
-        self.sources = [gates[group.name] for group in groups]
+        self.sources = [(gates[group.name], gates.number(placement, group)) for group in groups]
         channels = torch.cat([torch.arange(group.start, group.start + group.size) for group in groups])
         local = torch.full((gates.graph.num_channels + 1,), len(channels))  # last: positions without a gate
         local[channels] = torch.arange(len(channels))
@@ -103,29 +122,39 @@ class Scale:
 
     def value(self) -> Tensor:
         """(C,) factor for each position of the scaled dimension."""
-        values = [gate() for gate in self.sources]
+        values = [gate(member) for gate, member in self.sources]
         if self.pick is None:
             return values[0] if len(values) == 1 else torch.cat(values)
         return torch.cat([*values, values[0].new_ones(1)])[self.pick.to(values[0].device)]
 
     def targets(self) -> tuple[tuple[str, int], ...]:
         """Parameters to scale, and the dimension of each."""
-        return (('weight', 0), ('bias', 0)) if self.placement.kind == AFFINE else (('weight', self.placement.dim),)
+        weight = (('weight', self.placement.weight_dim),)
+        return (*weight, ('bias', 0)) if self.placement.kind in BEHIND and self.module.bias is not None else weight
 
     def before(self, module: nn.Module, args: tuple):
         """Forward pre-hook: scale the input, or let scaled tensors stand before the parameters."""
+        if self.placement.kind == OUTPUT:
+            return None
         value = self.value()
         if self.placement.kind == INPUT:
-            return (args[0] * laid(value, self.placement.dim, args[0].dim()).to(args[0].dtype), *args[1:])
+            return (self.scaled(args[0], value), *args[1:])
         for name, dim in self.targets():
             parameter = getattr(module, name)
             vars(module)[name] = parameter * laid(value, dim, parameter.dim())  # found before the parameter
         return None
 
-    def after(self, module: nn.Module, args: tuple, output) -> None:
-        """Forward hook, called even if the forward fails: the parameters show again."""
+    def after(self, module: nn.Module, args: tuple, output):
+        """Forward hook, called even if the forward fails: scale the output, or let the parameters show again."""
+        if self.placement.kind == OUTPUT:
+            return None if output is None else self.scaled(output, self.value())
         for name, _ in self.targets():
             vars(module).pop(name, None)
+        return None
+
+    def scaled(self, tensor: Tensor, value: Tensor) -> Tensor:
+        """An input or output multiplied by gate values, in its own precision."""
+        return tensor * laid(value, self.placement.dim, tensor.dim()).to(tensor.dtype)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -133,10 +162,8 @@ class Scale:
         value = self.value()
         for name, dim in self.targets():
             parameter = getattr(self.module, name)
-            if self.placement.kind == INPUT:
-                dim = 0 if isinstance(self.module, TRANSPOSED) else 1
-                value = value[: parameter.shape[dim]]  # groups of a convolution share their gates
-            parameter.mul_(laid(value, dim, parameter.dim()))
+            # Groups of a convolution share their gates: its input may have more positions than its weight.
+            parameter.mul_(laid(value[: parameter.shape[dim]], dim, parameter.dim()))
 
 
 def laid(value: Tensor, dim: int, rank: int) -> Tensor:
@@ -168,13 +195,13 @@ def gates_of(model: nn.Module) -> GateSet:
     return model.gates
 
 
-def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: Callable[[int], Gate]) -> GateSet:
+def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> GateSet:
     """Put a gate on every free group; the model's output does not change.
 
     Args:
         model: The model ``graph`` was traced from.
         graph: Its channel graph.
-        make_gate: Gate from the size of a group.
+        make_gate: Gate from the size of a group and the number of modules that it acts on.
 
     Raises:
         ValueError: The model has gates already, an attribute ``gates`` of its own, or no group that can be pruned.
@@ -185,7 +212,7 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: Callable[[int
         reasons = sorted({group.frozen for group in graph.groups if group.frozen})
         raise ValueError(f'{type(model).__name__} has no prunable channel: {"; ".join(reasons) or "no layers"}')
     gates = GateSet(graph, make_gate).to(next(model.parameters()).device)
-    gates.scales = [Scale(model.get_submodule(p.module), p, gates) for p in place_gates(graph)]
+    gates.scales = [Scale(model.get_submodule(p.module), p, gates) for p in gates.placements]
     for scale in gates.scales:
         gates.handles.append(scale.module.register_forward_pre_hook(scale.before))
         gates.handles.append(scale.module.register_forward_hook(scale.after, always_call=True))

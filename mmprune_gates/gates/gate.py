@@ -10,13 +10,15 @@ class Gate(nn.Module):
     """Base of all gates: the parameter ``theta`` is the gate.
 
     A gate type of one's own derives from this, overrides :meth:`value`, and is registered in
-    ``mmprune_gates.MODELS``. It must be 1 at ``theta`` = 1 and exactly 0 at ``theta`` = 0.
+    ``mmprune_gates.MODELS``. It must be 1 at ``theta`` = 1 and exactly 0 at ``theta`` = 0. All modules that it acts on
+    share its values.
 
     Args:
         size: Number of channels of the group.
+        members: Number of modules that the gate acts on.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, members: int = 1) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.ones(size))
         self.straight_through = False
@@ -25,8 +27,8 @@ class Gate(nn.Module):
         """(C,) gate values from (C,) parameters."""
         return theta
 
-    def forward(self) -> Tensor:
-        """(C,) gate values.
+    def forward(self, member: int = 0) -> Tensor:
+        """(C,) gate values for the module of that number; here the same for all.
 
         With ``straight_through`` the gradient that reaches ``theta`` is the one with respect to the gate's
         value: what a hook that moves ``theta`` itself needs for its scores.
@@ -36,6 +38,10 @@ class Gate(nn.Module):
         with torch.no_grad():
             value = self.value(self.theta)
         return _Straight.apply(self.theta, value)
+
+    def strength(self) -> Tensor:
+        """(C,) what is left of each channel: 0 only where the gate is closed everywhere."""
+        return self.forward()
 
     def slope(self) -> Tensor:
         """(C,) derivative of the value with respect to theta."""

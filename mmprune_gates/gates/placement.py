@@ -1,8 +1,8 @@
 """Where the gate of each group goes: the place that costs least among those that are exactly equal.
 
-GDP puts a gate before every regular convolution, Gate Decorator after every norm. Both are one function where
-everything between is positively homogeneous, and then the affine of the last norm costs O(channels). Elsewhere
-the gate stands before the readers, on their input or on their weight, whichever is smaller.
+GDP puts a gate before every regular convolution, Gate Decorator after every norm, or after the convolution where
+there is none. All are one function where everything between is positively homogeneous; then the affine of the last
+norm costs O(channels). Elsewhere the gate stands before the readers. Weights or activations: whichever is smaller.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmprune_gates.channels.graph import ChannelGraph, Group, Read
+from mmprune_gates.channels.graph import ChannelGraph, Group, Read, Site
 
-AFFINE, INPUT, WEIGHT = 'affine', 'input', 'weight'
+AFFINE, OUTPUT, INPUT, WEIGHT = 'affine', 'output', 'input', 'weight'
+BEHIND = (AFFINE, OUTPUT)  # what makes the channels; the others stand before what reads them
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,16 @@ class Placement:
 
     Attributes:
         module: Its path.
-        kind: ``affine`` (a norm's weight and bias), ``input`` or ``weight`` (of a layer that reads channels).
-        dim: Dimension of the input or weight that holds the channels.
+        kind: ``affine`` (weight and bias) or ``output`` of a norm or layer; ``input`` or ``weight`` of a reader.
+        dim: Dimension of the scaled tensor that holds the channels; for ``affine``, of the weight.
+        weight_dim: Dimension of the module's weight that holds them.
         index: (C,) channel of the graph at each position, -1 where no gate acts.
     """
 
     module: str
     kind: str
     dim: int
+    weight_dim: int
     index: Tensor
 
 
@@ -38,34 +41,28 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
     """Placements for all free groups of a graph.
 
     Returns:
-        At most one placement per module and kind; together they act on every reader of every free group, once.
+        At most one placement per module and side; together they act on every reader of every free group, once.
     """
-    at_norms = {group.name for group in graph.free if norms_suffice(graph, group)}
-    norms = dict.fromkeys(norm for read in graph.reads for norm in sorted(read.norms))
+    behind = {group.name for group in graph.free if sites_suffice(graph, group)}
+    used = [read for read in graph.reads if read.sites]
     placements = []
-    for norm in norms:
-        slots = graph.slots.get(f'{norm}.weight', {})
-        if 0 in slots and any(norm in read.norms and meets(slots[0], read.index) for read in graph.reads):
-            placements.append(Placement(norm, AFFINE, 0, restrict(graph, slots[0], at_norms)))
-    readers = {group.name for group in graph.free} - at_norms
+    for site in graph.sites:
+        if any(site.module in read.sites and meets(site.index, read.index) for read in used):
+            placements.append(after(site, restrict(graph, site.index, behind)))
+    readers = {group.name for group in graph.free} - behind
     for read in {read.weight: read for read in graph.reads}.values():
         placements.append(before(read, restrict(graph, read.index, readers), graph))
     return tuple(placement for placement in placements if bool((placement.index >= 0).any()))
 
 
-def norms_suffice(graph: ChannelGraph, group: Group) -> bool:
-    """Whether gating norms gates every read of a group, and nothing else."""
+def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
+    """Whether gates at sites gate every read of a group, and nothing else."""
     reads = [(read, inside(read.index, group)) for read in graph.reads]
     reads = [(read, mask) for read, mask in reads if bool(mask.any())]
     gated = all(bool(read.gated[mask].all()) for read, mask in reads)
-    own = {norm for read, _ in reads for norm in read.norms if owns(graph, norm, group)}
+    named = frozenset().union(*(read.sites for read, _ in reads))
+    own = {site.module for site in graph.sites if site.module in named and bool(inside(site.index, group).any())}
     return bool(reads) and gated and not own & graph.tainted
-
-
-def owns(graph: ChannelGraph, norm: str, group: Group) -> bool:
-    """Whether a norm holds channels of a group."""
-    index = graph.slots.get(f'{norm}.weight', {}).get(0)
-    return index is not None and bool(inside(index, group).any())
 
 
 def inside(index: Tensor, group: Group) -> Tensor:
@@ -87,9 +84,17 @@ def restrict(graph: ChannelGraph, index: Tensor, names: set[str]) -> Tensor:
     return torch.where(inside_any, index, -1)
 
 
+def after(site: Site, index: Tensor) -> Placement:
+    """A gate behind a norm or layer: on its weight and bias or, if those have more elements, on its output."""
+    if site.weight_size <= site.output_size or not site.direct:
+        return Placement(site.module, AFFINE, site.weight_dim, site.weight_dim, index)
+    return Placement(site.module, OUTPUT, site.out_dim, site.weight_dim, index)
+
+
 def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
     """A gate in front of a reader: on its weight or, if that has more elements, on its input where it can be."""
     own = graph.slots.get(read.weight, {}).get(read.in_dim)
     if own is not None and (read.weight_size < read.input_size or not read.direct):
-        return Placement(read.layer, WEIGHT, read.in_dim, torch.where(torch.isin(own, index[index >= 0]), own, -1))
-    return Placement(read.layer, INPUT, read.dim, index)
+        index = torch.where(torch.isin(own, index[index >= 0]), own, -1)
+        return Placement(read.layer, WEIGHT, read.in_dim, read.in_dim, index)
+    return Placement(read.layer, INPUT, read.dim, read.in_dim, index)

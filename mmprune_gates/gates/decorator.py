@@ -1,0 +1,74 @@
+"""The gate of Gate Decorator: a plain factor per channel and module, scored by the Taylor expansion of the loss.
+
+You et al., Gate Decorator: Global Filter Pruning Method for Accelerating Deep Convolutional Neural Networks,
+NeurIPS 2019, arXiv 1909.08174. On a batch norm it makes the paper's gated batch norm (GBN), on a layer without a norm
+its gated convolution; the modules that one gate acts on are the members of the paper's virtual GBN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.gates.attach import GateSet, Scale
+from mmprune_gates.gates.gate import Gate
+from mmprune_gates.gates.placement import AFFINE
+
+
+class DecoratorGate(Gate):
+    """Gate Decorator's gate: ``theta`` is the paper's phi, one row per module that the gate acts on.
+
+    Args:
+        size: Number of channels of the group.
+        members: Number of modules that the gate acts on.
+    """
+
+    def __init__(self, size: int, members: int = 1) -> None:
+        super().__init__(size, members)
+        self.theta = nn.Parameter(torch.ones(members, size))
+
+    def forward(self, member: int = 0) -> Tensor:
+        """(C,) factors of the module of that number."""
+        return self.theta[member]
+
+    def strength(self) -> Tensor:
+        """(C,) largest magnitude over the members."""
+        return self.theta.abs().amax(0)
+
+    def importance(self, grad: Tensor) -> Tensor:
+        """(C,) |phi * dL/dphi|, summed over the members (paper, equations 6 to 8).
+
+        Args:
+            grad: (M, C) gradient of one mini-batch's loss.
+        """
+        return (self.theta.detach() * grad).abs().sum(0)
+
+
+def gated_norms(gates: GateSet) -> list[tuple[str, Scale]]:
+    """Path and scale of every norm that gates act on."""
+    found = [(scale.placement, scale) for scale in gates.scales if scale.placement.kind == AFFINE]
+    return [(placement.module, scale) for placement, scale in found if scale.module.weight.dim() == 1]
+
+
+@torch.no_grad()
+def take_over_affine(gates: GateSet) -> None:
+    """Let the gates take over the size of the affine of every norm they act on; the model's function stays.
+
+    Differs from the paper, where phi takes over gamma and the shift becomes beta / gamma, which must be clamped
+    where gamma is small: here phi takes over the norm of (gamma, beta), so that nothing is divided by something
+    smaller than itself. Without a shift that is the paper's |gamma|. A channel that is zero is left as it is.
+    """
+    for _, scale in gated_norms(gates):
+        index = scale.placement.index.to(scale.module.weight.device) % (gates.graph.num_channels + 1)
+        weight, bias = scale.module.weight, scale.module.bias
+        size = weight.abs() if bias is None else torch.hypot(weight, bias)
+        # A channel may stand at several positions: the largest decides.
+        of_channel = size.new_zeros(gates.graph.num_channels + 1).index_reduce(0, index, size, 'amax')
+        of_channel[of_channel == 0] = 1
+        of_channel[-1] = 1  # the place of positions without a gate
+        for group in gates.graph.free:
+            members = gates.members(group)
+            if any(member is scale.placement for member in members):
+                gates[group.name].theta[gates.number(scale.placement, group)] *= of_channel[group.span]
+        for parameter in filter(None.__ne__, (weight, bias)):
+            parameter /= of_channel[index]
