@@ -1,0 +1,26 @@
+"""Every config in configs/ loads, passes the checks of tools/train.py and builds its model."""
+
+from pathlib import Path
+
+import cli
+import pytest
+from mmengine.registry import MODELS, init_default_scope
+
+from mmprune_gates.engine.builders import without_pretrained
+from mmprune_gates.gates import has_gates
+
+pytestmark = pytest.mark.models
+CONFIGS = Path(__file__).parents[1] / 'configs'
+PATHS = sorted(CONFIGS.rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', PATHS, ids=lambda path: path.stem)
+def test_it_loads_and_builds(path):
+    config = cli.runner_config(cli.runner_parser('').parse_args([str(path)]))
+    init_default_scope(config.default_scope)
+    model = MODELS.build(without_pretrained(config.model.to_dict()))
+    assert has_gates(model) == (config.model.type == 'mmprune_gates.GatedModel')
+    assert '_base_ = ' in path.read_text(), 'configs inherit from stock ones or from each other'
+    start = config.get('load_from')
+    if start and '://' not in start and 'work_dirs/demo/' not in start:  # tools/demo.py sets what is there
+        assert Path(start).parent.name in {path.stem for path in PATHS}, 'a start is the work folder of a config'
