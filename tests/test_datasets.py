@@ -78,3 +78,18 @@ def test_downloads_can_be_off_and_prefixes_can_be_plain():
     assert missing(dict(type='CIFAR10', data_root='absent', download=False), scope='mmpretrain')
     key = 'val_dataloader.dataset.data_prefix'
     assert missing(dict(type='CustomDataset', data_prefix='absent'), scope='mmpretrain') == {'absent': key}
+
+
+@pytest.mark.parametrize(
+    'dataset, expected',
+    [
+        (dict(type='ImageNet', data_root='data/imagenet', split='val'), 'layout of ImageNet-1k'),
+        (dict(type='CustomDataset', data_root='data/digits', data_prefix='val'), 'tools/digits_data.py data/digits'),
+    ],
+    ids=['imagenet', 'digits'],
+)
+def test_the_message_shows_the_layout_that_is_expected(dataset, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=expected) as caught:
+        check(dataset, scope='mmpretrain')
+    assert 'VOC' not in str(caught.value)

@@ -20,6 +20,18 @@ LAYOUTS = (
         '    SegmentationClassAug/NAME.png   masks of the augmented set, converted from SBD (voc12aug configs only)\n'
         '    ImageSets/Segmentation/*.txt    train.txt, val.txt, aug.txt: one NAME per line',
     ),
+    (
+        ('data/imagenet',),
+        'layout of ImageNet-1k (https://image-net.org):\n'
+        '    train/CLASS/NAME.JPEG           images, a folder for each class (n01440764, ...)\n'
+        '    val/CLASS/NAME.JPEG             the same; or val/NAME.JPEG, with\n'
+        '    meta/val.txt                    one NAME.JPEG and class number per line',
+    ),
+    (
+        ('data/digits',),
+        'an image folder, train/CLASS/NAME.png and val/CLASS/NAME.png, as `python tools/digits_data.py data/digits` '
+        'writes it',
+    ),
 )
 
 
