@@ -8,11 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -22,20 +17,18 @@ import mmprune_gates  # noqa: F401  (cures come before the imports below)
 import cli
 from demo_data import generate_voc
 from demo_picture import draw_summary
+from jobs import Jobs, read_json
 from mmengine.config import Config
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-TOOLS, CONFIGS = ROOT / 'tools', ROOT / 'configs' / 'demo'
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
 START = CONFIGS / 'dense_deeplabv3plus_scenes.py'
 DENSE = CONFIGS / 'dense_continued_deeplabv3plus_scenes.py'
 GDP = CONFIGS / 'gdp_deeplabv3plus_scenes.py'
-ITERATION = re.compile(r'Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?loss: ([\d.]+)(?:.*macs_ratio: ([\d.]+))?')
 
 
-class Demo:
+class Demo(Jobs):
     """One run of the demo in one work directory.
 
     Args:
@@ -46,83 +39,37 @@ class Demo:
     """
 
     def __init__(self, work_dir: Path, data: Path, seed: int, options: list[str]) -> None:
-        self.work_dir, self.data_root, self.console = work_dir, data / 'VOC2012', Console()
+        super().__init__(work_dir)
+        self.data_root = data / 'VOC2012'
         roots = [f'{kind}_dataloader.dataset.data_root={self.data_root}' for kind in ('train', 'val', 'test')]
         self.options = [*roots, f'randomness.seed={seed}', *options]
 
-    def train(self, jobs: dict[str, tuple[Path, list[str]]]) -> None:
-        """Run ``tools/train.py`` for several configs side by side, one CPU thread each, with progress bars.
+    def train_all(self, jobs: dict[str, tuple[Path, list[str]]]) -> None:
+        """Train several configs side by side.
 
         Args:
             jobs: Name of the sub-folder -> (config, overrides).
         """
-        columns = [TextColumn('{task.description:>6}'), BarColumn(), TextColumn('{task.fields[state]}')]
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
-            workers = []
-            for name, (config, overrides) in jobs.items():
-                task = progress.add_task(name, total=None, state='starting')
-                arguments = (name, config, overrides, progress, task)
-                workers.append(threading.Thread(target=self.train_one, args=arguments))
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
-        for name in jobs:
-            if not (self.work_dir / name / 'last_checkpoint').is_file():
-                raise SystemExit(f'training {name!r} failed: see {self.work_dir / name / "train.log"}')
-
-    def train_one(self, name: str, config: Path, overrides: list[str], progress: Progress, task) -> None:
-        """One training, its output in ``train.log``, its iterations on a progress bar."""
-        folder = self.work_dir / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'last_checkpoint').unlink(missing_ok=True)
-        command = ['train.py', config, '--work-dir', folder, '--cfg-options', *self.options, *overrides]
-        with (folder / 'train.log').open('w', buffering=1) as log, self.tool(command, subprocess.PIPE) as process:
-            for line in process.stdout:
-                log.write(line)
-                if found := ITERATION.search(line):
-                    done, total, loss, macs = found.groups()
-                    state = f'loss {loss}' + (f', MACs {float(macs):.0%}' if macs else '')
-                    progress.update(task, completed=int(done), total=int(total), state=state)
-
-    def tool(self, command: list, stdout) -> subprocess.Popen:
-        """Start one of our command lines with one CPU thread: two would wait for each other on a busy machine."""
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-        command = [sys.executable, TOOLS / command[0], *command[1:]]
-        return subprocess.Popen(
-            [str(part) for part in command], stdout=stdout, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-
-    def run(self, name: str, *command) -> None:
-        """Run one of our command lines to its end, its output in ``NAME.log``."""
-        self.console.print(f'[dim]tools/{command[0]} ({name})')
-        log = self.work_dir / f'{name}.log'
-        with log.open('w') as file, self.tool(list(command), file) as process:
-            if process.wait():
-                raise SystemExit(f'tools/{command[0]} failed: see {log}')
-
-    def last(self, name: str) -> Path:
-        """Last checkpoint of a training."""
-        return Path((self.work_dir / name / 'last_checkpoint').read_text().strip())
+        self.train({name: [config, '--cfg-options', *self.options, *more] for name, (config, more) in jobs.items()})
 
     def miou(self, name: str, config: Path, checkpoint: Path) -> float:
         """mIoU on the validation images, by ``tools/test.py``."""
         out = self.work_dir / f'test_{name}.json'
         self.run(f'test_{name}', 'test.py', config, checkpoint, '--out-json', out, '--work-dir', self.work_dir / 'test',
                  '--cfg-options', *self.options)  # fmt: skip
-        return json.loads(out.read_text())['mIoU']
+        return read_json(out)['mIoU']
 
 
 def summarise(demo: Demo, target: float) -> dict:
     """Test the three models, measure latency, and gather the figures of ``summary.json``."""
     slim = demo.work_dir / 'slim'
-    report = json.loads((slim / 'slim.json').read_text())
+    report = read_json(slim / 'slim.json')
     history = [json.loads(line) for line in (demo.work_dir / 'gdp' / 'gates.jsonl').read_text().splitlines()]
     last = history[-1]
     half = len(last['histogram']) // 2
     out = demo.work_dir / 'latency.json'
     demo.run('latency', 'latency.py', DENSE, slim / 'slim.py', '--json', out)
-    latency = json.loads(out.read_text())
+    latency = read_json(out)
     return {
         'miou_dense': demo.miou('dense', DENSE, demo.last('dense')),
         'miou_gated': demo.miou('gated', GDP, demo.last('gdp')),
@@ -174,9 +121,9 @@ def main() -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
     generate_voc(args.data, num_train=args.num_train, num_val=args.num_val, size=tuple(args.size))
     demo = Demo(args.work_dir, args.data, args.seed, args.cfg_options)
-    demo.train({'start': (START, [])})
+    demo.train_all({'start': (START, [])})
     start = f'load_from={demo.last("start")}'
-    demo.train({'dense': (DENSE, [start]), 'gdp': (GDP, [start])})
+    demo.train_all({'dense': (DENSE, [start]), 'gdp': (GDP, [start])})
     demo.run('slim', 'slim.py', GDP, demo.last('gdp'), args.work_dir / 'slim')
     hook = Config.fromfile(GDP).custom_hooks[0]
     summary = summarise(demo, hook.target_macs)

@@ -1,0 +1,167 @@
+"""What a comparison of baselines found: figures, table and picture."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import mmprune_gates  # noqa: F401  (cures come before the imports below)
+
+# isort: split
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+from baselines import run_length
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+
+METRICS = ('mIoU', 'accuracy/top1')
+COLOURS = {'dense': '#5a5a5a', 'pruned': '#2a788e', 'shrunk': '#d98032', 'scratch': '#8a5ea8'}
+MEANING = {
+    'dense': 'the start, trained on without gates',
+    'pruned': 'the start, trained on with gates, slimmed',
+    'shrunk': 'all widths scaled by one number, from scratch',
+    'scratch': 'the pruned architecture, from scratch',
+}
+
+
+def figures_of(
+    start: Config, prune: Config, results: dict[int, dict[str, dict]], metric: str | None, title: str | None
+) -> dict[str, Any]:
+    """Everything a comparison found, as plain values.
+
+    Args:
+        start: Config of the dense start.
+        prune: Config of the gated run.
+        results: Seed -> kind -> ``macs`` and ``metrics``.
+        metric: Key of the metrics to compare by; by default the first of :data:`METRICS` there is.
+        title: Of table and picture; by default model and data.
+
+    Returns:
+        ``metric``, ``kinds`` (name -> mean, standard deviation and per seed) and where they come from.
+    """
+    metric = choose_metric(results, metric)
+    (first, unit), (second, _) = run_length(start), run_length(prune)
+    kinds = {}
+    for kind in next(iter(results.values())):
+        values = [row[kind]['metrics'][metric] for row in results.values()]
+        macs = [row[kind]['macs'] for row in results.values()]
+        kinds[kind] = {
+            'meaning': MEANING[kind],
+            'mean': statistics.mean(values),
+            'std': statistics.stdev(values) if len(values) > 1 else None,
+            'macs_mean': statistics.mean(macs),
+            'macs_share': statistics.mean(
+                m / row['dense']['macs'] for m, row in zip(macs, results.values(), strict=True)
+            ),
+            unit: first + second,
+            'seeds': {str(seed): {'config': config_name(seed, kind), **row[kind]} for seed, row in results.items()},
+        }
+    return {
+        'title': title or title_of(start),
+        'metric': metric,
+        'start': {'config': Path(start.filename).name, unit: first},
+        'prune': {'config': Path(prune.filename).name, unit: second},
+        'unit': unit,
+        'kinds': kinds,
+    }
+
+
+def config_name(seed: int, kind: str) -> str:
+    """Where the config of a model stands, from the work directory."""
+    return f'seed_{seed}/slim/slim.py' if kind == 'pruned' else f'seed_{seed}/{kind}.py'
+
+
+def choose_metric(results: dict[int, dict[str, dict]], wanted: str | None) -> str:
+    """The metric to compare by.
+
+    Raises:
+        ValueError: It is not among the results.
+    """
+    found = next(iter(next(iter(results.values())).values()))['metrics']
+    for name in [wanted] if wanted else METRICS:
+        if name in found:
+            return name
+    raise ValueError(
+        f'--metric: no {wanted or " or ".join(METRICS)} among the results of the tests; have {list(found)}'
+    )
+
+
+def title_of(config: Config) -> str:
+    """Model and data of a config, by the names of their classes."""
+    parts = [config.model[part]['type'] for part in ('backbone', 'decode_head') if config.model.get(part)]
+    model = ' + '.join(str(part).split('.')[-1] for part in parts or [config.model['type']])
+    data = config.train_dataloader.dataset
+    folder = Path(str(data.get('data_root') or '')).name
+    return f'{model} on {str(data["type"]).split(".")[-1]}' + (f' {folder}' if folder else '')
+
+
+def table_of(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of a comparison."""
+    kinds = figures['kinds']
+    seeds = list(next(iter(kinds.values()))['seeds'])
+    head = ['', 'MACs', 'of dense', figures['unit'], f'{figures["metric"]}, mean']
+    head += [*(['std'] if len(seeds) > 1 else []), *(f'seed {seed}' for seed in seeds)]
+    rows = []
+    for name, kind in kinds.items():
+        row = [name, f'{kind["macs_mean"] / 1e6:.2f} M', f'{kind["macs_share"]:.1%}', str(kind[figures['unit']])]
+        row += [f'{kind["mean"]:.2f}', *([f'{kind["std"]:.2f}'] if len(seeds) > 1 else [])]
+        rows.append(row + [f'{one["metrics"][figures["metric"]]:.2f}' for one in kind['seeds'].values()])
+    return head, rows
+
+
+def note_of(figures: dict[str, Any]) -> str:
+    """How long what was trained, in one line."""
+    start, prune, unit = figures['start'], figures['prune'], figures['unit']
+    return f'{start["config"]} ({start[unit]} {unit}), then {prune["config"]} ({prune[unit]} {unit})'
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The comparison as a page of markdown."""
+    head, rows = table_of(figures)
+    lines = [f'# {figures["title"]}', '', note_of(figures), '', f'| {" | ".join(head)} |', f'|{"---|" * len(head)}']
+    lines += [f'| {" | ".join(row)} |' for row in rows]
+    lines += ['', *(f'- {name}: {kind["meaning"]}' for name, kind in figures['kinds'].items())]
+    lines += ['', 'MACs are means over the seeds; std is the standard deviation of a sample.']
+    return '\n'.join(lines) + '\n'
+
+
+def show(console: Console, figures: dict[str, Any]) -> None:
+    """Print the table."""
+    head, rows = table_of(figures)
+    table = Table(title=figures['title'], caption=note_of(figures))
+    for name in head:
+        table.add_column(name, justify='right' if name else 'left')
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def draw(path: Path, figures: dict[str, Any]) -> None:
+    """Write the picture: one dot per seed and a bar for the mean of each kind; the dense mean runs through."""
+    kinds, metric = figures['kinds'], figures['metric']
+    figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
+    axes.axhline(kinds['dense']['mean'], color=COLOURS['dense'], linestyle='--', linewidth=1, label='dense, mean')
+    for place, (name, kind) in enumerate(kinds.items()):
+        values = [one['metrics'][metric] for one in kind['seeds'].values()]
+        shifts = [0.16 * (2 * i / (len(values) - 1) - 1) if len(values) > 1 else 0 for i in range(len(values))]
+        axes.scatter([place + shift for shift in shifts], values, s=45, color=COLOURS[name], alpha=0.75, zorder=3)
+        axes.hlines(kind['mean'], place - 0.28, place + 0.28, color=COLOURS[name], linewidth=2.5, zorder=2)
+        axes.annotate(f'{kind["mean"]:.2f}', (place + 0.3, kind['mean']), va='center', fontsize=10, color=COLOURS[name])
+    labels = [
+        f'{name}\n{kind["macs_mean"] / 1e6:.2f} M MACs\n({kind["macs_share"]:.1%})' for name, kind in kinds.items()
+    ]
+    axes.set_xticks(range(len(kinds)), labels)
+    axes.set_xlim(-0.5, len(kinds) - 0.3)
+    axes.set_ylabel(metric)
+    total, unit, count = kinds['dense'][figures['unit']], figures['unit'], len(kinds['dense']['seeds'])
+    axes.set_title(f'{figures["title"]}\n{total} {unit} each; one dot per seed ({count}), bar: mean', fontsize=11)
+    axes.grid(axis='y', alpha=0.3)
+    axes.legend(loc='best', frameon=False)
+    partial = path.with_suffix('.partial.png')
+    figure.savefig(partial, dpi=110)
+    plt.close(figure)
+    partial.replace(path)

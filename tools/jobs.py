@@ -1,0 +1,144 @@
+"""Our own command lines as child processes, side by side, with one CPU thread each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import mmprune_gates  # noqa: F401  (cures come before the imports below)
+
+# isort: split
+import cli
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+TOOLS = Path(__file__).resolve().parent
+TRAINED = 'trained.json'
+STEP = re.compile(
+    r'(?:Iter|Epoch)\(train\)\s*(?:\[\s*(?P<epoch>\d+)\])?\[\s*(?P<done>\d+)/(?P<total>\d+)\]'
+    r'.*?loss: (?P<loss>[\d.]+)(?:.*macs_ratio: (?P<macs>[\d.]+))?'
+)
+
+
+class Jobs:
+    """Runs of our command lines whose products and logs go below one folder.
+
+    Args:
+        work_dir: That folder.
+        console: Where to say what happens.
+        paths: Folders where the configs' ``custom_imports`` are looked for as well.
+    """
+
+    def __init__(self, work_dir: Path, console: Console | None = None, paths: Iterable[str | Path] = ()) -> None:
+        self.work_dir, self.console = work_dir, console or Console()
+        self.paths = [str(path) for path in paths]
+
+    def train(self, jobs: Mapping[str, Sequence], at_once: int | None = None) -> None:
+        """Run several ``tools/train.py`` with progress bars.
+
+        Args:
+            jobs: Name of the sub-folder -> arguments of ``tools/train.py``, the config first.
+            at_once: How many run at a time; None for all.
+
+        Raises:
+            SystemExit: One failed; the others that ran at that time have been waited for.
+        """
+        width = max(map(len, jobs), default=0)
+        columns = [TextColumn(f'{{task.description:>{width}}}'), BarColumn(), TextColumn('{task.fields[state]}')]
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
+            tasks = {name: progress.add_task(name, total=None, start=False, state='waiting') for name in jobs}
+            self.side_by_side(
+                [lambda name=name: self.train_one(name, jobs[name], progress, tasks[name]) for name in jobs], at_once
+            )
+
+    def train_one(self, name: str, arguments: Sequence, progress: Progress, task) -> None:
+        """One training, its output in ``train.log``, its iterations on a progress bar."""
+        folder = self.work_dir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in (TRAINED, 'last_checkpoint'):
+            (folder / stale).unlink(missing_ok=True)
+        progress.start_task(task)
+        progress.update(task, state='starting')
+        begin = time.monotonic()
+        epochs = Config.fromfile(arguments[0]).train_cfg.get('max_epochs')
+        command = ['train.py', *arguments[:1], '--work-dir', folder, *arguments[1:]]
+        with (folder / 'train.log').open('w', buffering=1) as log, self.tool(command, subprocess.PIPE) as process:
+            for line in process.stdout:
+                log.write(line)
+                if found := STEP.search(line):
+                    progress.update(task, **progress_of(found, epochs))
+        if process.returncode:
+            raise failed('train.py', folder / 'train.log')
+        checkpoint = Path((folder / 'last_checkpoint').read_text().strip()).name
+        seconds = round(time.monotonic() - begin)
+        cli.write_json(folder / TRAINED, {'checkpoint': checkpoint, 'seconds': seconds})
+
+    def run(self, name: str, *command) -> None:
+        """Run one of our command lines to its end, its output in ``NAME.log``.
+
+        Raises:
+            SystemExit: It failed.
+        """
+        self.console.print(f'[dim]tools/{command[0]} ({name})')
+        log = self.work_dir / f'{name}.log'
+        with log.open('w') as file, self.tool(list(command), file) as process:
+            process.wait()
+        if process.returncode:
+            raise failed(command[0], log)
+
+    def tool(self, command: list, stdout) -> subprocess.Popen:
+        """Start one of our command lines with one CPU thread: two would wait for each other on a busy machine."""
+        paths = os.pathsep.join(filter(None, [os.environ.get('PYTHONPATH'), *self.paths]))
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': paths}
+        command = [sys.executable, TOOLS / command[0], *command[1:]]
+        return subprocess.Popen(
+            [str(part) for part in command], stdout=stdout, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+
+    def trained(self, name: str) -> bool:
+        """Whether a training ran to its end."""
+        return (self.work_dir / name / TRAINED).is_file()
+
+    def last(self, name: str) -> Path:
+        """Last checkpoint of a finished training."""
+        return self.work_dir / name / read_json(self.work_dir / name / TRAINED)['checkpoint']
+
+    @staticmethod
+    def side_by_side(tasks: Sequence[Callable[[], None]], at_once: int | None = None) -> None:
+        """Call functions in threads, some at a time; after an error no further one begins, and it is raised."""
+        with ThreadPoolExecutor(at_once or max(1, len(tasks))) as pool:
+            try:
+                for future in as_completed([pool.submit(task) for task in tasks]):
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(Path(path).read_text())
+
+
+def progress_of(found: re.Match, epochs: int | None) -> dict:
+    """What a line of a training log says, for a progress bar."""
+    done, total = int(found['done']), int(found['total'])
+    if found['epoch'] and epochs:
+        done, total = done + (int(found['epoch']) - 1) * total, total * epochs
+    state = f'loss {found["loss"]}' + (f', MACs {float(found["macs"]):.0%}' if found['macs'] else '')
+    return {'completed': done, 'total': total, 'state': state}
+
+
+def failed(tool: str, log: Path) -> SystemExit:
+    """What to raise where a command line failed: the last line it wrote, and where the rest is."""
+    lines = log.read_text().strip().splitlines() or ['no output']
+    return SystemExit(f'tools/{tool} failed: {lines[-1]} (see {log})')
