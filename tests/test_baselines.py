@@ -158,9 +158,11 @@ def test_after_a_failure_nothing_further_begins(tmp_path):
 
     def fail(number):
         begun.append(number)
-        jobs.run(f'failing_{number}', 'slim.py', tmp_path / 'absent.py', 'absent.pth', tmp_path / 'slim')
+        jobs.run(f'failing_{number}', 'demo_data.py')
 
-    with pytest.raises(SystemExit, match=r'tools/slim.py failed: .*absent.py.* \(see .*failing_0.log\)'):
+    with pytest.raises(
+        SystemExit, match=r'tools/demo_data.py failed: .*arguments are required.* \(see .*failing_0.log\)'
+    ):
         jobs.side_by_side([lambda number=number: fail(number) for number in range(5)], at_once=1)
     assert len(begun) < 5
 

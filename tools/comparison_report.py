@@ -150,7 +150,10 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
         shifts = [0.16 * (2 * i / (len(values) - 1) - 1) if len(values) > 1 else 0 for i in range(len(values))]
         axes.scatter([place + shift for shift in shifts], values, s=45, color=COLOURS[name], alpha=0.75, zorder=3)
         axes.hlines(kind['mean'], place - 0.28, place + 0.28, color=COLOURS[name], linewidth=2.5, zorder=2)
-        axes.annotate(f'{kind["mean"]:.2f}', (place + 0.3, kind['mean']), va='center', fontsize=10, color=COLOURS[name])
+        beside = {'textcoords': 'offset points', 'xytext': (4, 0), 'va': 'center', 'fontsize': 10}
+        box = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1}
+        where = (place + 0.28, kind['mean'])
+        axes.annotate(f'{kind["mean"]:.2f}', where, color=COLOURS[name], bbox=box, **beside)
     labels = [
         f'{name}\n{kind["macs_mean"] / 1e6:.2f} M MACs\n({kind["macs_share"]:.1%})' for name, kind in kinds.items()
     ]

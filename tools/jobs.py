@@ -71,11 +71,14 @@ class Jobs:
         begin = time.monotonic()
         epochs = Config.fromfile(arguments[0]).train_cfg.get('max_epochs')
         command = ['train.py', *arguments[:1], '--work-dir', folder, *arguments[1:]]
+        shown = {'total': 1}
         with (folder / 'train.log').open('w', buffering=1) as log, self.tool(command, subprocess.PIPE) as process:
             for line in process.stdout:
                 log.write(line)
                 if found := STEP.search(line):
-                    progress.update(task, **progress_of(found, epochs))
+                    shown = progress_of(found, epochs)
+                    progress.update(task, **shown)
+        progress.update(task, total=shown['total'], completed=shown['total'])
         if process.returncode:
             raise failed('train.py', folder / 'train.log')
         checkpoint = Path((folder / 'last_checkpoint').read_text().strip()).name
