@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmprune_gates.budget.selection import Candidates, Limits, fill
+from mmprune_gates.budget.pruner import Pruner, checked_target
+from mmprune_gates.budget.selection import Limits, fill
 from mmprune_gates.gates import GateSet
 
 
@@ -30,8 +31,7 @@ class Schedule:
     eps: tuple[float, float] = (0.1, 1e-4)
 
     def __post_init__(self) -> None:
-        if not 0 < self.target <= 1:
-            raise ValueError(f'target_macs is the share of MACs to keep, in (0, 1]; got {self.target}')
+        checked_target(self.target)
         if not 0 <= self.begin < self.end <= self.settle <= 1:
             raise ValueError(
                 'phases must satisfy 0 <= begin < end <= settle <= 1, '
@@ -57,7 +57,7 @@ def within(progress: float, begin: float, end: float) -> float:
     return max(0.0, (progress - begin) / (end - begin))
 
 
-class Controller:
+class Controller(Pruner):
     """Drives the gates of a model to a budget, one step per training iteration.
 
     Args:
@@ -69,12 +69,8 @@ class Controller:
     straight_through = False
 
     def __init__(self, gates: GateSet, schedule: Schedule, limits: Limits) -> None:
-        self.gates, self.schedule = gates, schedule
-        self.candidates = Candidates.of(gates.graph, limits)
-        self.total = gates.graph.macs()
-        self.settled = False
-        everything = torch.zeros(gates.graph.num_channels)
-        self.candidates.select(everything, schedule.target)  # raises here, not hours later, if out of reach
+        super().__init__(gates, schedule.target, limits)
+        self.schedule, self.settled = schedule, False
         for gate in gates.by_group.values():
             gate.straight_through = self.straight_through
 
@@ -110,24 +106,8 @@ class Controller:
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
-        """Figures to log: share of MACs kept (soft, by gate values), share of gates closed, and eps."""
-        value = self.gates.vector()
-        free = torch.cat([value[group.span] for group in self.gates.graph.free])
-        return {
-            'macs_ratio': float(self.gates.graph.cost(value.clamp(0, 1))) / self.total,
-            'gates_closed': float((free == 0).float().mean()),
-            'gate_eps': self.gates.eps(),
-        }
-
-    def summary(self) -> str:
-        """What the gates have become, in words."""
-        kept = self.gates.kept()
-        open_, all_ = sum(int(mask.sum()) for mask in kept.values()), sum(len(mask) for mask in kept.values())
-        macs = self.gates.graph.macs(kept)
-        return (
-            f'{open_} of {all_} channels open, {macs / 1e9:.3f} of {self.total / 1e9:.3f} GMACs '
-            f'({macs / self.total:.4f}, target {self.schedule.target})'
-        )
+        """Adds eps; the share of MACs is a soft one, by gate values."""
+        return {**self.figures(self.gates.vector().clamp(0, 1)), 'gate_eps': self.gates.eps()}
 
     def state_dict(self) -> dict:
         """State to resume from; tensors and plain values only."""

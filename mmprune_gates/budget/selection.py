@@ -135,12 +135,54 @@ class Candidates:
                 low = middle + 1
         return ranks >= low
 
+    def close(self, score: Tensor, kept: Tensor, filters: float, ratio: float) -> Tensor:
+        """Which channels stay when a number of filters with the lowest scores close, or fewer if the budget is met.
+
+        Args:
+            score: (num_channels,) higher = keep.
+            kept: (num_channels,) bool, what is open now; what is closed stays closed and does not count again.
+            filters: Filters to close; the last block may exceed it by what is tied to it.
+            ratio: Kept MACs / original MACs below which nothing more closes.
+
+        Returns:
+            (num_channels,) bool, True = keep.
+        """
+        ranks, total = self.ranks(below(score, kept)), self.graph.macs()
+        closed = 0
+        for rank in ranks[kept & (ranks < len(ranks))].unique().tolist():
+            if closed >= filters or self.share(kept, total) <= ratio:
+                break
+            block = ranks == rank
+            kept = kept & ~block
+            closed += int(self.graph.filters[block].sum())
+        return kept
+
     def share(self, kept: Tensor, total: int) -> float:
         """Kept MACs / original MACs."""
         return float(self.graph.cost(kept.double())) / total
 
 
-def fill(candidates: Candidates, kept: Tensor, score: Tensor, ratio: float) -> Tensor:
+def below(score: Tensor, among: Tensor) -> Tensor:
+    """(num_channels,) scores, those not ``among`` below all others: what is closed comes first in every order."""
+    return score.detach().cpu().double().masked_fill(~among, -torch.inf)
+
+
+def per_mac(score: Tensor, graph: ChannelGraph, kept: Tensor, exponent: float) -> Tensor:
+    """(num_channels,) scores divided by a power of what each channel alone would save, all others held fixed.
+
+    Args:
+        score: (num_channels,) higher = keep.
+        graph: Its graph.
+        kept: (num_channels,) bool, what is open.
+        exponent: Power of the marginal MACs; 0 leaves the scores as they are.
+    """
+    with torch.enable_grad():
+        value = kept.double().requires_grad_()
+        marginal = torch.autograd.grad(graph.cost(value), value)[0]
+    return score.cpu() / marginal.clamp_min(1).pow(exponent)
+
+
+def fill(candidates: Candidates, kept: Tensor, score: Tensor, ratio: float, among: Tensor | None = None) -> Tensor:
     """Open again, best score first, what still fits the budget; comes closest to it from below.
 
     Args:
@@ -148,14 +190,16 @@ def fill(candidates: Candidates, kept: Tensor, score: Tensor, ratio: float) -> T
         kept: (num_channels,) bool, a selection that meets the budget.
         score: (num_channels,) the scores it was made from.
         ratio: Kept MACs / original MACs, at most.
+        among: (num_channels,) bool, which channels may be open; by default all.
     """
-    ranks, total = candidates.ranks(score), candidates.graph.macs()
+    among = torch.ones_like(kept) if among is None else among
+    ranks, total = candidates.ranks(below(score, among)), candidates.graph.macs()
     kept = kept.clone()
     blocked: set[int] = set()
     owner = torch.full((len(kept),), -1)
     for number, group in enumerate(candidates.groups):
         owner[group.span] = number
-    for rank in ranks[~kept].unique().flip(0).tolist():
+    for rank in ranks[~kept & among].unique().flip(0).tolist():
         block = ranks == rank
         group = int(owner[block][0])
         if group in blocked:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.budget.controller import Controller, Schedule
-from mmprune_gates.budget.selection import Limits
+from mmprune_gates.budget.selection import Limits, per_mac
 from mmprune_gates.gates import GateSet
 
 
@@ -54,10 +54,7 @@ class WaterlineController(Controller):
 
     def ranking(self) -> Tensor:
         """(num_channels,) benefit per marginal MAC."""
-        with torch.enable_grad():
-            value = (self.gates.theta().cpu() > 0).double().requires_grad_()
-            marginal = torch.autograd.grad(self.gates.graph.cost(value), value)[0]
-        return self.benefit.cpu() / marginal.clamp_min(1).pow(self.exponent)
+        return per_mac(self.benefit, self.gates.graph, self.gates.theta().cpu() > 0, self.exponent)
 
     @torch.no_grad()
     def move(self, progress: float) -> None:

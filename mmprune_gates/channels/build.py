@@ -69,8 +69,11 @@ def build_graph(flow: Flow, model: nn.Module) -> ChannelGraph:
         for module, site in flow.sites.items()
         if site.weight_dim in slots.get(site.weight, {})
     )
+    made = [channels(a.ids) for name, use in flow.layers.items() if (a := flow.tensors[name].along(use.out_dim))]
+    made = torch.cat([torch.zeros(0, dtype=torch.long), *made])
+    filters = torch.bincount(made[made >= 0], minlength=int(starts(groups)[-1]))
     layers = coverage(flow, model, groups, slots, reasons, classes, cost)
-    return ChannelGraph(groups, slots, layers, reads, sites, frozenset(flow.tainted), cost)
+    return ChannelGraph(groups, slots, layers, reads, sites, filters, frozenset(flow.tainted), cost)
 
 
 def is_direct(model: nn.Module, path: str) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmprune_gates.channels.cost import Cost
 
 Kept = Mapping[str, Tensor]
+OUTPUT = 'an output of the model'  # why the channels of its outputs are frozen
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class ChannelGraph:
         layers: Coverage of every convolution and linear layer, in order of execution, then the unused ones.
         reads: Where channels are read, in order of execution.
         sites: Where a gate can stand behind what makes channels, in order of execution.
+        filters: (num_channels,) filters that go with each channel: rows of weights that make it or pass it on.
         tainted: Module paths of sites whose output is also used where a gate would not pass unchanged.
         cost: Multiply-accumulates of inference as a function of what is kept.
     """
@@ -139,6 +141,7 @@ class ChannelGraph:
     layers: tuple[Layer, ...]
     reads: tuple[Read, ...]
     sites: tuple[Site, ...]
+    filters: Tensor
     tainted: frozenset[str]
     cost: Cost
 
@@ -151,6 +154,11 @@ class ChannelGraph:
     def free(self) -> tuple[Group, ...]:
         """Groups whose channels can be removed."""
         return tuple(group for group in self.groups if group.frozen is None)
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Module paths of the layers whose output is an output of the model."""
+        return tuple(layer.name for layer in self.layers if layer.out_frozen == OUTPUT)
 
     def group(self, name: str) -> Group:
         """The group of that name.

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
 from mmprune_gates.channels.build import build_graph
-from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.labels import Flow, Value
 from mmprune_gates.channels.op import Op, shapes
 from mmprune_gates.channels.rules import apply_rule
@@ -92,7 +92,7 @@ def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted:
     for node in program.graph.nodes:
         if node.op == 'output':
             outputs = [value for n in node.all_input_nodes for value in as_list(values[n])]
-            flow.freeze([axis for value in outputs for axis in value.axes], 'an output of the model')
+            flow.freeze([axis for value in outputs for axis in value.axes], OUTPUT)
             return
         if node.op == 'call_function':
             values[node] = call(Op(flow, node, values, names, batch, counted))

@@ -2,11 +2,13 @@
 
 from mmprune_gates.engine.builders import build_gated_model, build_slim_model
 from mmprune_gates.engine.cifar_resnet import build_cifar_resnet
+from mmprune_gates.engine.decorator_hook import GateDecoratorHook
 from mmprune_gates.engine.polarization_hook import PolarizationHook
 from mmprune_gates.engine.record_hook import GateRecordHook
 from mmprune_gates.engine.registry import HOOKS, MODELS
 
 __all__ = [
+    'GateDecoratorHook',
     'GateRecordHook',
     'HOOKS',
     'MODELS',

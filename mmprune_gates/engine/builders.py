@@ -20,10 +20,11 @@ from torch import nn
 from mmprune_gates.channels import ChannelGraph, trace_channels
 from mmprune_gates.engine.forwards import inference_forward, training_forward
 from mmprune_gates.engine.registry import MODELS
-from mmprune_gates.gates import Gate, PolarizationGate, attach_gates
+from mmprune_gates.gates import DecoratorGate, Gate, PolarizationGate, attach_gates
 from mmprune_gates.slimming import apply_widths, slim_model
 
-MODELS.register_module(name='PolarizationGate', module=PolarizationGate)
+for kind in (PolarizationGate, DecoratorGate):
+    MODELS.register_module(module=kind)
 
 
 @MODELS.register_module(name='GatedModel')

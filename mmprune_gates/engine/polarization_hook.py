@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import BaseOptimWrapper
 from torch import Tensor
 
 from mmprune_gates.budget import Controller, GradientController, Limits, Schedule, WaterlineController
+from mmprune_gates.engine.gate_params import STATE, own_param_group, unwrapped
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.gates import GateSet, gates_of
 
 UPDATES: dict[str, type[Controller]] = {'waterline': WaterlineController, 'gradient': GradientController}
-STATE = 'mmprune_gates'
 
 
 @HOOKS.register_module()
@@ -115,23 +114,6 @@ class PolarizationHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the saved state until it is known whether the run resumes."""
         self.loaded = checkpoint.get(STATE)
-
-
-def unwrapped(runner) -> torch.nn.Module:
-    """The model without a distributed wrapper."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> None:
-    """Move the gates' parameters to a last group of the optimiser, without weight decay.
-
-    Parameter schedulers exist by now and go over the groups they know, so no group is taken away, even if it is
-    left empty.
-    """
-    own = {id(parameter) for parameter in gates.parameters()}
-    for group in optimizer.param_groups:
-        group['params'] = [parameter for parameter in group['params'] if id(parameter) not in own]
-    optimizer.add_param_group({'params': list(gates.parameters()), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0})
 
 
 def gathered(gates: GateSet, grads: dict[str, Tensor]) -> Tensor:

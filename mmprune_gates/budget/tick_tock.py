@@ -1,0 +1,157 @@
+"""Tick-Tock, Gate Decorator's cycle: Ticks score the filters and close a few, Tocks repair what that has broken.
+
+You et al., NeurIPS 2019, arXiv 1909.08174, section 3.3: one Tock first, one after every T Ticks, and a longer one
+without penalty, the fine-tune, once the target is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.budget.pruner import Pruner
+from mmprune_gates.budget.selection import Limits, fill, per_mac
+from mmprune_gates.gates import GateSet
+
+TICK, TOCK, FINETUNE = 'tick', 'tock', 'finetune'
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Lengths of the phases, in iterations.
+
+    Attributes:
+        tick: Of a Tick.
+        tock: Of a Tock.
+        ticks: Ticks after each Tock.
+        fraction: Share of all filters that a Tick closes.
+    """
+
+    tick: int
+    tock: int
+    ticks: int = 10
+    fraction: float = 0.002
+
+    def __post_init__(self) -> None:
+        if min(self.tick, self.tock, self.ticks) < 1:
+            raise ValueError(
+                f'tick, tock and ticks must be at least 1, got tick={self.tick}, tock={self.tock}, ticks={self.ticks}'
+            )
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f'fraction is the share of filters that a Tick closes, in (0, 1]; got {self.fraction}')
+
+
+class TickTock(Pruner):
+    """The state of the cycle: which phase, how far, what has been scored, what is closed.
+
+    Args:
+        gates: Gates with an importance (:class:`~mmprune_gates.gates.DecoratorGate`).
+        target: Kept MACs / original MACs; once it is met no Tick follows.
+        limits: What must stay.
+        cycle: Lengths of the phases.
+        exponent: Power of a channel's marginal MACs that divides its importance; 0 as in the paper.
+        reduce: Sums a tensor over the ranks of a distributed run, in place.
+    """
+
+    def __init__(
+        self,
+        gates: GateSet,
+        target: float,
+        limits: Limits,
+        cycle: Cycle,
+        exponent: float = 0.0,
+        reduce: Callable[[Tensor], object] = lambda tensor: None,
+    ) -> None:
+        super().__init__(gates, target, limits)
+        self.cycle, self.exponent, self.reduce = cycle, exponent, reduce
+        self.filters = sum(int(gates.graph.filters[group.span].sum()) for group in gates.graph.free)
+        self.phase, self.done, self.length, self.ticks, self.scored = TOCK, 0, cycle.tock, 0, 0
+        self.kept = torch.ones(gates.graph.num_channels, dtype=torch.bool)
+        self.score = torch.zeros(gates.graph.num_channels, dtype=torch.double)
+
+    @property
+    def share(self) -> float:
+        """Kept MACs / original MACs."""
+        return self.candidates.share(self.kept, self.total)
+
+    @property
+    def progress(self) -> float:
+        """How much of the phase is done, in [0, 1]."""
+        return self.done / self.length if self.length else 1.0
+
+    @torch.no_grad()
+    def observe(self, grads: Mapping[str, Tensor]) -> None:
+        """Add a mini-batch to the importance (paper, equation 8).
+
+        Args:
+            grads: Group name -> gradient of the loss with respect to its gate.
+        """
+        for group in self.gates.graph.free:
+            if group.name in grads:
+                importance = self.gates[group.name].importance(grads[group.name])
+                self.score[group.span] += importance.cpu().double()
+        self.scored += 1
+
+    def step(self, remaining: int) -> bool:
+        """Count an iteration; at the end of a phase, act and begin the next one.
+
+        Args:
+            remaining: Iterations that the run has left, the length of a fine-tune that begins now.
+
+        Returns:
+            Whether a phase begins.
+        """
+        self.done += 1
+        if self.phase == FINETUNE or self.done < self.length:
+            return False
+        if self.phase == TICK:
+            self.close()
+            self.ticks += 1
+        if self.share <= self.target:
+            self.begin(FINETUNE, remaining)
+        elif self.phase == TOCK or self.ticks % self.cycle.ticks:
+            self.begin(TICK, self.cycle.tick)
+        else:
+            self.begin(TOCK, self.cycle.tock)
+        return True
+
+    def begin(self, phase: str, length: int) -> None:
+        """Begin a phase; scores are gathered anew."""
+        self.phase, self.done, self.length = phase, 0, length
+        self.score.zero_()
+
+    def close(self) -> None:
+        """Close the filters of least importance, as many as a Tick may, and no more than the target asks for."""
+        score = self.score.clone()
+        self.reduce(score)
+        score = per_mac(score, self.gates.graph, self.kept, self.exponent)
+        kept = self.candidates.close(score, self.kept, self.cycle.fraction * self.filters, self.target)
+        if self.candidates.share(kept, self.total) <= self.target:  # the last Tick closes no more than it must
+            kept = fill(self.candidates, kept, score, self.target, among=self.kept)
+        self.kept = kept
+        self.hold()
+
+    def hold(self) -> None:
+        """Set what is closed to exactly 0, whatever an optimiser did."""
+        self.gates.close(self.kept)
+
+    def expected_ticks(self) -> int:
+        """About how many Ticks the target takes, if all groups shrink alike."""
+        return round((1 - self.target**0.5) / self.cycle.fraction)
+
+    def scalars(self) -> dict[str, float]:
+        """Figures to log: share of MACs kept, share of gates closed, Ticks done."""
+        return {**self.figures(self.kept.double()), 'ticks': float(self.ticks)}
+
+    def state_dict(self) -> dict:
+        """State to resume from; tensors and plain values only."""
+        names = ('phase', 'done', 'length', 'ticks', 'scored')
+        return {**{name: getattr(self, name) for name in names}, 'kept': self.kept.clone(), 'score': self.score.clone()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a saved state."""
+        for name, value in state.items():
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)

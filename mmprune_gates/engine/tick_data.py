@@ -1,0 +1,64 @@
+"""The data of Gate Decorator's Ticks: a fixed part of the training data, in turn with all of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+
+def subset_loader(runner, dataset: Dataset, share: float) -> DataLoader:
+    """A loader like the run's own, of a random part of its data set; the same part in every run.
+
+    Args:
+        runner: The runner; its config says how data is loaded.
+        dataset: Its training data.
+        share: Share of the samples, in (0, 1]; at least one batch.
+
+    Raises:
+        ValueError: The runner was given a loader that it did not build from a config.
+    """
+    if not isinstance(config := runner.cfg.get('train_dataloader'), dict):
+        raise ValueError('GateDecoratorHook: subset needs a train_dataloader in the config')
+    config = copy.deepcopy(dict(config))
+    count = min(len(dataset), max(round(share * len(dataset)), config.get('batch_size') or 1))
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count]
+    config['dataset'] = Subset(dataset, sorted(chosen.tolist()))
+    return runner.build_dataloader(config, seed=runner.seed)
+
+
+def endless(loader: DataLoader) -> Iterator[Any]:
+    """Batches of a loader, epoch after epoch, each shuffled anew."""
+    epoch = 0
+    while True:
+        if hasattr(loader.sampler, 'set_epoch'):
+            loader.sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+class Alternating:
+    """Batches of one of two endless iterators.
+
+    A resumed loop first takes as many batches as it has had: each of the two gives as many as it gave.
+
+    Args:
+        full: Batches of all data.
+        part: Batches of a part.
+        in_part: Whether the next batch is one of the part.
+        given: Batches given so far, before a run was resumed.
+        given_part: Those of the part.
+    """
+
+    def __init__(
+        self, full: Iterator[Any], part: Iterator[Any], in_part: Callable[[], bool], given: int, given_part: int
+    ) -> None:
+        self.full, self.part, self.in_part = full, part, in_part
+        self.past = chain(repeat(part, given_part), repeat(full, given - given_part))
+
+    def __next__(self) -> Any:
+        return next(next(self.past, None) or (self.part if self.in_part() else self.full))
