@@ -1,5 +1,7 @@
 """The CIFAR nets: layers, MACs against fvcore, what can be pruned, and slimming against a masked copy."""
 
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -56,6 +58,11 @@ def test_depth_counts_the_layers_of_the_main_path(depth):
 def test_arguments_of_the_stock_class_pass_through():
     backbone = MODELS.build(dict(type='mmprune_gates.CifarResNet', depth=20, base_channels=8, stem_channels=8))
     assert backbone(torch.zeros(2, *SHAPE))[0].shape == (2, 32, 8, 8)
+
+
+def test_the_package_can_be_imported_without_mmpretrain():
+    code = "import sys; sys.modules['mmpretrain'] = None; import mmprune_gates as m; assert 'CifarResNet' in m.MODELS"
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
 
 def test_another_depth_is_refused():
