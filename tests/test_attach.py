@@ -190,7 +190,7 @@ def test_what_the_set_of_gates_knows():
     assert gates is gates_of(model) and has_gates(model)
     assert gates.eps() == 0.25
     assert torch.equal(gates.vector(), torch.ones(graph.num_channels))
-    theta = torch.linspace(0, 1, graph.num_channels)
+    theta = torch.linspace(0, 1, graph.num_channels, dtype=torch.double)
     gates.set_theta(theta)
     head = graph.group('head')
     assert torch.equal(gates.theta()[: head.start], theta[: head.start]) and gates.theta()[head.span].all()

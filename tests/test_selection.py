@@ -10,7 +10,7 @@ from torch import nn
 from toy_nets import Chunk, Decoder, Plain, Residual, TwoHeads, conv_bn
 
 from mmprune_gates import trace_channels
-from mmprune_gates.budget import Candidates, Limits, fill
+from mmprune_gates.budget import Candidates, Limits, fill, per_mac
 
 NETS = {'Residual': Residual, 'Decoder': Decoder, 'Chunk': Chunk, 'TwoHeads': TwoHeads}
 
@@ -183,3 +183,70 @@ def test_a_budget_out_of_reach():
 def test_limits_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Limits(**options)
+
+
+class TestClose:
+    """What one Tick closes."""
+
+    @pytest.mark.parametrize('net', NETS.values(), ids=NETS)
+    @pytest.mark.parametrize('divisor', [1, 2])
+    @pytest.mark.parametrize('filters', [1, 3, 8])
+    def test_as_many_filters_as_asked_and_at_most_one_block_more(self, net, filters, divisor):
+        graph = traced(net)[1]
+        candidates, score = Candidates.of(graph, Limits(divisor=divisor)), scores(graph)
+        kept = torch.ones(graph.num_channels, dtype=torch.bool)
+        while True:
+            after = candidates.close(score, kept, filters, 0.0)
+            assert not (after & ~kept).any()
+            closed = kept & ~after
+            if not closed.any():
+                break
+            ranks = candidates.ranks(score.masked_fill(~kept, -torch.inf))
+            last = closed & (ranks == ranks[closed].max())
+            assert int(graph.filters[closed & ~last].sum()) < filters
+            if int(graph.filters[closed].sum()) < filters:  # nothing is left
+                assert (ranks[after] == len(ranks)).all()
+            kept = after
+        least = {group.name: candidates.limits.least(group) for group in candidates.groups}
+        assert {name: count for name, count in counts(graph, kept).items() if name in least} == least
+
+    def test_lowest_scores_first_and_closed_ones_never_again(self):
+        candidates = Candidates.of(WIDE, Limits())
+        score = torch.arange(WIDE.num_channels).float()
+        kept = candidates.close(score, torch.ones(WIDE.num_channels, dtype=torch.bool), 3, 0.0)
+        assert (~kept).nonzero().flatten().tolist() == [0, 1, 2]
+        score[:3] = 100  # whatever is said of what is closed
+        assert (~candidates.close(score, kept, 3, 0.0)).nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5]
+
+    def test_stops_at_the_budget(self):
+        candidates, score = Candidates.of(WIDE, Limits()), scores(WIDE)
+        whole = torch.ones(WIDE.num_channels, dtype=torch.bool)
+        kept = candidates.close(score, whole, 1000, 0.6)
+        assert torch.equal(kept, candidates.select(score, 0.6))
+        assert torch.equal(candidates.close(score, kept, 1000, 0.6), kept)
+
+    def test_a_tie_counts_all_its_filters(self):
+        graph = traced(Residual)[1]
+        tied = max(graph.free, key=lambda group: int(graph.filters[group.start]))
+        assert int(graph.filters[tied.start]) > 1
+        score = torch.ones(graph.num_channels)
+        score[tied.span] = torch.linspace(0, 0.5, tied.size)
+        kept = Candidates.of(graph, Limits()).close(score, torch.ones(graph.num_channels, dtype=torch.bool), 2, 0.0)
+        assert int((~kept).sum()) == -(-2 // int(graph.filters[tied.start]))
+
+
+def test_filling_opens_only_what_may_be_open():
+    candidates, score = Candidates.of(WIDE, Limits()), scores(WIDE)
+    kept = candidates.select(score, 0.3)
+    among = kept | (torch.arange(WIDE.num_channels) % 2 == 0)
+    filled = fill(candidates, kept, score, 0.5, among)
+    assert (filled & ~kept).any() and not (filled & ~among).any()
+    assert candidates.share(filled, WIDE.macs()) <= 0.5
+
+
+def test_scores_per_mac():
+    kept, score = torch.ones(WIDE.num_channels, dtype=torch.bool), scores(WIDE)
+    assert torch.equal(per_mac(score, WIDE, kept, 0.0), score)
+    value = kept.double().requires_grad_()
+    WIDE.cost(value).backward()
+    assert torch.allclose(per_mac(score, WIDE, kept, 0.5) * value.grad.sqrt(), score.double())

@@ -8,6 +8,16 @@ from mmprune_gates.budget.tick_tock import Cycle, TickTock
 from mmprune_gates.budget.waterline import WaterlineController
 
 __all__ = [
-    *('Candidates', 'Controller', 'Cycle', 'GradientController', 'Limits', 'Pruner', 'Schedule', 'TickTock'),
-    *('WaterlineController', 'checked_target', 'fill', 'per_mac'),
+    'Candidates',
+    'Controller',
+    'Cycle',
+    'GradientController',
+    'Limits',
+    'Pruner',
+    'Schedule',
+    'TickTock',
+    'WaterlineController',
+    'checked_target',
+    'fill',
+    'per_mac',
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -226,8 +225,8 @@ class GateDecoratorHook(Hook):
         ticks, phases = self.cycle.expected_ticks(), self.phases
         tocks = 1 + ticks // phases.ticks
         runner.logger.info(
-            f'Gate Decorator: {self.cycle.filters} filters, {phases.fraction * self.cycle.filters:.1f} of them closed in '
-            f'each Tick; about {ticks} Ticks of {phases.tick} and {tocks} Tocks of {phases.tock} iterations, '
+            f'Gate Decorator: {self.cycle.filters} filters, {phases.fraction * self.cycle.filters:.1f} of them closed '
+            f'in each Tick; about {ticks} Ticks of {phases.tick} and {tocks} Tocks of {phases.tock} iterations, '
             f'{ticks * phases.tick + tocks * phases.tock} in all, before the fine-tune'
         )
 

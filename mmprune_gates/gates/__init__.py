@@ -6,6 +6,15 @@ from mmprune_gates.gates.gate import Gate
 from mmprune_gates.gates.polarization import PolarizationGate
 
 __all__ = [
-    *('DecoratorGate', 'Gate', 'GateSet', 'PolarizationGate'),
-    *('attach_gates', 'detach_gates', 'fold_gates', 'gated_norms', 'gates_of', 'has_gates', 'take_over_affine'),
+    'DecoratorGate',
+    'Gate',
+    'GateSet',
+    'PolarizationGate',
+    'attach_gates',
+    'detach_gates',
+    'fold_gates',
+    'gated_norms',
+    'gates_of',
+    'has_gates',
+    'take_over_affine',
 ]

@@ -211,7 +211,8 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
     if not graph.free:
         reasons = sorted({group.frozen for group in graph.groups if group.frozen})
         raise ValueError(f'{type(model).__name__} has no prunable channel: {"; ".join(reasons) or "no layers"}')
-    gates = GateSet(graph, make_gate).to(next(model.parameters()).device)
+    like = next(model.parameters())
+    gates = GateSet(graph, make_gate).to(like.device, like.dtype)
     gates.scales = [Scale(model.get_submodule(p.module), p, gates) for p in gates.placements]
     for scale in gates.scales:
         gates.handles.append(scale.module.register_forward_pre_hook(scale.before))

@@ -70,5 +70,6 @@ def take_over_affine(gates: GateSet) -> None:
             members = gates.members(group)
             if any(member is scale.placement for member in members):
                 gates[group.name].theta[gates.number(scale.placement, group)] *= of_channel[group.span]
-        for parameter in filter(None.__ne__, (weight, bias)):
-            parameter /= of_channel[index]
+        weight.div_(of_channel[index])
+        if bias is not None:
+            bias.div_(of_channel[index])
