@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -167,6 +168,22 @@ def test_after_a_failure_nothing_further_begins(tmp_path):
     assert len(begun) < 5
 
 
+def test_jobs_run_so_many_at_a_time():
+    meeting, most, running, lock = threading.Barrier(2), 0, 0, threading.Lock()
+
+    def task():
+        nonlocal most, running
+        with lock:
+            running += 1
+            most = max(most, running)
+        meeting.wait(timeout=10)  # passes only where two run at a time
+        with lock:
+            running -= 1
+
+    Jobs.side_by_side([task] * 6, at_once=2)
+    assert most == 2
+
+
 def test_the_metric_is_one_of_the_tests():
     results = {0: {'dense': {'metrics': {'accuracy/top1': 1.0, 'accuracy/top5': 2.0}}}}
     assert choose_metric(results, None) == 'accuracy/top1'
@@ -235,3 +252,14 @@ def test_other_options_do_not_mix_with_finished_runs(compared, capsys):
     arguments, _ = compared
     assert compare_baselines.main([*arguments, '--cfg-options', 'train_dataloader.batch_size=1']) == 1
     assert 'choose another --work-dir' in capsys.readouterr().err
+
+
+def test_bad_arguments_of_the_hook_end_before_anything_runs(tiny_config, tmp_path, capsys):
+    paths = [str(tmp_path / name) for name in ('start.py', 'prune.py')]
+    tiny_config(tmp_path, 'demo/dense_deeplabv3plus_scenes.py').dump(paths[0])
+    prune = tiny_config(tmp_path)
+    prune.custom_hooks[0].target_macs = 24
+    prune.dump(paths[1])
+    assert compare_baselines.main([*paths, '--work-dir', str(tmp_path / 'out')]) == 1
+    assert 'target_macs' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()

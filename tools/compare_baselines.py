@@ -37,6 +37,7 @@ from mmengine.config import Config
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.builders import default_input_shape
 from mmprune_gates.engine.coverage import graph_of_config
+from mmprune_gates.engine.datasets import check_datasets
 
 KINDS = ('dense', 'pruned', 'shrunk', 'scratch')
 
@@ -189,14 +190,22 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def load(path: str, options: dict) -> Config:
+    """A config with overrides, after the checks that training and testing would make only when their turn comes.
+
+    Raises:
+        ValueError: It cannot be read, one of our hooks refuses its arguments, or a data set is missing.
+    """
+    args = argparse.Namespace(config=path, cfg_options=options, work_dir=None, launcher='none', local_rank=0)
+    check_datasets(cli.runner_config(args), ('train_dataloader', 'val_dataloader', 'test_dataloader'))
+    return cli.load_config(args)
+
+
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = arguments(argv)
-    start, prune = (
-        cli.load_config(argparse.Namespace(config=path, cfg_options=args.cfg_options))
-        for path in (args.start_config, args.prune_config)
-    )
+    start, prune = (load(path, args.cfg_options) for path in (args.start_config, args.prune_config))
     comparison = Comparison(start, prune, args.seeds, args.work_dir, args.jobs)
     results = comparison.run_all()
     figures = figures_of(start, prune, results, args.metric, args.title)

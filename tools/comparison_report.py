@@ -103,26 +103,34 @@ def table_of(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of a comparison."""
     kinds = figures['kinds']
     seeds = list(next(iter(kinds.values()))['seeds'])
-    head = ['', 'MACs', 'of dense', figures['unit'], f'{figures["metric"]}, mean']
-    head += [*(['std'] if len(seeds) > 1 else []), *(f'seed {seed}' for seed in seeds)]
+    std = ['std'] if len(seeds) > 1 else []
+    head = ['', 'MACs', 'of dense', 'mean', *std, *(f'seed {seed}' for seed in seeds)]
     rows = []
     for name, kind in kinds.items():
-        row = [name, f'{kind["macs_mean"] / 1e6:.2f} M', f'{kind["macs_share"]:.1%}', str(kind[figures['unit']])]
-        row += [f'{kind["mean"]:.2f}', *([f'{kind["std"]:.2f}'] if len(seeds) > 1 else [])]
+        row = [name, f'{kind["macs_mean"] / 1e6:.2f} M', f'{kind["macs_share"]:.1%}']
+        row += [f'{kind["mean"]:.2f}', *([f'{kind["std"]:.2f}'] if std else [])]
         rows.append(row + [f'{one["metrics"][figures["metric"]]:.2f}' for one in kind['seeds'].values()])
     return head, rows
 
 
 def note_of(figures: dict[str, Any]) -> str:
-    """How long what was trained, in one line."""
+    """How long every model was trained, in one line."""
     start, prune, unit = figures['start'], figures['prune'], figures['unit']
-    return f'{start["config"]} ({start[unit]} {unit}), then {prune["config"]} ({prune[unit]} {unit})'
+    total = start[unit] + prune[unit]
+    return f'{total} {unit} each: {start["config"]} ({start[unit]}), then {prune["config"]} ({prune[unit]})'
 
 
 def markdown(figures: dict[str, Any]) -> str:
     """The comparison as a page of markdown."""
     head, rows = table_of(figures)
-    lines = [f'# {figures["title"]}', '', note_of(figures), '', f'| {" | ".join(head)} |', f'|{"---|" * len(head)}']
+    lines = [
+        f'# {figures["title"]}: {figures["metric"]}',
+        '',
+        note_of(figures),
+        '',
+        f'| {" | ".join(head)} |',
+        f'|{"---|" * len(head)}',
+    ]
     lines += [f'| {" | ".join(row)} |' for row in rows]
     lines += ['', *(f'- {name}: {kind["meaning"]}' for name, kind in figures['kinds'].items())]
     lines += ['', 'MACs are means over the seeds; std is the standard deviation of a sample.']
@@ -132,19 +140,19 @@ def markdown(figures: dict[str, Any]) -> str:
 def show(console: Console, figures: dict[str, Any]) -> None:
     """Print the table."""
     head, rows = table_of(figures)
-    table = Table(title=figures['title'], caption=note_of(figures))
+    table = Table(title=f'{figures["title"]}: {figures["metric"]}', caption=note_of(figures))
     for name in head:
-        table.add_column(name, justify='right' if name else 'left')
+        table.add_column(name, justify='right' if name else 'left', no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(table)
 
 
 def draw(path: Path, figures: dict[str, Any]) -> None:
-    """Write the picture: one dot per seed and a bar for the mean of each kind; the dense mean runs through."""
+    """Write the picture: one dot per seed and a bar for the mean of each kind, the dense mean dashed."""
     kinds, metric = figures['kinds'], figures['metric']
     figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
-    axes.axhline(kinds['dense']['mean'], color=COLOURS['dense'], linestyle='--', linewidth=1, label='dense, mean')
+    axes.axhline(kinds['dense']['mean'], color=COLOURS['dense'], linestyle='--', linewidth=1)
     for place, (name, kind) in enumerate(kinds.items()):
         values = [one['metrics'][metric] for one in kind['seeds'].values()]
         shifts = [0.16 * (2 * i / (len(values) - 1) - 1) if len(values) > 1 else 0 for i in range(len(values))]
@@ -161,9 +169,11 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
     axes.set_xlim(-0.5, len(kinds) - 0.3)
     axes.set_ylabel(metric)
     total, unit, count = kinds['dense'][figures['unit']], figures['unit'], len(kinds['dense']['seeds'])
-    axes.set_title(f'{figures["title"]}\n{total} {unit} each; one dot per seed ({count}), bar: mean', fontsize=11)
+    axes.set_title(
+        f'{figures["title"]}\n{total} {unit} each; one dot per seed ({count}), bar: mean, dashed: mean of dense',
+        fontsize=11,
+    )
     axes.grid(axis='y', alpha=0.3)
-    axes.legend(loc='best', frameon=False)
     partial = path.with_suffix('.partial.png')
     figure.savefig(partial, dpi=110)
     plt.close(figure)
