@@ -45,21 +45,8 @@ def figures_of(
     """
     metric = choose_metric(results, metric)
     (first, unit), (second, _) = run_length(start), run_length(prune)
-    kinds = {}
-    for kind in next(iter(results.values())):
-        values = [row[kind]['metrics'][metric] for row in results.values()]
-        macs = [row[kind]['macs'] for row in results.values()]
-        kinds[kind] = {
-            'meaning': MEANING[kind],
-            'mean': statistics.mean(values),
-            'std': statistics.stdev(values) if len(values) > 1 else None,
-            'macs_mean': statistics.mean(macs),
-            'macs_share': statistics.mean(
-                m / row['dense']['macs'] for m, row in zip(macs, results.values(), strict=True)
-            ),
-            unit: first + second,
-            'seeds': {str(seed): {'config': config_name(seed, kind), **row[kind]} for seed, row in results.items()},
-        }
+    length = {unit: first + second}
+    kinds = {kind: {**figures_of_kind(kind, results, metric), **length} for kind in next(iter(results.values()))}
     return {
         'title': title or title_of(start),
         'metric': metric,
@@ -67,6 +54,19 @@ def figures_of(
         'prune': {'config': Path(prune.filename).name, unit: second},
         'unit': unit,
         'kinds': kinds,
+    }
+
+
+def figures_of_kind(kind: str, results: dict[int, dict[str, dict]], metric: str) -> dict[str, Any]:
+    """Mean, standard deviation of a sample, MACs and single results of one kind of model."""
+    values = [row[kind]['metrics'][metric] for row in results.values()]
+    return {
+        'meaning': MEANING[kind],
+        'mean': statistics.mean(values),
+        'std': statistics.stdev(values) if len(values) > 1 else None,
+        'macs_mean': statistics.mean(row[kind]['macs'] for row in results.values()),
+        'macs_share': statistics.mean(row[kind]['macs'] / row['dense']['macs'] for row in results.values()),
+        'seeds': {str(seed): {'config': config_name(seed, kind), **row[kind]} for seed, row in results.items()},
     }
 
 
