@@ -38,12 +38,28 @@ def test_the_gates_move_while_they_are_timed(config):
 
     from mmengine.config import Config
 
-    args = SimpleNamespace(config=config, crop=(32, 48), device='cpu')
+    args = SimpleNamespace(config=config, crop=(32, 48), device='cpu', phase='tock')
     gated, ungated, shape = benchmark.pair(Config.fromfile(config), args)
     batch = benchmark.inputs_and_samples(Config.fromfile(config), shape, 2, 'cpu')
     for one in (gated, ungated):
         one.step(*batch, None)
     assert (gated.model.gates.theta() < 1).any() and not ungated.hooks
+
+
+@pytest.mark.parametrize('phase', ['tick', 'tock'])
+def test_a_phase_of_gate_decorator_lasts_as_long_as_the_benchmark(tiny_config, tmp_path, phase):
+    from types import SimpleNamespace
+
+    config = tiny_config(tmp_path, 'demo/gbn_deeplabv3plus_scenes.py')
+    args = SimpleNamespace(config='gbn', crop=(32, 48), device='cpu', phase=phase)
+    gated, _, shape = benchmark.pair(config, args)
+    batch = benchmark.inputs_and_samples(config, shape, 2, 'cpu')
+    before = gated.model.backbone.layer1[0].conv1.weight.clone()
+    for _ in range(4):
+        gated.step(*batch, None)
+    assert gated.hooks[0].cycle.phase == phase
+    assert torch.equal(gated.model.backbone.layer1[0].conv1.weight, before) is (phase == 'tick')
+    assert gated.hooks[0].cycle.scored == (4 if phase == 'tick' else 0)
 
 
 def test_saved_bytes_are_those_of_the_formula():

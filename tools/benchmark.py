@@ -1,8 +1,9 @@
 """What gates cost in training: a gated model against the same one without gates.
 
 Both take training steps (forward, losses, backward, optimiser) in turn, in one process; the gated step includes the
-config's pruning hooks, in the phase in which they move the gates. Reports the ratio of the times of each pair, the
-bytes of activations that the forward saves for the backward, and on a GPU the peak memory of a step.
+config's pruning hooks, in the phase in which they move the gates (GDP) or in a Tock or Tick (Gate Decorator). Reports
+the ratio of the times of each pair, the bytes of activations that the forward saves for the backward, and on a GPU the
+peak memory of a step.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -23,7 +25,9 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mmprune_gates.budget.tick_tock import TICK, TOCK
 from mmprune_gates.engine.builders import default_input_shape, without_pretrained
+from mmprune_gates.engine.decorator_hook import GateDecoratorHook
 from mmprune_gates.engine.registry import HOOKS
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16}
@@ -78,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--batch', type=int, default=2)
     parser.add_argument('--pairs', type=int, default=10)
     parser.add_argument('--amp-dtype', default='fp32', choices=DTYPES)
+    parser.add_argument('--phase', choices=(TICK, TOCK), default=TOCK, help='of a run with GateDecoratorHook')
     parser.add_argument('--json', metavar='FILE', help='also write everything there')
     args = parser.parse_args(argv)
     if args.batch < 1 or args.pairs < 2:
@@ -134,17 +139,17 @@ def pair(config: Config, args: argparse.Namespace) -> tuple[Trainee, Trainee, tu
     shape = (3, *args.crop) if args.crop else default_input_shape(model)
     model['input_shape'] = shape  # where gates go may depend on it
     plain = {key: value for key, value in model.items() if key not in ('architecture', 'gates', 'input_shape')}
-    gated = trainee(config, model, args.device)
-    ungated = trainee(config, {**plain, 'type': model['architecture']}, args.device)
+    gated = trainee(config, model, args)
+    ungated = trainee(config, {**plain, 'type': model['architecture']}, args)
     ungated.model.load_state_dict(gated.model.state_dict(), strict=False)  # all but the gates
     return gated, ungated, shape
 
 
-def trainee(config: Config, model_config: dict, device: str) -> Trainee:
+def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Trainee:
     """A model on its device, in training mode, with optimiser and, if it has gates, the pruning hooks."""
     torch.manual_seed(0)
     model = MODELS.build(ConfigDict(model_config))
-    model = revert_sync_batchnorm(model).to(device).train()
+    model = revert_sync_batchnorm(model).to(args.device).train()
     optim_config = {**config.optim_wrapper, 'type': 'OptimWrapper'}
     optim_config.pop('loss_scale', None)
     optim = build_optim_wrapper(model, ConfigDict(optim_config))
@@ -153,16 +158,29 @@ def trainee(config: Config, model_config: dict, device: str) -> Trainee:
         optim_wrapper=optim,
         iter=FIRST_ITER,
         max_iters=MAX_ITERS,
+        train_loop=SimpleNamespace(dataloader=range(MAX_ITERS)),
+        param_schedulers=[],
         logger=MMLogger.get_current_instance(),
         message_hub=MessageHub.get_instance('benchmark'),
     )
     gated = 'architecture' in model_config
-    wanted = [hook for hook in config.get('custom_hooks') or [] if str(hook['type']).endswith('.PolarizationHook')]
-    hooks = [HOOKS.build(hook) for hook in wanted] if gated else []
+    hooks = [HOOKS.build(hook) for hook in pruning_hooks(config)] if gated else []
     for hook in hooks:
         hook.before_run(runner)
         hook.before_train(runner)
+        if isinstance(hook, GateDecoratorHook):
+            hook.cycle.begin(args.phase, MAX_ITERS)
+            hook.prepare(runner)
     return Trainee(model, optim, runner, hooks)
+
+
+def pruning_hooks(config: Config) -> Iterator[dict]:
+    """Configs of the hooks that move gates; a phase of Gate Decorator's lasts as long as the benchmark."""
+    for hook in config.get('custom_hooks') or []:
+        if str(hook['type']).endswith('.PolarizationHook'):
+            yield hook
+        elif str(hook['type']).endswith('.GateDecoratorHook'):
+            yield {**hook, 'by_epoch': False, 'subset': 1.0, 'tick': MAX_ITERS, 'tock': MAX_ITERS}
 
 
 def inputs_and_samples(config: Config, shape: tuple[int, ...], batch: int, device: str) -> tuple[Tensor, list]:

@@ -89,10 +89,11 @@ class TickTock(Pruner):
         Args:
             grads: Group name -> gradient of the loss with respect to its gate.
         """
-        for group in self.gates.graph.free:
-            if group.name in grads:
-                importance = self.gates[group.name].importance(grads[group.name])
-                self.score[group.span] += importance.cpu().double()
+        if grads:
+            like = next(iter(grads.values()))
+            found = {name: self.gates[name].importance(grad) for name, grad in grads.items()}
+            rows = [found.get(group.name, like.new_zeros(group.size)) for group in self.gates.graph.groups]
+            self.score = self.score.to(like.device) + torch.cat(rows).double()
         self.scored += 1
 
     def step(self, remaining: int) -> bool:
@@ -121,7 +122,7 @@ class TickTock(Pruner):
     def begin(self, phase: str, length: int) -> None:
         """Begin a phase; scores are gathered anew."""
         self.phase, self.done, self.length = phase, 0, length
-        self.score.zero_()
+        self.score = torch.zeros_like(self.score)
 
     def close(self) -> None:
         """Close the filters of least importance, as many as a Tick may, and no more than the target asks for."""
@@ -149,7 +150,7 @@ class TickTock(Pruner):
     def state_dict(self) -> dict:
         """State to resume from; tensors and plain values only."""
         names = ('phase', 'done', 'length', 'ticks', 'scored')
-        return {**{name: getattr(self, name) for name in names}, 'kept': self.kept.clone(), 'score': self.score.clone()}
+        return {**{name: getattr(self, name) for name in names}, 'kept': self.kept.clone(), 'score': self.score.cpu()}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a saved state."""
