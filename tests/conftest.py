@@ -26,6 +26,17 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def sbd(scenes, tmp_path_factory):
+    """Folder of the same images in SBD's layout, masks converted."""
+    root = tmp_path_factory.mktemp('sbd')
+    for name, source in (('img', 'JPEGImages'), ('masks', 'SegmentationClass')):
+        (root / name).symlink_to(scenes / source)
+    for split in ('train', 'val'):
+        (root / f'{split}.txt').symlink_to(scenes / 'ImageSets' / 'Segmentation' / f'{split}.txt')
+    return root
+
+
+@pytest.fixture(scope='session')
 def tiny_config(scenes):
     """A function: config of the demo with few channels, small images and few iterations."""
 

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+from conftest import CONFIGS
 from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
 
 from mmprune_gates.engine.datasets import check_datasets
 
@@ -52,6 +54,20 @@ def test_the_key_that_is_shown_repairs_the_config(scenes):
     check_datasets(config, ('val_dataloader',))
 
 
+def test_sbd_is_read_as_the_config_names_it(sbd):
+    config = Config.fromfile(CONFIGS / 'dense_fcn_voc.py')
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    with pytest.raises(FileNotFoundError) as caught:
+        check_datasets(config, loaders)
+    named = re.findall(r'^    data/sbd/dataset(?:/(\S+))?   ', str(caught.value), re.MULTILINE)
+    assert set(named) == {'', 'img', 'masks', 'train.txt', 'val.txt'}
+    config.merge_from_dict({f'{loader}.dataset.data_root': str(sbd) for loader in loaders})
+    check_datasets(config, loaders)
+    for loader, count in zip(loaders, (12, 4, 4), strict=True):
+        init_default_scope('mmseg')
+        assert len(DATASETS.build(config[loader].dataset)) == count
+
+
 def test_absolute_paths_stand_for_themselves(scenes, tmp_path):
     prefix = {key: str(scenes / value) for key, value in VOC['data_prefix'].items()}
     check({**VOC, 'data_root': str(tmp_path), 'data_prefix': prefix, 'ann_file': str(scenes / VOC['ann_file'])})
@@ -85,11 +101,12 @@ def test_downloads_can_be_off_and_prefixes_can_be_plain():
     [
         (dict(type='ImageNet', data_root='data/imagenet', split='val'), 'layout of ImageNet-1k'),
         (dict(type='CustomDataset', data_root='data/digits', data_prefix='val'), 'tools/digits_data.py data/digits'),
+        (dict(type='CustomDataset', data_root='data/sbd/dataset', data_prefix='img'), 'voc_aug.py data/VOCdevkit'),
     ],
-    ids=['imagenet', 'digits'],
+    ids=['imagenet', 'digits', 'sbd'],
 )
 def test_the_message_shows_the_layout_that_is_expected(dataset, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=expected) as caught:
         check(dataset, scope='mmpretrain')
-    assert 'VOC' not in str(caught.value)
+    assert 'PASCAL VOC' not in str(caught.value)

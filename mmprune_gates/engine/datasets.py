@@ -21,6 +21,16 @@ LAYOUTS = (
         '    ImageSets/Segmentation/*.txt    train.txt, val.txt, aug.txt: one NAME per line',
     ),
     (
+        ('data/sbd',),
+        'layout of SBD, the Semantic Boundaries Dataset (benchmark_RELEASE, Hariharan et al., ICCV 2011):\n'
+        '    dataset/img/NAME.jpg            images\n'
+        '    dataset/cls/NAME.mat            masks as they come\n'
+        '    dataset/masks/NAME.png          masks converted from these, class number per pixel; written by\n'
+        '        python tools/stock.py mmseg:dataset_converters/voc_aug.py data/VOCdevkit data/sbd '
+        '-o data/sbd/dataset/masks\n'
+        '    dataset/train.txt, val.txt      one NAME per line',
+    ),
+    (
         ('data/imagenet',),
         'layout of ImageNet-1k (https://image-net.org):\n'
         '    train/CLASS/NAME.JPEG           images, a folder for each class (n01440764, ...)\n'
