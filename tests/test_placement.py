@@ -52,7 +52,8 @@ def test_in_front_of_readers_every_one_of_a_group_has_it(net):
         own = [
             p
             for p in placed
-            if p.kind not in BEHIND and bool(torch.isin(torch.arange(group.start, group.start + group.size), p.index).any())
+            if p.kind not in BEHIND
+            and bool(torch.isin(torch.arange(group.start, group.start + group.size), p.index).any())
         ]
         readers = {
             r.layer

@@ -1,0 +1,108 @@
+"""tools/importance.py: the Taylor estimate ranks the gates of a trained net as closing each of them does."""
+
+import json
+
+import cli
+import importance
+import pytest
+import torch
+import train
+from conftest import CONFIGS
+from digits_data import write_digits
+from torch import nn
+
+from mmprune_gates import trace_channels
+from mmprune_gates.gates import DecoratorGate, attach_gates, gates_of
+
+pytestmark = pytest.mark.models
+DENSE, GATED = (str(CONFIGS / 'demo' / f'{kind}_resnet20_digits.py') for kind in ('dense', 'gbn'))
+EPOCHS = 4
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """(checkpoint of ResNet-20 after a few epochs, ``--cfg-options`` that name the data)."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp('importance')
+    write_digits(root / 'digits')
+    data = [f'{part}_dataloader.dataset.data_root={root / "digits"}' for part in ('train', 'val')]
+    run = ['train_cfg.max_epochs', 'train_cfg.val_interval', 'default_hooks.checkpoint.interval', 'param_scheduler.end']
+    options = ['--cfg-options', *data, *(f'{key}={EPOCHS}' for key in run)]
+    assert train.main([DENSE, '--work-dir', str(root / 'work'), *options]) == 0
+    return str(root / 'work' / f'epoch_{EPOCHS}.pth'), ['--cfg-options', *data]
+
+
+def test_the_estimate_ranks_as_the_truth_does(trained, tmp_path, capsys):
+    checkpoint, options = trained
+    path = tmp_path / 'importance.json'
+    assert importance.main([GATED, checkpoint, '--batches', '4', '--json', str(path), *options]) == 0
+    report = json.loads(path.read_text())
+    correlation = report['correlation']
+    assert correlation['all']['gates'] == 448 == correlation['single']['gates'] + correlation['tied']['gates']
+    assert report['batches'] == 4 and correlation['all']['spearman'] >= 0.8
+    sizes = {'single': 0, 'tied': 0}
+    for group in report['groups']:
+        assert len(group['importance']) == len(group['loss_change'])
+        sizes['single' if group['members'] == 1 else 'tied'] += len(group['importance'])
+    assert sizes == {kind: correlation[kind]['gates'] for kind in sizes}
+    assert f'all{448:29}{correlation["all"]["spearman"]:10.3f}' in capsys.readouterr().out
+
+
+def test_the_model_is_what_it_was(trained):
+    checkpoint, options = trained
+    parser = cli.config_parser('')
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    config = cli.runner_config(parser.parse_args([GATED, *options]))
+    model = importance.gated_model(config, checkpoint).eval()
+    batches = importance.training_batches(config, model, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dense = torch.load(checkpoint, weights_only=True)['state_dict']
+    with importance.as_in_a_tick(model):
+        assert model.backbone.training
+        first, second = (list(importance.batch_losses(model, batches)) for _ in range(2))
+        assert first == second
+        importance.importance(gates_of(model), lambda: importance.batch_losses(model, batches))
+        assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert all(torch.equal(before[name], dense[name]) for name in dense if 'running' in name)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.last(self.first(x))
+
+
+def test_both_measures_of_a_linear_net_by_hand():
+    torch.manual_seed(0)
+    net, x = Net().double(), torch.randn(5, 3, dtype=torch.double)
+    attach_gates(net, trace_channels(Net(), (torch.zeros(2, 3),)), DecoratorGate)
+    gates = gates_of(net)
+    part = (net.first.weight @ x.T + net.first.bias[:, None]) * net.last.weight.T  # what each channel adds, (4, 5)
+    expected = part.abs().sum(1).detach()
+    losses = lambda: (net(one[None]).sum() for one in x)  # noqa: E731
+    span = gates.graph.free[0].span
+    torch.testing.assert_close(importance.importance(gates, losses)[span], expected)
+    torch.testing.assert_close(importance.brute_force(gates, losses)[span], expected)
+    assert torch.equal(gates.vector(), torch.ones_like(gates.vector()))
+
+
+def test_without_anything_to_rank_there_is_no_correlation():
+    assert importance.agreement(torch.zeros(3), torch.arange(3.0)) is None
+    assert importance.agreement(torch.zeros(0), torch.zeros(0)) is None
+
+
+def test_bad_input_ends_with_one_message(trained, tmp_path, capsys):
+    checkpoint, options = trained
+    torch.save({'state_dict': {'backbone.weight': torch.ones(1)}}, tmp_path / 'other.pth')
+    for config, path, words in (
+        (GATED, tmp_path / 'other.pth', 'does not fit ImageClassifier'),
+        (DENSE, checkpoint, 'ImageClassifier has no gates'),
+        (GATED.replace('gbn', 'gdp'), checkpoint, 'PolarizationGate'),
+    ):
+        assert importance.main([config, str(path), *options]) == 1
+        assert words in capsys.readouterr().err
