@@ -18,6 +18,6 @@ load_from = (  # or a dense checkpoint of your own
     'deeplabv3plus_r50-d8_512x512_40k_voc12aug_20200613_161759-e1b43aa9.pth')
 param_scheduler = None  # the hook sets the learning rate
 find_unused_parameters = True  # Ticks freeze the weights
-# About (1 - sqrt(0.4)) / 0.01 = 37 Ticks and 4 Tocks, 32.5k iterations, if all layers shrink alike; the rest, about 45
+# About (1 - sqrt(0.4)) / 0.01 = 37 Ticks and 4 Tocks, 32.5k iterations, if all layers shrink alike; the rest, about 47
 # epochs, is the fine-tune. More Ticks than that shorten it.
 train_cfg = dict(max_iters=64000)

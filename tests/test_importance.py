@@ -91,6 +91,18 @@ def test_both_measures_of_a_linear_net_by_hand():
     assert torch.equal(gates.vector(), torch.ones_like(gates.vector()))
 
 
+def test_closed_gates_are_not_ranked():
+    net = Net()
+    attach_gates(net, trace_channels(Net(), (torch.zeros(2, 3),)), DecoratorGate)
+    gates = gates_of(net)
+    kept = torch.ones(gates.graph.num_channels, dtype=torch.bool)
+    span = gates.graph.free[0].span
+    kept[span][1] = False
+    gates.close(kept)
+    assert importance.is_open(gates)[span].tolist() == [True, False, True, True]
+    assert importance.is_open(gates).sum() == 3  # input and output have no gate
+
+
 def test_without_anything_to_rank_there_is_no_correlation():
     assert importance.agreement(torch.zeros(3), torch.arange(3.0)) is None
     assert importance.agreement(torch.zeros(0), torch.zeros(0)) is None
