@@ -39,7 +39,7 @@ def test_the_estimate_ranks_as_the_truth_does(trained, tmp_path, capsys):
     report = json.loads(path.read_text())
     correlation = report['correlation']
     assert correlation['all']['gates'] == 448 == correlation['single']['gates'] + correlation['tied']['gates']
-    assert report['batches'] == 4 and correlation['all']['spearman'] >= 0.8
+    assert report['batches'] == 4 and correlation['all']['spearman'] >= 0.9
     sizes = {'single': 0, 'tied': 0}
     for group in report['groups']:
         assert len(group['importance']) == len(group['loss_change'])
@@ -83,12 +83,16 @@ def test_both_measures_of_a_linear_net_by_hand():
     attach_gates(net, trace_channels(Net(), (torch.zeros(2, 3),)), DecoratorGate)
     gates = gates_of(net)
     part = (net.first.weight @ x.T + net.first.bias[:, None]) * net.last.weight.T  # what each channel adds, (4, 5)
-    expected = part.abs().sum(1).detach()
+    group = gates.graph.free[0]
+    span, theta = group.span, gates[group.name].theta
+    values = torch.tensor([[0.5, 2, -1, 3]], dtype=torch.double)
+    with torch.no_grad():
+        theta.copy_(values)
+    expected = (values.T * part).abs().sum(1).detach()
     losses = lambda: (net(one[None]).sum() for one in x)  # noqa: E731
-    span = gates.graph.free[0].span
     torch.testing.assert_close(importance.importance(gates, losses)[span], expected)
     torch.testing.assert_close(importance.brute_force(gates, losses)[span], expected)
-    assert torch.equal(gates.vector(), torch.ones_like(gates.vector()))
+    assert torch.equal(theta, values)
 
 
 def test_closed_gates_are_not_ranked():
