@@ -1,0 +1,137 @@
+"""Coverage of both model zoos: trace, gate, prune, slim, rebuild and train one small model of every family.
+
+    python tools/zoo.py --out-dir work_dirs/zoo                       # one process per model; resumes where it stopped
+    python tools/zoo.py --out-dir work_dirs/zoo --write docs/zoo.md   # the table of what has been measured
+    python tools/zoo.py --select                                      # choose the models again (tools/zoo_models.py)
+
+A finished model has OUT_DIR/SCOPE/FAMILY.json and is not run again; delete the file to repeat it. What is measured, and
+how, stands in ``tools/zoo_measure.py``; how models are chosen in ``tools/zoo_select.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+
+import cli
+import zoo_models
+from zoo_select import SCOPES, module_text, select
+from zoo_table import page
+
+Model = tuple[str, str, str]  # scope, family, config
+
+
+@cli.reports_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out-dir', type=Path, help='folder of the results')
+    parser.add_argument('--only', default='*', metavar='PATTERN', help='SCOPE/FAMILY, with wildcards')
+    parser.add_argument('--jobs', type=int, default=1, help='models at a time')
+    parser.add_argument('--timeout', type=float, default=240, metavar='SECONDS', help='limit for one model')
+    parser.add_argument('--write', type=Path, metavar='FILE', help='write the table of what is there; measure nothing')
+    parser.add_argument('--select', action='store_true', help='choose the models; measure nothing')
+    parser.add_argument('--measure', nargs=3, metavar=('SCOPE', 'CONFIG', 'FILE'), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.select:
+        selected = {scope: select(scope) for scope in SCOPES}
+        write_text(Path(zoo_models.__file__), module_text(selected))
+    elif args.measure:
+        from zoo_measure import measure
+
+        measure(args.measure[0], args.measure[1], Path(args.measure[2]))
+    elif args.out_dir is None:
+        parser.error('--out-dir is required')
+    elif args.write:
+        results = collect(args.out_dir)
+        write_text(args.write, page(results, zoo_models.EXCLUDED))
+        cli.write_json(args.out_dir / 'zoo.json', {'models': results, 'excluded': zoo_models.EXCLUDED})
+    else:
+        sweep(args.out_dir, args.only, args.jobs, args.timeout)
+    return 0
+
+
+def families() -> Iterator[Model]:
+    """Every model of the table, segmentors first, smallest first."""
+    for scope, table in zoo_models.SELECTED.items():
+        for family, config in table.items():
+            yield scope, family, config
+
+
+def result_path(out_dir: Path, model: Model) -> Path:
+    """Where the result of a model stands."""
+    return out_dir / model[0] / f'{model[1]}.json'
+
+
+def collect(out_dir: Path) -> dict[str, dict]:
+    """SCOPE/FAMILY -> result of every finished model, in the order of the table."""
+    found = {f'{model[0]}/{model[1]}': result_path(out_dir, model) for model in families()}
+    return {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
+
+
+def sweep(out_dir: Path, only: str, jobs: int, timeout: float) -> None:
+    """Measure every model that matches and has no result yet."""
+    matching = [model for model in families() if fnmatch(f'{model[0]}/{model[1]}', only)]
+    if not matching:
+        raise ValueError(f'--only {only!r} matches no family; they are named SCOPE/FAMILY, such as mmseg/fcn')
+    todo = [model for model in matching if not result_path(out_dir, model).is_file()]
+    print(f'{len(matching) - len(todo)} of {len(matching)} are there')
+    with ThreadPoolExecutor(jobs) as pool:
+        for model, result in zip(todo, pool.map(lambda model: run(out_dir, model, timeout), todo), strict=True):
+            failures = '; '.join(f'{stage}: {text}' for stage, text in result['failures'].items())
+            share = f'{result.get("prunable_share", 0):.1%} prunable'
+            print(f'{model[0]}/{model[1]}: {share}, {sum(result["seconds"].values()):.0f} s. {failures}', flush=True)
+
+
+def run(out_dir: Path, model: Model, timeout: float) -> dict:
+    """Measure one model in a process of its own; what it knew when it died or ran out of time is kept."""
+    scope, _, config = model
+    target = result_path(out_dir, model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, log = target.with_suffix('.partial'), target.with_suffix('.log')
+    partial.unlink(missing_ok=True)
+    command = [sys.executable, __file__, '--measure', scope, config, str(partial)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    ended = None
+    with log.open('w') as file:
+        try:
+            done = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=timeout, check=False
+            )
+            ended = f'the process ended with code {done.returncode}' if done.returncode else None
+        except subprocess.TimeoutExpired:
+            ended = f'timeout after {timeout:g} s'
+    empty = {'config': config, 'failures': {}, 'seconds': {}}
+    result = json.loads(partial.read_text()) if partial.is_file() else empty
+    if ended:
+        result['failures'] = {k: v for k, v in result['failures'].items() if v != 'skipped'}
+        result['failures'][result.pop('running', 'start')] = ended
+    cli.write_json(target, result)
+    partial.unlink(missing_ok=True)
+    return result
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{path.name}-', delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+if __name__ == '__main__':
+    sys.exit(main())

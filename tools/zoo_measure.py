@@ -1,0 +1,258 @@
+"""Everything that is measured of one stock model; run by ``tools/zoo.py`` in a process of its own.
+
+Weights are random and in float64, where rounding cannot decide. Inference and training passes are compared:
+``training_forward`` in evaluation mode computes what ``inference_forward`` does and the auxiliary heads, in training
+mode (dropout and drop path off) what only training reaches, with the statistics of the batch.
+
+A model is of kind ``transformer`` if a module attends over tokens: it is an ``nn.MultiheadAttention``, or its class
+name says Attention, Attn, MSA or XCA and it has linear layers. Channel and large-kernel attention (SE, split
+attention, SegNeXt, VAN) and non-local heads consist of convolutions and do not count. ``mlp``: no attention, and no
+convolution whose windows overlap.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cli
+import torch
+from mmengine.config import ConfigDict
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from zoo_select import count, last_line, load_model_config
+from zoo_steps import (
+    double,
+    example,
+    loss_step,
+    outputs,
+    random_kept,
+    randomize_,
+    relative_error,
+    timed_export,
+)
+
+from mmprune_gates import masked_copy
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.engine.builders import trace
+from mmprune_gates.gates import PolarizationGate, attach_gates
+from mmprune_gates.slimming import slim_model
+
+ATTENTION = re.compile(r'Attention|Attn|MSA|XCA')
+SEGMENTOR_SIDES = (64, 128)
+CLASSIFIER_SIDES = (224, 32, 256, 384, 299)
+# Stage -> the stages whose results it uses.
+STAGES = {
+    'build': (),
+    'stock': ('build',),
+    'trace': ('build',),
+    'gates': ('trace',),
+    'slim': ('trace',),
+    'rebuild': ('slim',),
+    'training mode': ('slim',),
+    'train': ('slim', 'stock'),
+}
+
+
+def measure(scope: str, path: str, out: Path) -> None:
+    """Run every stage of a model's measurement; what is known is written after each."""
+    probe = Probe(scope, path)
+    failures = probe.record['failures']
+    for stage, needs in STAGES.items():
+        if any(need in failures for need in needs):
+            failures[stage] = 'skipped'
+            continue
+        probe.record['running'] = stage
+        cli.write_json(out, probe.record)
+        begin = time.perf_counter()
+        try:
+            getattr(probe, stage.replace(' ', '_'))()
+        except Exception as error:  # a sweep records whatever goes wrong
+            failures[stage] = last_line(error)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        probe.record['seconds'][stage] = round(time.perf_counter() - begin, 2)
+    probe.record['failures'] = {stage: text for stage, text in failures.items() if text != 'skipped'}
+    del probe.record['running']
+    cli.write_json(out, probe.record)
+
+
+class Probe:
+    """One model on its way through the stages; each method is one.
+
+    Attributes:
+        record: What is known so far, ready for JSON.
+    """
+
+    def __init__(self, scope: str, path: str) -> None:
+        self.scope = scope
+        self.record: dict[str, Any] = {'config': path, 'failures': {}, 'seconds': {}}
+        self.config: ConfigDict = None
+        self.model: nn.Module = None  # float32, random weights
+        self.whole: nn.Module = None  # the same in float64
+        self.graph: ChannelGraph = None
+        self.slimmed: nn.Module = None
+        self.kept: dict[str, Tensor] = {}
+        self.spec: dict[str, Any] = {}
+        self.expected: list[Tensor] = []
+
+    def build(self) -> None:
+        """The stock model with random weights, and the first input shape that it takes."""
+        init_default_scope(self.scope)
+        torch.manual_seed(0)
+        self.config = load_model_config(self.scope, self.record['config'])
+        self.model = randomize_(self.fresh(self.config)).eval()
+        self.whole = copy.deepcopy(self.model).double()
+        self.record.update(kind=kind(self.model), params=count(self.model))
+        error = None
+        for shape in shapes(self.config):
+            try:
+                outputs(self.model, example(shape, dtype=torch.float32))
+                self.record['shape'] = list(shape)
+                return
+            except (RuntimeError, AssertionError, ValueError) as refused:
+                error = error or refused
+        raise error
+
+    def stock(self) -> None:
+        """Whether the stock model trains at all, at the shape of before or at a larger one."""
+        error, first = None, tuple(self.record['shape'])
+        candidates = list(shapes(self.config))
+        for shape in candidates[candidates.index(first) :]:
+            try:
+                loss_step(copy.deepcopy(self.model), self.config, shape)
+                self.record['shape'] = list(shape)
+                return
+            except (RuntimeError, AssertionError, ValueError) as refused:
+                error = error or refused
+        raise error
+
+    def trace(self) -> None:
+        """The channel graph, how long it took, and what it covers."""
+        spent: list[float] = []
+        begin = time.perf_counter()
+        with timed_export(spent):
+            try:
+                self.graph = trace(self.model, self.record['shape'])
+            finally:
+                self.record.update(trace_s=round(time.perf_counter() - begin, 2), export_s=round(sum(spent), 2))
+        self.record.update(covered(self.graph))
+
+    def gates(self) -> None:
+        """Fresh gates change nothing."""
+        gated = copy.deepcopy(self.whole)
+        if not self.graph.free:
+            raise ValueError('no channel can be pruned')
+        with double():
+            attach_gates(gated, self.graph, PolarizationGate)
+            gated.double()
+            self.expected = outputs(self.whole, self.inputs())
+            self.record['gate_error'] = relative_error(outputs(gated, self.inputs()), self.expected)
+
+    def slim(self) -> None:
+        """The slim model equals the masked one, and both differ from the whole one."""
+        if not self.graph.free:
+            raise ValueError('no channel can be pruned')
+        self.kept = random_kept(self.graph)
+        slimmed = copy.deepcopy(self.whole)
+        self.spec = slim_model(slimmed, self.graph, self.kept)
+        self.record['macs_kept'] = self.graph.macs(self.kept) / max(1, self.graph.macs())
+        with double():
+            whole = self.expected or outputs(self.whole, self.inputs())
+            self.expected = outputs(masked_copy(self.whole, self.graph, self.kept), self.inputs())
+            self.record['removal_distance'] = relative_error(self.expected, whole)
+            self.record['slim_error'] = relative_error(outputs(slimmed, self.inputs()), self.expected)
+        self.slimmed = slimmed
+
+    def rebuild(self) -> None:
+        """The slim model is built again from its config and loads its weights."""
+        spec = json.loads(json.dumps(self.spec))
+        own = {key: value for key, value in self.config.items() if key != 'type'}
+        config = dict(type='mmprune_gates.SlimModel', architecture=self.config.type, **spec, **own)
+        rebuilt = self.fresh(ConfigDict(config)).double()
+        rebuilt.load_state_dict(self.slimmed.state_dict(), strict=True)
+        with double():
+            self.record['rebuilt_error'] = relative_error(outputs(rebuilt, self.inputs()), self.expected)
+
+    def training_mode(self) -> None:
+        """The slim model equals the masked one in training mode as well."""
+        with double():
+            masked = masked_copy(self.whole, self.graph, self.kept)
+            expected = outputs(masked, self.inputs(2), training=True)
+            found = outputs(copy.deepcopy(self.slimmed), self.inputs(2), training=True)
+            self.record['training_error'] = relative_error(found, expected)
+
+    def train(self) -> None:
+        """One loss and its gradients, in float32."""
+        self.record['loss'] = loss_step(copy.deepcopy(self.slimmed).float(), self.config, self.record['shape'])
+
+    def inputs(self, batch: int = 1) -> Tensor:
+        """(N, C, H, W) random images in float64."""
+        return example(self.record['shape'], batch)
+
+    @staticmethod
+    def fresh(config: ConfigDict) -> nn.Module:
+        """A model from its config, in evaluation mode, without SyncBN."""
+        return revert_sync_batchnorm(MODELS.build(copy.deepcopy(config))).eval()
+
+
+def shapes(config: ConfigDict) -> list[tuple[int, int, int]]:
+    """Input shapes to try: small ones, then what the config is made for."""
+    backbone = config.get('backbone') or {}
+    channels = backbone.get('in_channels', 3)
+    channels = channels if isinstance(channels, int) and channels <= 4 else 3
+    preprocessor = config.get('data_preprocessor') or {}
+    own = [size for size in (backbone.get('img_size'), preprocessor.get('size')) if size]
+    own = [(size, size) if isinstance(size, int) else tuple(size) for size in own]
+    if config.get('decode_head'):
+        sizes = [(side, side) for side in SEGMENTOR_SIDES] + own + [(512, 512)]
+    else:
+        sizes = own + [(side, side) for side in CLASSIFIER_SIDES]
+    shapes = [(channels, *size) for size in sizes] + [(1, 32, 32)] * (not config.get('decode_head'))
+    return list(dict.fromkeys(shapes))
+
+
+def kind(model: nn.Module) -> str:
+    """``transformer``, ``mlp`` or ``convolutional``; see above."""
+    if any(attends(module) for module in model.modules()):
+        return 'transformer'
+    convs = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
+    overlapping = any(max(conv.kernel_size) > max(conv.stride) for conv in convs)
+    return 'convolutional' if overlapping else 'mlp'
+
+
+def attends(module: nn.Module) -> bool:
+    """Whether a module attends over tokens, by its class and its parts."""
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    named = ATTENTION.search(type(module).__name__)
+    return bool(named) and any(isinstance(part, nn.Linear) for part in module.modules())
+
+
+def covered(graph: ChannelGraph) -> dict[str, Any]:
+    """Groups, MACs, and the reasons why channels are frozen with the share of MACs of the layers that make them."""
+    total = graph.macs()
+    channels, macs = Counter(), Counter()
+    for group in graph.groups:
+        if group.frozen:
+            channels[group.frozen] += group.size
+    for layer in graph.layers:
+        if not layer.prunable:
+            macs[layer.out_frozen] += layer.macs
+    reasons = sorted(channels | macs, key=lambda reason: (-macs[reason], -channels[reason]))
+    return {
+        'macs': total,
+        'prunable_share': graph.prunable_macs() / total if total else 0.0,
+        'groups': len(graph.groups),
+        'free_groups': len(graph.free),
+        'frozen': [
+            {'reason': reason, 'channels': channels[reason], 'macs_share': macs[reason] / max(1, total)}
+            for reason in reasons
+        ],
+    }

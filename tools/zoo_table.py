@@ -1,0 +1,167 @@
+"""The page about the sweep over both model zoos, from its results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+
+EXACT, GATES_EXACT, COVERED = 1e-5, 1e-12, 0.9
+KINDS = ('convolutional', 'transformer', 'mlp')
+ERRORS = ('slim_error', 'rebuilt_error', 'training_error')
+HEADER = ('family', 'config', 'kind', 'input', 'MACs', 'prunable', 'free groups', 'trace (export) s') + (
+    'masked vs slim',
+    'rebuilt',
+    'training mode',
+    'trains',
+    'frozen',
+)
+INTRO = """\
+# Coverage of the model zoos
+
+Written by `python tools/zoo.py --out-dir DIR --write docs/zoo.md`; the sweep is `python tools/zoo.py --out-dir DIR`.
+
+One model for each family, that is, folder of configs, of the installed packages: the smallest by parameters
+(`tools/zoo_models.py`), built from its stock config with random weights. In each, 30 to 50 % of the channels of
+every group that is not frozen go, at random. Errors are the largest difference of any head's output relative to its
+largest value, in float64: *masked vs slim* in evaluation mode, *rebuilt* for the model built again from its saved
+config and weights, *training mode* with batch statistics. *Trains*: one loss and its gradients, in float32.
+*Prunable*: MACs that go if every free channel goes. *Trace*: seconds on one CPU core for both passes, of these
+`torch.export` itself. A family is a `transformer` if a module attends over tokens, `mlp` if it neither does nor has an
+overlapping convolution (`tools/zoo_measure.py`).
+"""
+
+
+def page(results: Mapping[str, dict], excluded: Mapping[str, Mapping[str, str]]) -> str:
+    """The whole page as Markdown.
+
+    Args:
+        results: SCOPE/FAMILY -> what was measured.
+        excluded: Scope -> folder -> why it has no model.
+    """
+    parts = [INTRO, '## Totals\n', *totals(results), '', '## Exceptions\n', *exceptions(results), '']
+    for scope in dict.fromkeys(name.partition('/')[0] for name in results):
+        own = {name: result for name, result in results.items() if name.partition('/')[0] == scope}
+        parts += [f'## {scope}\n', *table(HEADER, [row(name, result) for name, result in own.items()]), '']
+    parts.append('## Excluded\n')
+    for scope, reasons in excluded.items():
+        parts += [f'- {scope}/{name}: {escape(reason)}' for name, reason in reasons.items()]
+    return '\n'.join(parts) + '\n'
+
+
+def totals(results: Mapping[str, dict]) -> list[str]:
+    """One line of the table for each kind."""
+    rows = []
+    for kind in (*KINDS, None):
+        own = [r for r in results.values() if r.get('kind') == kind]
+        if not own:
+            continue
+        seconds = [r['trace_s'] for r in own if traces(r)]
+        rows.append(
+            [
+                kind or 'does not build',
+                str(len(own)),
+                *(str(sum(map(holds, own))) for holds in (traces, gates_exact, slims, rebuilds, well_covered, trains)),
+                f'{statistics.median(seconds):.1f} / {max(seconds):.1f}' if seconds else '–',
+            ]
+        )
+    header = ['kind', 'families', 'trace', 'gates change nothing', 'slim exactly', 'rebuild exactly']
+    return table([*header, '≥ 90 % prunable', 'slim model trains', 'trace s, median / worst'], rows)
+
+
+def traces(result: Mapping) -> bool:
+    """Whether there is a channel graph."""
+    return 'groups' in result
+
+
+def gates_exact(result: Mapping) -> bool:
+    """Whether fresh gates leave the output as it is."""
+    return result.get('gate_error', 1) <= GATES_EXACT
+
+
+def slims(result: Mapping) -> bool:
+    """Whether the slim model equals the masked one, in both modes."""
+    return all(result.get(name, 1) <= EXACT for name in ('slim_error', 'training_error'))
+
+
+def rebuilds(result: Mapping) -> bool:
+    """Whether the slim model is the same again when rebuilt."""
+    return result.get('rebuilt_error', 1) <= EXACT
+
+
+def well_covered(result: Mapping) -> bool:
+    """Whether nearly all MACs can go."""
+    return result.get('prunable_share', 0) >= COVERED
+
+
+def trains(result: Mapping) -> bool:
+    """Whether the slim model trains."""
+    return 'loss' in result
+
+
+def problems(result: Mapping) -> list[str]:
+    """What is wrong with a family, and why."""
+    failures = dict(result.get('failures', {}))
+    found = []
+    if 'stock' in failures:
+        found.append(f'stock model does not train: {failures.pop("stock")}')
+    found += [f'{stage}: {text}' for stage, text in failures.items()]
+    if traces(result) and not well_covered(result):
+        reasons = [f'{r["reason"]} ({r["macs_share"]:.0%})' for r in result['frozen'] if r['macs_share'] >= 0.01]
+        found.append(f'{result["prunable_share"]:.1%} prunable; frozen: {"; ".join(reasons[:3])}')
+    if result.get('gate_error', 0) > GATES_EXACT:
+        found.append(f'gates change the output by {result["gate_error"]:.1e}')
+    found += [f'{name.replace("_", " ")} {result[name]:.1e}' for name in ERRORS if result.get(name, 0) > EXACT]
+    return found
+
+
+def exceptions(results: Mapping[str, dict]) -> list[str]:
+    """A list item for each family that has a problem, convolutional ones first."""
+    order = sorted(results.items(), key=lambda item: KINDS.index(item[1].get('kind', KINDS[0])))
+    lines = [
+        f'- **{name}** ({result.get("kind", "?")}): {escape(". ".join(problems(result)))}'
+        for name, result in order
+        if problems(result)
+    ]
+    return lines or ['None.']
+
+
+def row(name: str, result: Mapping) -> list[str]:
+    """Cells of a family's line."""
+    shape = '×'.join(map(str, result.get('shape', [])[1:]))
+    reasons = [
+        f'{shorten(r["reason"])} ({r["macs_share"]:.0%})' for r in result.get('frozen', []) if r['macs_share'] > 0.005
+    ]
+    return [
+        name.partition('/')[2],
+        result['config'].rpartition('/')[2].removesuffix('.py'),
+        result.get('kind', '–'),
+        shape or '–',
+        f'{result["macs"] / 1e9:.2f} G' if traces(result) else '–',
+        f'{result["prunable_share"]:.1%}' if traces(result) else '–',
+        f'{result["free_groups"]} of {result["groups"]}' if traces(result) else '–',
+        f'{result["trace_s"]:.1f} ({result["export_s"]:.1f})' if traces(result) else '–',
+        *(scientific(result.get(key)) for key in ERRORS),
+        'yes' if trains(result) else 'stock does not' if 'stock' in result.get('failures', {}) else 'no',
+        escape('; '.join(reasons[:3])) or '–',
+    ]
+
+
+def scientific(value: float | None) -> str:
+    """An error as a cell."""
+    return '–' if value is None else '0' if value == 0 else f'{value:.0e}'
+
+
+def shorten(reason: str, width: int = 60) -> str:
+    """The beginning of a reason."""
+    return reason if len(reason) <= width else reason[: width - 1] + '…'
+
+
+def escape(text: str) -> str:
+    """Text that keeps a table's cell and a list's item together."""
+    return ' '.join(text.split()).replace('|', r'\|').replace('<', '&lt;')
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    header = list(header)
+    return [f'| {" | ".join(cells)} |' for cells in (header, ['---'] * len(header), *rows)]
