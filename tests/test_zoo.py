@@ -51,6 +51,7 @@ def cells(line):
         ({'failures': {'rebuild': 'ValueError: no'}}, 'rebuild: ValueError: no'),
         ({'failures': {'trace': 'timeout after 9 s'}}, 'trace: timeout after 9 s'),
         ({'failures': {'stock': 'ImportError: x'}}, 'stock model does not train: ImportError: x'),
+        ({'failures': {'stock': 'E: x', 'run': 'E: y'}}, 'stock model does not run here: E: y'),
         (
             {'prunable_share': 0.5, 'frozen': [{'reason': 'aten.mm', 'channels': 4, 'macs_share': 0.5}]},
             '50.0% prunable; frozen: aten.mm (50%)',
@@ -64,10 +65,12 @@ def test_a_family_is_an_exception_with_its_reason(change, said):
 def test_totals_count_each_kind_on_its_own():
     worse = {**GOOD, 'slim_error': 1.0, 'prunable_share': 0.1, 'trace_s': 8.0}
     untraced = {'config': 'a/b.py', 'kind': 'transformer', 'failures': {'trace': 'RuntimeError: x'}, 'seconds': {}}
-    _, _, *rows = zoo_table.totals({'mmseg/a': GOOD, 'mmseg/b': worse, 'mmpretrain/c': untraced})
+    unbuilt = {'config': 'a/b.py', 'failures': {'build': 'ImportError: x'}, 'seconds': {}}
+    results = {'mmseg/a': GOOD, 'mmseg/b': worse, 'mmpretrain/c': untraced, 'mmseg/d': unbuilt}
+    _, _, *rows, _, note = zoo_table.totals(results)
     assert cells(rows[0]) == ['convolutional', '2', '2', '2', '1', '2', '1', '2', '5.0 / 8.0']
     assert cells(rows[1]) == ['transformer', '1', '0', '0', '0', '0', '0', '0', '–']
-    assert len(rows) == 2
+    assert len(rows) == 2 and note.endswith('does not run here: mmseg/d.')
 
 
 def test_the_page_has_every_family_and_what_is_excluded():
@@ -90,7 +93,7 @@ def test_the_page_has_every_family_and_what_is_excluded():
         'trains': 'yes',
         'frozen': '–',
     }
-    assert r'- **mmpretrain/b** (?): build: KeyError: a\|b &lt;c>' in lines
+    assert r'- **mmpretrain/b** (?): stock model does not run here: KeyError: a\|b &lt;c>' in lines
     assert '- mmseg/san: not a segmentor' in lines
     tables = [line for line in lines if line.startswith('|')]
     assert {line.replace(r'\|', '').count('|') for line in tables} == {10, len(zoo_table.HEADER) + 1}

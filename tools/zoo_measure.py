@@ -17,6 +17,7 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ CLASSIFIER_SIDES = (224, 32, 256, 384, 299)
 # Stage -> the stages whose results it uses.
 STAGES = {
     'build': (),
+    'run': ('build',),
     'stock': ('build',),
-    'trace': ('build',),
+    'trace': ('run',),
     'gates': ('trace',),
     'slim': ('trace',),
     'rebuild': ('slim',),
@@ -103,34 +105,38 @@ class Probe:
         self.expected: list[Tensor] = []
 
     def build(self) -> None:
-        """The stock model with random weights, and the first input shape that it takes."""
+        """The stock model with random weights."""
         init_default_scope(self.scope)
         torch.manual_seed(0)
         self.config = load_model_config(self.scope, self.record['config'])
         self.model = randomize_(self.fresh(self.config)).eval()
         self.whole = copy.deepcopy(self.model).double()
         self.record.update(kind=kind(self.model), params=count(self.model))
-        error = None
-        for shape in shapes(self.config):
-            try:
-                outputs(self.model, example(shape, dtype=torch.float32))
-                self.record['shape'] = list(shape)
-                return
-            except (RuntimeError, AssertionError, ValueError) as refused:
-                error = error or refused
-        raise error
+
+    def run(self) -> None:
+        """The first input shape that the passes to be traced take."""
+        self.choose_shape(lambda shape: outputs(self.model, example(shape, dtype=torch.float32)))
 
     def stock(self) -> None:
-        """Whether the stock model trains at all, at the shape of before or at a larger one."""
-        error, first = None, tuple(self.record['shape'])
-        candidates = list(shapes(self.config))
-        for shape in candidates[candidates.index(first) :]:
+        """Whether the stock model trains at all, at that shape or at one further down the list."""
+        self.choose_shape(lambda shape: loss_step(copy.deepcopy(self.model), self.config, shape))
+
+    def choose_shape(self, attempt: Callable[[tuple], Any]) -> None:
+        """Note the first shape that an attempt does not fail with; the shapes before the one of before are not tried.
+
+        Raises:
+            Exception: What the first attempt has raised; all fail.
+        """
+        candidates, error = shapes(self.config), None
+        start = candidates.index(tuple(self.record.get('shape', candidates[0])))
+        for shape in candidates[start:]:
             try:
-                loss_step(copy.deepcopy(self.model), self.config, shape)
+                attempt(shape)
+            except (RuntimeError, AssertionError, ValueError, TypeError) as refused:
+                error = error or refused
+            else:
                 self.record['shape'] = list(shape)
                 return
-            except (RuntimeError, AssertionError, ValueError) as refused:
-                error = error or refused
         raise error
 
     def trace(self) -> None:
@@ -206,7 +212,7 @@ def shapes(config: ConfigDict) -> list[tuple[int, int, int]]:
     """Input shapes to try: small ones, then what the config is made for."""
     backbone = config.get('backbone') or {}
     channels = backbone.get('in_channels', 3)
-    channels = channels if isinstance(channels, int) and channels <= 4 else 3
+    channels = channels if isinstance(channels, int) else 3
     preprocessor = config.get('data_preprocessor') or {}
     own = [size for size in (backbone.get('img_size'), preprocessor.get('size')) if size]
     own = [(size, size) if isinstance(size, int) else tuple(size) for size in own]

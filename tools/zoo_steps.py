@@ -19,6 +19,7 @@ from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.forwards import training_forward
 
 DROP = re.compile(r'Drop|Stochastic')
+MULTI_LABEL = re.compile(r'MultiLabel|CSRA')
 
 
 def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -145,7 +146,7 @@ def loss_step(model: nn.Module, config: ConfigDict, shape) -> float:
     """
     torch.manual_seed(0)
     images = example(shape, 2, torch.float32)
-    losses = model.train()(images, labels(config, images), mode='loss')
+    losses = model.train()(images, labels(model, config, images), mode='loss')
     loss = sum(part for name, value in losses.items() if 'loss' in name for part in means(value))
     loss.backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -162,14 +163,12 @@ def means(value: Any) -> list[Tensor]:
     return [part.mean() for part in flat(value)]
 
 
-def labels(config: ConfigDict, images: Tensor) -> list:
-    """Random label maps or class labels."""
+def labels(model: nn.Module, config: ConfigDict, images: Tensor) -> list:
+    """Random label maps or class labels, several for heads that predict several."""
     if config.get('decode_head'):
         from mmseg.structures import SegDataSample
 
-        heads = config.decode_head
-        classes = (heads[-1] if isinstance(heads, (list, tuple)) else heads).num_classes
-        maps = [torch.randint(0, classes, (1, *images.shape[2:])) for _ in images]
+        maps = [torch.randint(0, model.num_classes, (1, *images.shape[2:])) for _ in images]
         edges = [torch.randint(0, 2, (1, *images.shape[2:])) for _ in images]
         return [
             SegDataSample(gt_sem_seg=PixelData(data=a), gt_edge_map=PixelData(data=b))
@@ -178,4 +177,7 @@ def labels(config: ConfigDict, images: Tensor) -> list:
     from mmpretrain.structures import DataSample
 
     classes = config.head.get('num_classes', 10)
-    return [DataSample().set_gt_label(int(torch.randint(0, classes, ()))) for _ in images]
+    drawn = [torch.randint(0, classes, (1,)) for _ in images]
+    if MULTI_LABEL.search(config.head.type):
+        return [DataSample().set_gt_score(torch.zeros(classes).index_fill_(0, label, 1)) for label in drawn]
+    return [DataSample().set_gt_label(label) for label in drawn]

@@ -51,21 +51,30 @@ def page(results: Mapping[str, dict], excluded: Mapping[str, Mapping[str, str]])
 def totals(results: Mapping[str, dict]) -> list[str]:
     """One line of the table for each kind."""
     rows = []
-    for kind in (*KINDS, None):
-        own = [r for r in results.values() if r.get('kind') == kind]
+    for kind in KINDS:
+        own = [r for r in results.values() if r.get('kind') == kind and runs(r)]
         if not own:
             continue
         seconds = [r['trace_s'] for r in own if traces(r)]
         rows.append(
             [
-                kind or 'does not build',
+                kind,
                 str(len(own)),
                 *(str(sum(map(holds, own))) for holds in (traces, gates_exact, slims, rebuilds, well_covered, trains)),
                 f'{statistics.median(seconds):.1f} / {max(seconds):.1f}' if seconds else '–',
             ]
         )
     header = ['kind', 'families', 'trace', 'gates change nothing', 'slim exactly', 'rebuild exactly']
-    return table([*header, '≥ 90 % prunable', 'slim model trains', 'trace s, median / worst'], rows)
+    lines = table([*header, '≥ 90 % prunable', 'slim model trains', 'trace s, median / worst'], rows)
+    if not_here := [name for name, result in results.items() if not runs(result)]:
+        lines += ['', f'Not counted, as the stock model does not run here: {", ".join(not_here)}.']
+    return lines
+
+
+def runs(result: Mapping) -> bool:
+    """Whether the stock model builds and runs in the environment of the sweep."""
+    failures = result.get('failures', {})
+    return 'build' not in failures and not {'run', 'stock'} <= failures.keys()
 
 
 def traces(result: Mapping) -> bool:
@@ -101,6 +110,8 @@ def trains(result: Mapping) -> bool:
 def problems(result: Mapping) -> list[str]:
     """What is wrong with a family, and why."""
     failures = dict(result.get('failures', {}))
+    if not runs(result):
+        return [f'stock model does not run here: {failures.get("build") or failures["run"]}']
     found = []
     if 'stock' in failures:
         found.append(f'stock model does not train: {failures.pop("stock")}')
