@@ -53,8 +53,15 @@ def cells(line):
         ({'failures': {'stock': 'ImportError: x'}}, 'stock model does not train: ImportError: x'),
         ({'failures': {'stock': 'E: x', 'run': 'E: y'}}, 'stock model does not run here: E: y'),
         (
-            {'prunable_share': 0.5, 'frozen': [{'reason': 'aten.mm', 'channels': 4, 'macs_share': 0.5}]},
-            '50.0% prunable; frozen: aten.mm (50%)',
+            {
+                'prunable_share': 0.5,
+                'frozen': [
+                    {'reason': 'mixed (aten.mm in a.b1)', 'channels': 4, 'macs_share': 0.2},
+                    {'reason': 'an output of the model', 'channels': 4, 'macs_share': 0.0},
+                    {'reason': 'mixed (aten.mm in a.b2)', 'channels': 4, 'macs_share': 0.3},
+                ],
+            },
+            '50.0% prunable; frozen: mixed (mm) 50.0%',
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """Everything that is measured of one stock model; run by ``tools/zoo.py`` in a process of its own.
 
-Weights are random and in float64, where rounding cannot decide. Inference and training passes are compared:
+Weights are random and in float64, where rounding cannot decide (float32 where a model's code demands it). Inference
+and training passes are compared:
 ``training_forward`` in evaluation mode computes what ``inference_forward`` does and the auxiliary heads, in training
 mode (dropout and drop path off) what only training reaches, with the statistics of the batch.
 
@@ -29,7 +30,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from zoo_select import count, last_line, load_model_config
 from zoo_steps import (
-    double,
+    default_dtype,
     example,
     loss_step,
     outputs,
@@ -97,7 +98,8 @@ class Probe:
         self.record: dict[str, Any] = {'config': path, 'failures': {}, 'seconds': {}}
         self.config: ConfigDict = None
         self.model: nn.Module = None  # float32, random weights
-        self.whole: nn.Module = None  # the same in float64
+        self.whole: nn.Module = None  # the same in `dtype`
+        self.dtype = torch.float64
         self.graph: ChannelGraph = None
         self.slimmed: nn.Module = None
         self.kept: dict[str, Tensor] = {}
@@ -110,12 +112,18 @@ class Probe:
         torch.manual_seed(0)
         self.config = load_model_config(self.scope, self.record['config'])
         self.model = randomize_(self.fresh(self.config)).eval()
-        self.whole = copy.deepcopy(self.model).double()
         self.record.update(kind=kind(self.model), params=count(self.model))
 
     def run(self) -> None:
         """The first input shape that the passes to be traced take."""
         self.choose_shape(lambda shape: outputs(self.model, example(shape, dtype=torch.float32)))
+        self.whole = copy.deepcopy(self.model).double()
+        try:
+            with default_dtype(self.dtype):
+                outputs(self.whole, self.inputs())
+        except RuntimeError:  # float32 is written in its code
+            self.whole, self.dtype = copy.deepcopy(self.model), torch.float32
+        self.record['dtype'] = str(self.dtype).removeprefix('torch.')
 
     def stock(self) -> None:
         """Whether the stock model trains at all, at that shape or at one further down the list."""
@@ -155,9 +163,9 @@ class Probe:
         gated = copy.deepcopy(self.whole)
         if not self.graph.free:
             raise ValueError('no channel can be pruned')
-        with double():
+        with default_dtype(self.dtype):
             attach_gates(gated, self.graph, PolarizationGate)
-            gated.double()
+            gated.to(self.dtype)
             self.expected = outputs(self.whole, self.inputs())
             self.record['gate_error'] = relative_error(outputs(gated, self.inputs()), self.expected)
 
@@ -169,7 +177,7 @@ class Probe:
         slimmed = copy.deepcopy(self.whole)
         self.spec = slim_model(slimmed, self.graph, self.kept)
         self.record['macs_kept'] = self.graph.macs(self.kept) / max(1, self.graph.macs())
-        with double():
+        with default_dtype(self.dtype):
             whole = self.expected or outputs(self.whole, self.inputs())
             self.expected = outputs(masked_copy(self.whole, self.graph, self.kept), self.inputs())
             self.record['removal_distance'] = relative_error(self.expected, whole)
@@ -181,14 +189,14 @@ class Probe:
         spec = json.loads(json.dumps(self.spec))
         own = {key: value for key, value in self.config.items() if key != 'type'}
         config = dict(type='mmprune_gates.SlimModel', architecture=self.config.type, **spec, **own)
-        rebuilt = self.fresh(ConfigDict(config)).double()
+        rebuilt = self.fresh(ConfigDict(config)).to(self.dtype)
         rebuilt.load_state_dict(self.slimmed.state_dict(), strict=True)
-        with double():
+        with default_dtype(self.dtype):
             self.record['rebuilt_error'] = relative_error(outputs(rebuilt, self.inputs()), self.expected)
 
     def training_mode(self) -> None:
         """The slim model equals the masked one in training mode as well."""
-        with double():
+        with default_dtype(self.dtype):
             masked = masked_copy(self.whole, self.graph, self.kept)
             expected = outputs(masked, self.inputs(2), training=True)
             found = outputs(copy.deepcopy(self.slimmed), self.inputs(2), training=True)
@@ -199,8 +207,8 @@ class Probe:
         self.record['loss'] = loss_step(copy.deepcopy(self.slimmed).float(), self.config, self.record['shape'])
 
     def inputs(self, batch: int = 1) -> Tensor:
-        """(N, C, H, W) random images in float64."""
-        return example(self.record['shape'], batch)
+        """(N, C, H, W) random images."""
+        return example(self.record['shape'], batch, self.dtype)
 
     @staticmethod
     def fresh(config: ConfigDict) -> nn.Module:

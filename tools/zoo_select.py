@@ -136,7 +136,8 @@ def count(model: nn.Module) -> int:
 
 
 def last_line(error: BaseException) -> str:
-    """Type and last line of an error, without paths of this machine."""
+    """Type and last line of an error, or of its cause, without paths of this machine."""
+    error = error.__cause__ or error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ['']
     return shortened(f'{type(error).__name__}: {lines[-1]}')
 

@@ -59,9 +59,9 @@ def example(shape, batch: int = 1, dtype=torch.float64) -> Tensor:
 
 
 @contextmanager
-def double():
-    """What models create in their forward is float64 as well."""
-    torch.set_default_dtype(torch.float64)
+def default_dtype(dtype: torch.dtype):
+    """What models create in their forward is of this type."""
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable, Mapping
 
-EXACT, GATES_EXACT, COVERED = 1e-5, 1e-12, 0.9
+EXACT, COVERED = 1e-5, 0.9
+GATES_EXACT = {'float64': 1e-12, 'float32': 1e-6}
 KINDS = ('convolutional', 'transformer', 'mlp')
 ERRORS = ('slim_error', 'rebuilt_error', 'training_error')
 HEADER = ('family', 'config', 'kind', 'input', 'MACs', 'prunable', 'free groups', 'trace (export) s') + (
@@ -23,8 +25,9 @@ Written by `python tools/zoo.py --out-dir DIR --write docs/zoo.md`; the sweep is
 One model for each family, that is, folder of configs, of the installed packages: the smallest by parameters
 (`tools/zoo_models.py`), built from its stock config with random weights. In each, 30 to 50 % of the channels of
 every group that is not frozen go, at random. Errors are the largest difference of any head's output relative to its
-largest value, in float64: *masked vs slim* in evaluation mode, *rebuilt* for the model built again from its saved
-config and weights, *training mode* with batch statistics. *Trains*: one loss and its gradients, in float32.
+largest value, in float64 (float32 where a model's code demands it): *masked vs slim* in evaluation mode, *rebuilt* for
+the model built again from its saved config and weights, *training mode* with batch statistics. *Trains*: one loss and
+its gradients, in float32.
 *Prunable*: MACs that go if every free channel goes. *Trace*: seconds on one CPU core for both passes, of these
 `torch.export` itself. A family is a `transformer` if a module attends over tokens, `mlp` if it neither does nor has an
 overlapping convolution (`tools/zoo_measure.py`).
@@ -84,7 +87,7 @@ def traces(result: Mapping) -> bool:
 
 def gates_exact(result: Mapping) -> bool:
     """Whether fresh gates leave the output as it is."""
-    return result.get('gate_error', 1) <= GATES_EXACT
+    return result.get('gate_error', 1) <= GATES_EXACT[result.get('dtype', 'float64')]
 
 
 def slims(result: Mapping) -> bool:
@@ -117,12 +120,20 @@ def problems(result: Mapping) -> list[str]:
         found.append(f'stock model does not train: {failures.pop("stock")}')
     found += [f'{stage}: {text}' for stage, text in failures.items()]
     if traces(result) and not well_covered(result):
-        reasons = [f'{r["reason"]} ({r["macs_share"]:.0%})' for r in result['frozen'] if r['macs_share'] >= 0.01]
-        found.append(f'{result["prunable_share"]:.1%} prunable; frozen: {"; ".join(reasons[:3])}')
-    if result.get('gate_error', 0) > GATES_EXACT:
+        found.append(f'{result["prunable_share"]:.1%} prunable; frozen: {"; ".join(frozen(result)[:4])}')
+    if 'gate_error' in result and not gates_exact(result):
         found.append(f'gates change the output by {result["gate_error"]:.1e}')
     found += [f'{name.replace("_", " ")} {result[name]:.1e}' for name in ERRORS if result.get(name, 0) > EXACT]
     return found
+
+
+def frozen(result: Mapping) -> list[str]:
+    """Why channels are frozen, without the modules, and the share of MACs of the layers that it concerns."""
+    shares: dict[str, float] = {}
+    for entry in result.get('frozen', []):
+        reason = re.sub(r' in [\w.]+\)$', ')', entry['reason']).replace('aten.', '')
+        shares[reason] = shares.get(reason, 0) + entry['macs_share']
+    return [f'{r} {s:.1%}' for r, s in sorted(shares.items(), key=lambda item: -item[1]) if s >= 0.005]
 
 
 def exceptions(results: Mapping[str, dict]) -> list[str]:
@@ -139,9 +150,6 @@ def exceptions(results: Mapping[str, dict]) -> list[str]:
 def row(name: str, result: Mapping) -> list[str]:
     """Cells of a family's line."""
     shape = '×'.join(map(str, result.get('shape', [])[1:]))
-    reasons = [
-        f'{shorten(r["reason"])} ({r["macs_share"]:.0%})' for r in result.get('frozen', []) if r['macs_share'] > 0.005
-    ]
     return [
         name.partition('/')[2],
         result['config'].rpartition('/')[2].removesuffix('.py'),
@@ -153,18 +161,13 @@ def row(name: str, result: Mapping) -> list[str]:
         f'{result["trace_s"]:.1f} ({result["export_s"]:.1f})' if traces(result) else '–',
         *(scientific(result.get(key)) for key in ERRORS),
         'yes' if trains(result) else 'stock does not' if 'stock' in result.get('failures', {}) else 'no',
-        escape('; '.join(reasons[:3])) or '–',
+        escape('; '.join(frozen(result)[:3])) or '–',
     ]
 
 
 def scientific(value: float | None) -> str:
     """An error as a cell."""
     return '–' if value is None else '0' if value == 0 else f'{value:.0e}'
-
-
-def shorten(reason: str, width: int = 60) -> str:
-    """The beginning of a reason."""
-    return reason if len(reason) <= width else reason[: width - 1] + '…'
 
 
 def escape(text: str) -> str:
