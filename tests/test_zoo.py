@@ -49,6 +49,7 @@ def cells(line):
         ({'slim_error': 2e-5}, 'slim error 2.0e-05'),
         ({'gate_error': 1e-9}, 'gates change the output by 1.0e-09'),
         ({'failures': {'rebuild': 'ValueError: no'}}, 'rebuild: ValueError: no'),
+        ({'notes': ['it is odd']}, 'it is odd'),
         ({'failures': {'trace': 'timeout after 9 s'}}, 'trace: timeout after 9 s'),
         ({'failures': {'stock': 'ImportError: x'}}, 'stock model does not train: ImportError: x'),
         ({'failures': {'stock': 'E: x', 'run': 'E: y'}}, 'stock model does not run here: E: y'),

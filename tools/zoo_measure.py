@@ -185,12 +185,21 @@ class Probe:
         self.slimmed = slimmed
 
     def rebuild(self) -> None:
-        """The slim model is built again from its config and loads its weights."""
+        """The slim model is built again from its config and loads its weights.
+
+        Raises:
+            ValueError: Keys are missing or unexpected, other than those that the stock model refuses of itself.
+        """
         spec = json.loads(json.dumps(self.spec))
         own = {key: value for key, value in self.config.items() if key != 'type'}
         config = dict(type='mmprune_gates.SlimModel', architecture=self.config.type, **spec, **own)
         rebuilt = self.fresh(ConfigDict(config)).to(self.dtype)
-        rebuilt.load_state_dict(self.slimmed.state_dict(), strict=True)
+        refused = set(self.fresh(self.config).load_state_dict(self.model.state_dict(), strict=False).missing_keys)
+        loaded = rebuilt.load_state_dict(self.slimmed.state_dict(), strict=False)
+        if wrong := {*loaded.missing_keys, *loaded.unexpected_keys} - refused:
+            raise ValueError(f'missing or unexpected keys: {", ".join(sorted(wrong)[:3])}')
+        if refused:
+            self.record['notes'] = [f'the stock model does not load {len(refused)} keys of its own state dict']
         with default_dtype(self.dtype):
             self.record['rebuilt_error'] = relative_error(outputs(rebuilt, self.inputs()), self.expected)
 

@@ -118,7 +118,7 @@ def problems(result: Mapping) -> list[str]:
     found = []
     if 'stock' in failures:
         found.append(f'stock model does not train: {failures.pop("stock")}')
-    found += [f'{stage}: {text}' for stage, text in failures.items()]
+    found += [f'{stage}: {text}' for stage, text in failures.items()] + list(result.get('notes', []))
     if traces(result) and not well_covered(result):
         found.append(f'{result["prunable_share"]:.1%} prunable; frozen: {"; ".join(frozen(result)[:4])}')
     if 'gate_error' in result and not gates_exact(result):
