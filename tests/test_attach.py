@@ -186,7 +186,7 @@ def test_gates_work_in_half_precision():
 
 def test_what_the_set_of_gates_knows():
     model, graph, _ = toy(Plain)
-    gates = attach_gates(model, graph, lambda size, members: PolarizationGate(size, members, 0.25))
+    gates = attach_gates(model, graph, lambda size: PolarizationGate(size, 0.25))
     assert gates is gates_of(model) and has_gates(model)
     assert gates.eps() == 0.25
     assert torch.equal(gates.vector(), torch.ones(graph.num_channels))

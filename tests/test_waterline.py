@@ -60,10 +60,10 @@ def test_gates_below_the_line_sink_to_zero_and_rise_again():
     assert (theta[:3] == 0).any() and (theta[3:] == 1).all()
     closed = theta == 0
     update.move(0.0)  # the target of the moment is 1: nothing is below the line
-    assert torch.allclose(gates['a1.0'].theta.detach()[closed], torch.tensor(0.25))
+    assert torch.allclose(gates['a1.0'].theta.detach()[closed], torch.tensor(0.25, dtype=torch.double))
     for _ in range(4):
         update.move(0.0)
-    assert torch.equal(gates['a1.0'].theta.detach(), torch.ones(6))
+    assert torch.equal(gates['a1.0'].theta.detach(), torch.ones(6, dtype=torch.double))
 
 
 def test_it_sees_the_gradient_of_the_gate_itself():

@@ -47,6 +47,8 @@ def table(report: dict) -> list[str]:
                 f'  {name:{width}} {layer["kind"]:14} {layer["macs"] / 1e6:9.1f}M {layer["share"]:6.1%}  {sides}'
             )
     free = [group for group in report['groups'] if group['frozen'] is None]
+    blocks = report['blocks']
+    share = sum(block['macs'] for block in blocks) / max(report['macs'], 1)
     whole = [layer['name'] for layer in report['layers'] if not layer['prunable']]
     return [
         *lines,
@@ -55,6 +57,7 @@ def table(report: dict) -> list[str]:
         f'{report["prunable_macs"] / 1e9:.3f} of them prunable ({report["prunable_share"]:.2%})',
         f'{len(report["layers"])} layers, {len(report["layers"]) - len(whole)} prunable; {len(free)} groups '
         f'of {sum(group["size"] for group in free)} channels that can be pruned',
+        *([f'{len(blocks)} residual blocks that can go as a whole, {share:.1%} of the MACs'] if blocks else []),
         *([f'not prunable: {", ".join(whole)}'] if whole else []),
     ]
 

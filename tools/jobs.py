@@ -56,12 +56,14 @@ class Jobs:
         columns = [TextColumn(f'{{task.description:>{width}}}'), BarColumn(), TextColumn('{task.fields[state]}')]
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
             tasks = {name: progress.add_task(name, total=None, start=False, state='waiting') for name in jobs}
+            # Read here: mmengine cannot read configs in several threads at a time.
+            epochs = {name: Config.fromfile(jobs[name][0]).train_cfg.get('max_epochs') for name in jobs}
             self.side_by_side(
-                [lambda name=name: self.train_one(name, jobs[name], progress, tasks[name]) for name in jobs], at_once
+                [lambda n=name: self.train_one(n, jobs[n], epochs[n], progress, tasks[n]) for name in jobs], at_once
             )
 
-    def train_one(self, name: str, arguments: Sequence, progress: Progress, task) -> None:
-        """One training, its output in ``train.log``, its iterations on a progress bar."""
+    def train_one(self, name: str, arguments: Sequence, epochs: int | None, progress: Progress, task) -> None:
+        """One training of ``epochs``, if it counts them, its output in ``train.log``, its steps on a progress bar."""
         folder = self.work_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (TRAINED, 'last_checkpoint'):
@@ -69,7 +71,6 @@ class Jobs:
         progress.start_task(task)
         progress.update(task, state='starting')
         begin = time.monotonic()
-        epochs = Config.fromfile(arguments[0]).train_cfg.get('max_epochs')
         command = ['train.py', *arguments[:1], '--work-dir', folder, *arguments[1:]]
         shown = {'total': 1}
         with (folder / 'train.log').open('w', buffering=1) as log, self.tool(command, subprocess.PIPE) as process:

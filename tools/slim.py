@@ -20,10 +20,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('out_dir', help='folder for the slim model')
     args = parser.parse_args(argv)
     report = export_slim(cli.load_config(args), args.checkpoint, args.out_dir)
-    macs, params, channels = report['macs'], report['params'], report['channels']
+    rows = {'MACs': 'macs', 'parameters': 'params', 'channels': 'channels', 'blocks': 'blocks'}
     print(f'{"":12}{"before":>14}{"after":>14}{"kept":>8}')
-    for name, row in (('MACs', macs), ('parameters', params), ('channels', channels)):
-        print(f'{name:12}{row["before"]:14,}{row["after"]:14,}{row["after"] / row["before"]:8.1%}')
+    for name, row in ((name, report[key]) for name, key in rows.items()):
+        if row['before']:  # not every run has gates on blocks, or on channels
+            print(f'{name:12}{row["before"]:14,}{row["after"]:14,}{row["after"] / row["before"]:8.1%}')
     print(f'parity error {report["parity_error"]:.1e}; written to {args.out_dir}')
     return 0
 

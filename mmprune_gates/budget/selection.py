@@ -33,7 +33,9 @@ class Limits:
             raise ValueError(f'divisor must be a positive whole number, got {self.divisor!r}')
 
     def least(self, group: Group) -> int:
-        """Channels of a group that stay at least."""
+        """Channels of a group that stay at least; none of a residual block's."""
+        if group.block is not None:
+            return 0
         least = max(1, ceil(self.floor * group.size))
         return min(group.size, ceil(least / self.divisor) * self.divisor)
 
@@ -61,15 +63,11 @@ class Candidates:
         """
         kept_whole: set[int] = set()
         for pattern in limits.exclude:
-            owned = [
-                index
-                for name, dims in graph.slots.items()
-                if fnmatch(name.rpartition('.')[0], pattern)
-                for index in dims.values()
-            ]
-            if not owned:
+            owners = [name for name in graph.slots if fnmatch(name.rpartition('.')[0], pattern)]
+            if not owners:
                 raise ValueError(f'exclude pattern {pattern!r} matches no module with channels')
-            kept_whole.update(torch.cat(owned).tolist())
+            kept_whole.update(i for name in owners for index in graph.slots[name].values() for i in index.tolist())
+            kept_whole.update(g.start for g in graph.free if g.block and any(map(g.block.holds, owners)))
         groups = [g for g in graph.free if not kept_whole & set(range(g.start, g.start + g.size))]
         return cls(graph, tuple(groups), limits)
 
@@ -148,8 +146,9 @@ class Candidates:
             (num_channels,) bool, True = keep.
         """
         ranks, total = self.ranks(below(score, kept)), self.graph.macs()
+        alive = kept & (marginal_macs(self.graph, kept) > 0)  # what is in a closed block does not count again either
         closed = 0
-        for rank in ranks[kept & (ranks < len(ranks))].unique().tolist():
+        for rank in ranks[alive & (ranks < len(ranks))].unique().tolist():
             if closed >= filters or self.share(kept, total) <= ratio:
                 break
             block = ranks == rank
@@ -176,10 +175,14 @@ def per_mac(score: Tensor, graph: ChannelGraph, kept: Tensor, exponent: float) -
         kept: (num_channels,) bool, what is open.
         exponent: Power of the marginal MACs; 0 leaves the scores as they are.
     """
+    return score.cpu() / marginal_macs(graph, kept).clamp_min(1).pow(exponent)
+
+
+def marginal_macs(graph: ChannelGraph, kept: Tensor) -> Tensor:
+    """(num_channels,) MACs that each channel alone would save; 0 for those of blocks that are closed."""
     with torch.enable_grad():
         value = kept.double().requires_grad_()
-        marginal = torch.autograd.grad(graph.cost(value), value)[0]
-    return score.cpu() / marginal.clamp_min(1).pow(exponent)
+        return torch.autograd.grad(graph.cost(value), value)[0]
 
 
 def fill(candidates: Candidates, kept: Tensor, score: Tensor, ratio: float, among: Tensor | None = None) -> Tensor:

@@ -67,7 +67,9 @@ class TickTock(Pruner):
     ) -> None:
         super().__init__(gates, target, limits)
         self.cycle, self.exponent, self.reduce = cycle, exponent, reduce
-        self.filters = sum(int(gates.graph.filters[group.span].sum()) for group in gates.graph.free)
+        channels = [group for group in gates.graph.groups if group.block is None]
+        counted = [group for group in channels if group.frozen is None] or channels  # all, if only blocks may go
+        self.filters = sum(int(gates.graph.filters[group.span].sum()) for group in counted)
         self.phase, self.done, self.length, self.ticks, self.scored = TOCK, 0, cycle.tock, 0, 0
         self.kept = torch.ones(gates.graph.num_channels, dtype=torch.bool)
         self.score = torch.zeros(gates.graph.num_channels, dtype=torch.double)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.cost import Cost
-from mmprune_gates.channels.graph import ChannelGraph, Group, Layer, Read, Site
+from mmprune_gates.channels.graph import Block, ChannelGraph, Group, Layer, Read, Site
 from mmprune_gates.channels.labels import GATED, Flow, Use
 
 WEIGHTED = (
@@ -23,14 +23,25 @@ WEIGHTED = (
     nn.ConvTranspose3d,
 )
 
+BLOCK = '@block'  # behind the name of a group that stands for a residual block
+BLOCKS_ONLY = 'only whole blocks are pruned'
 ALONE = 'all channels go together, so none can go'
 
 
-def build_graph(flow: Flow, model: nn.Module) -> ChannelGraph:
-    """The channel graph of a model whose exported graphs have been walked."""
+def build_graph(flow: Flow, model: nn.Module, prune_channels: bool = True) -> ChannelGraph:
+    """The channel graph of a model whose exported graphs have been walked.
+
+    Args:
+        flow: What the walks found.
+        model: The model.
+        prune_channels: Whether channels may go, or only blocks.
+    """
+    if not prune_channels:
+        flow.freeze([axis for value in flow.tensors.values() for axis in value.axes], BLOCKS_ONLY)
     classes = flow.classes()
     reasons = freeze_reasons(flow, classes)
     groups, channel_of = number_channels(flow, classes, reasons)
+    groups = (*groups, *number_blocks(flow, classes, channel_of, int(starts(groups)[-1])))
 
     def channels(ids: np.ndarray) -> Tensor:
         return torch.from_numpy(channel_of[classes[ids]])
@@ -72,6 +83,9 @@ def build_graph(flow: Flow, model: nn.Module) -> ChannelGraph:
     made = [channels(a.ids) for name, use in flow.layers.items() if (a := flow.tensors[name].along(use.out_dim))]
     made = torch.cat([torch.zeros(0, dtype=torch.long), *made])
     filters = torch.bincount(made[made >= 0], minlength=int(starts(groups)[-1]))
+    for group in filter(lambda group: group.block, groups):
+        inside = [name for name in flow.layers if group.block.holds(name)]
+        filters[group.start] = sum(flow.tensors[name].shape[flow.layers[name].out_dim] for name in inside)
     layers = coverage(flow, model, groups, slots, reasons, classes, cost)
     return ChannelGraph(groups, slots, layers, reads, sites, filters, frozenset(flow.tainted), cost)
 
@@ -123,6 +137,17 @@ def number_channels(flow: Flow, classes, reasons) -> tuple[tuple[Group, ...], np
         channel_of[numbers] = np.arange(start, start + len(numbers))
         start += len(numbers)
     return tuple(groups), channel_of
+
+
+def number_blocks(flow: Flow, classes: np.ndarray, channel_of: np.ndarray, start: int) -> list[Group]:
+    """One group of one channel for each residual block, numbered from ``start``."""
+    groups: list[Group] = []
+    for branch, ids in flow.blocks:
+        same = sum(group.name.startswith(f'{branch.name}{BLOCK}') for group in groups)
+        name = f'{branch.name}{BLOCK}' + (f'#{same + 1}' if same else '')
+        channel_of[classes[ids]] = start + len(groups)
+        groups.append(Group(name, 1, None, start + len(groups), Block(branch.modules, branch.sites)))
+    return groups
 
 
 def coverage(flow: Flow, model, groups, slots, reasons, classes, cost: Cost) -> tuple[Layer, ...]:

@@ -15,6 +15,23 @@ OUTPUT = 'an output of the model'  # why the channels of its outputs are frozen
 
 
 @dataclass(frozen=True)
+class Block:
+    """A residual block: its branch can go as a whole, since the sum that it enters is exact without it.
+
+    Attributes:
+        modules: Paths of the modules that go, in order of execution.
+        sites: Paths of the modules whose output a gate on the block scales.
+    """
+
+    modules: tuple[str, ...]
+    sites: frozenset[str]
+
+    def holds(self, path: str) -> bool:
+        """Whether a module, parameter or buffer goes with the block."""
+        return any(path == module or path.startswith(f'{module}.') for module in self.modules)
+
+
+@dataclass(frozen=True)
 class Group:
     """Channels that own the same parameter slots; each is kept or removed on its own.
 
@@ -23,12 +40,14 @@ class Group:
         size: Number of channels.
         frozen: None, or why none of them can be removed.
         start: Position of the first one among all channels of the graph.
+        block: None, or the residual block that the group's only channel stands for.
     """
 
     name: str
     size: int
     frozen: str | None
     start: int
+    block: Block | None = None
 
     @property
     def span(self) -> slice:
@@ -198,10 +217,11 @@ class ChannelGraph:
         return round(float(self.cost(self.flat(kept).double())))
 
     def prunable_macs(self) -> int:
-        """MACs that would go if every free channel went."""
+        """MACs that would go if every free channel went; what only goes with whole blocks does not count."""
         value = torch.ones(self.num_channels, dtype=torch.double)
         for group in self.free:
-            value[group.span] = 0
+            if group.block is None:
+                value[group.span] = 0
         return self.macs() - round(float(self.cost(value)))
 
 
@@ -216,6 +236,6 @@ def checked(group: Group, mask: Tensor) -> Tensor:
         raise ValueError(f'kept of group {group.name!r} has shape {tuple(mask.shape)}, expected ({group.size},)')
     if group.frozen is not None and not mask.all():
         raise ValueError(f'group {group.name!r} is frozen: {group.frozen}; it must be kept whole')
-    if not mask.any():
+    if not mask.any() and group.block is None:
         raise ValueError(f'kept of group {group.name!r} removes all of its {group.size} channels; keep at least one')
     return mask

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -139,6 +140,7 @@ class Flow:
     tainted: set[str] = field(default_factory=set)
     tensors: dict[str, Value] = field(default_factory=dict)
     sites: dict[str, Site] = field(default_factory=dict)  # by module path
+    blocks: list[tuple[Any, np.ndarray]] = field(default_factory=list)  # branch and the id that stands for it
     layers: dict[str, Use] = field(default_factory=dict)  # by name of the weight, in order of execution
     num_ids: int = 0
     aliases: dict[str, str] = field(default_factory=dict)

@@ -83,11 +83,20 @@ class Op:
         return prod(sizes) / self.batch
 
 
+def op_name(node: fx.Node) -> str:
+    """An op without library, overload and the mark of its in-place form, for example ``conv2d``."""
+    return str(node.target).rsplit('.', 1)[0].removeprefix('aten.').rstrip('_')
+
+
 def module_path(node: fx.Node) -> str:
     """Dotted path of the module whose forward made the call, relative to the traced model."""
+    return next(reversed(module_paths(node)), '')
+
+
+def module_paths(node: fx.Node) -> list[str]:
+    """Dotted paths of all modules inside whose forward the call was made, outermost first."""
     stack = node.meta.get('nn_module_stack') or {}
-    paths = [path for path, _ in stack.values()]
-    return paths[-1].removeprefix('model').removeprefix('.') if paths else ''
+    return [path.removeprefix('model').removeprefix('.') for path, _ in stack.values()]
 
 
 def shapes(node: fx.Node) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from operator import getitem
 
 from mmprune_gates.channels import layers, pointwise, products, shapes
-from mmprune_gates.channels.op import Op
+from mmprune_gates.channels.op import Op, op_name
 
 HOMOGENEOUS = (
     'relu leaky_relu abs neg dropout feature_dropout clone contiguous detach alias to _to_copy type_as lift_fresh_copy'
@@ -102,4 +102,4 @@ def apply_rule(op: Op) -> object:
     """
     if op.node.target is getitem:
         return shapes.getitem(op)
-    return TABLE.get(op.name.removeprefix('aten.').rstrip('_'), pointwise.unknown)(op)
+    return TABLE.get(op_name(op.node), pointwise.unknown)(op)

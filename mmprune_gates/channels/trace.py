@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from operator import getitem
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
+from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.labels import Flow, Value
@@ -17,6 +19,7 @@ from mmprune_gates.channels.op import Op, shapes
 from mmprune_gates.channels.rules import apply_rule
 
 Forward = Callable[..., Any]
+UNITS = ('channels', 'blocks', 'both')
 
 
 class _Captured(nn.Module):
@@ -36,6 +39,7 @@ def trace_channels(
     example_inputs: tuple[torch.Tensor, ...],
     forward: Forward | None = None,
     train_forward: Forward | None = None,
+    units: str = 'channels',
 ) -> ChannelGraph:
     """The channel graph of a model.
 
@@ -45,19 +49,37 @@ def trace_channels(
         forward: ``forward(model, *example_inputs)`` where a plain call is not the inference pass.
         train_forward: A second function captured in training mode, for what only training reaches (auxiliary
             heads). It adds constraints and coverage, never MACs.
+        units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
 
     Returns:
         Groups of channels, MACs and coverage.
 
     Raises:
         RuntimeError: ``torch.export`` cannot capture the model.
+        ValueError: ``units`` is none of the three.
     """
+    if units not in UNITS:
+        raise ValueError(f'units must be one of {", ".join(UNITS)}, got {units!r}')
     flow = Flow(aliases=aliases(model))
     batch = example_inputs[0].shape[0]
-    walk(flow, capture(model, forward, example_inputs, training=False), batch, counted=True)
+    branches = walk(flow, capture(model, forward, example_inputs, training=False), batch, counted=True)
     if train_forward is not None:
-        walk(flow, capture(model, train_forward, example_inputs, training=True), batch, counted=False)
-    return build_graph(flow, model)
+        trained = walk(flow, capture(model, train_forward, example_inputs, training=True), batch, counted=False)
+        known = {branch.modules for branch in trained}
+        branches = [branch for branch in branches if branch.modules in known]
+    if units != 'channels':
+        add_blocks(flow, branches)
+    return build_graph(flow, model, prune_channels=units != 'blocks')
+
+
+def add_blocks(flow: Flow, branches: list[Branch]) -> None:
+    """Let a new id stand for each branch: what the branch costs, it costs only with that id."""
+    for branch in filter(lambda branch: branch.terms, branches):
+        ids = flow.fresh(0, 1).ids
+        flow.blocks.append((branch, ids))
+        for number in branch.terms:
+            term = flow.terms[number]
+            flow.terms[number] = replace(term, factors=(*term.factors, ids))
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
@@ -84,24 +106,28 @@ def capture(model: nn.Module, forward: Forward | None, inputs: tuple, training: 
             module.training = mode
 
 
-def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted: bool) -> None:
-    """Let labels flow through an exported graph, from its inputs to its outputs."""
+def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted: bool) -> list[Branch]:
+    """Let labels flow through an exported graph, from its inputs to its outputs; returns its residual branches."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values: dict[fx.Node, Any] = {}
     names: dict[fx.Node, str] = {}
+    terms: dict[fx.Node, range] = {}
     for node in program.graph.nodes:
         if node.op == 'output':
             outputs = [value for n in node.all_input_nodes for value in as_list(values[n])]
             flow.freeze([axis for value in outputs for axis in value.axes], OUTPUT)
-            return
+            break
         if node.op == 'call_function':
+            before = len(flow.terms)
             values[node] = call(Op(flow, node, values, names, batch, counted))
+            terms[node] = range(before, len(flow.terms))
             continue
         values[node] = Value(shapes(node)[0])
         spec = specs.get(node.name)
         if spec is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and node.users:
             names[node] = flow.canonical(spec.target.removeprefix('model.'))
             values[node] = flow.tensor(names[node], shapes(node)[0])
+    return find_branches(values, names, terms, flow)
 
 
 def call(op: Op) -> Any:

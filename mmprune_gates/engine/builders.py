@@ -21,7 +21,9 @@ from mmprune_gates.channels import ChannelGraph, trace_channels
 from mmprune_gates.engine.forwards import inference_forward, training_forward
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import DecoratorGate, Gate, PolarizationGate, attach_gates
-from mmprune_gates.slimming import apply_widths, slim_model
+from mmprune_gates.slimming import apply_widths, remove_modules, slim_model
+
+GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
 
 for kind in (PolarizationGate, DecoratorGate):
     MODELS.register_module(module=kind)
@@ -32,6 +34,7 @@ def build_gated_model(
     architecture: str,
     gates: Mapping[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
+    units: str = 'channels',
     **config: Any,
 ) -> nn.Module:
     """A stock model with a gate on every channel group that can be pruned; its output is that of the stock model.
@@ -40,6 +43,7 @@ def build_gated_model(
         architecture: Type of the stock model, for example ``EncoderDecoder``.
         gates: Config of the gates; the type is looked up in ``mmprune_gates.MODELS``.
         input_shape: (C, H, W) that MACs are stated for; by default (3, *data_preprocessor.size).
+        units: What has gates: ``channels``, whole residual ``blocks``, or ``both``.
         **config: The architecture's own keys.
 
     Returns:
@@ -49,11 +53,11 @@ def build_gated_model(
         ValueError: No input shape, or no channel that can be pruned.
     """
     model = build_architecture(architecture, config)
-    graph = trace(model, input_shape or default_input_shape(config))
+    graph = trace(model, input_shape or default_input_shape(config), units)
     if not is_distributed():
         # The Runner would do this later and lose what is attached to the old modules.
         model = revert_sync_batchnorm(model)
-    attach_gates(model, graph, lambda size, members: build_gate(gates or {}, size, members))
+    attach_gates(model, graph, lambda size: build_gate(gates or {}, size))
     return model
 
 
@@ -71,16 +75,15 @@ def build_slim_model(
         architecture: Type of the stock model.
         widths: Module path -> width attributes, as slimming writes them; or one number in (0, 1], the share of
             channels that every free group keeps (the "shrunk" baseline).
-        removed: Module paths of removed blocks.
+        removed: Paths of the modules of removed residual blocks, as slimming writes them.
         input_shape: (C, H, W) of the trace that a number needs; by default (3, *data_preprocessor.size).
         **config: The architecture's own keys. Pretrained weights in it are not loaded: they do not fit.
 
     Raises:
-        ValueError: Widths that do not belong to the architecture.
+        ValueError: Widths or paths that do not belong to the architecture.
     """
-    if removed:
-        raise ValueError(f'SlimModel: removed={list(removed)} is not supported by this version')
     model = build_architecture(architecture, without_pretrained(config))
+    remove_modules(model, removed)
     if isinstance(widths, Mapping):
         apply_widths(model, widths)
         return model
@@ -94,7 +97,7 @@ def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Modul
     return ROOT_MODELS.build(ConfigDict(type=architecture, **config))
 
 
-def build_gate(config: Mapping[str, Any], size: int, members: int = 1) -> Gate:
+def build_gate(config: Mapping[str, Any], size: int) -> Gate:
     """A gate from its config.
 
     Raises:
@@ -108,17 +111,17 @@ def build_gate(config: Mapping[str, Any], size: int, members: int = 1) -> Gate:
             f'model.gates.type {name!r} is not registered: register it in mmprune_gates.MODELS and name its module in '
             'custom_imports'
         )
-    gate = kind(size=size, members=members, **options)
+    gate = kind(size=size, **options)
     if not isinstance(gate, Gate):
         raise ValueError(f'model.gates.type {name!r} builds a {type(gate).__name__}, not a mmprune_gates Gate')
     return gate
 
 
-def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
+def trace(model: nn.Module, input_shape: Sequence[int], units: str = 'channels') -> ChannelGraph:
     """The channel graph of an OpenMMLab model, every head included; the model does not change."""
     example = torch.zeros(2, *input_shape)  # two: batch norm over one value cannot train
     plain = revert_sync_batchnorm(copy.deepcopy(model)).cpu()
-    return trace_channels(plain, (example,), inference_forward, training_forward)
+    return trace_channels(plain, (example,), inference_forward, training_forward, units)
 
 
 def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.engine.builders import default_input_shape, trace, without_pretrained
+from mmprune_gates.channels.graph import Group
+from mmprune_gates.engine.builders import GATED, default_input_shape, trace, without_pretrained
 from mmprune_gates.gates import gates_of, has_gates
 
 
@@ -31,8 +33,10 @@ def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) ->
     shape = tuple(input_shape or default_input_shape(model_config))
     if 'architecture' in model_config:
         model_config['input_shape'] = shape
+    if model_config['type'] == GATED:
+        model_config['units'] = 'both'  # what could go, whatever has gates
     model = MODELS.build(model_config)
-    return gates_of(model).graph if has_gates(model) else trace(model, shape), list(shape)
+    return gates_of(model).graph if has_gates(model) else trace(model, shape, 'both'), list(shape)
 
 
 def coverage(graph: ChannelGraph) -> dict[str, Any]:
@@ -42,7 +46,8 @@ def coverage(graph: ChannelGraph) -> dict[str, Any]:
         'macs': total,
         'prunable_macs': prunable,
         'prunable_share': prunable / total if total else 0.0,
-        'groups': [{'name': g.name, 'size': g.size, 'frozen': g.frozen} for g in graph.groups],
+        'groups': [{'name': g.name, 'size': g.size, 'frozen': g.frozen} for g in graph.groups if g.block is None],
+        'blocks': [{'name': g.name, 'macs': block_macs(graph, g)} for g in graph.groups if g.block is not None],
         'layers': [
             {
                 'name': layer.name,
@@ -58,3 +63,8 @@ def coverage(graph: ChannelGraph) -> dict[str, Any]:
             for layer in graph.layers
         ],
     }
+
+
+def block_macs(graph: ChannelGraph, group: Group) -> int:
+    """MACs that go with a residual block."""
+    return graph.macs() - graph.macs({group.name: torch.zeros(1, dtype=torch.bool)})

@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.engine.builders import default_input_shape, without_pretrained
+from mmprune_gates.engine.builders import GATED, SLIM, default_input_shape, without_pretrained
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.forwards import training_forward
 from mmprune_gates.engine.registry import MODELS
@@ -26,7 +26,6 @@ from mmprune_gates.slimming import slim_model
 from mmprune_gates.version import __version__
 
 FILES = ('slim.py', 'slim.pth', 'slim.json')
-GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
 TOLERANCE = 1e-5
 
 
@@ -102,7 +101,7 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     init_default_scope(config.get('default_scope', 'mmengine'))
     gated = MODELS.build(without_pretrained(config.model.to_dict())).eval()
     load_weights(gated, checkpoint, path)
-    own = {key: value for key, value in config.model.to_dict().items() if key not in ('type', 'gates')}
+    own = {key: value for key, value in config.model.to_dict().items() if key not in ('type', 'gates', 'units')}
     shape = default_input_shape(own)
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     expected = outputs(gated, example)
@@ -165,14 +164,19 @@ def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -
     graph, kept = slimmed.graph, slimmed.kept
     macs = graph.macs(), graph.macs(kept)
     shape = default_input_shape(slimmed.config)
+    channels = [kept[group.name] for group in graph.free if group.block is None]
+    blocks = [group.name for group in graph.free if group.block is not None]
+    gone = [name for name in blocks if not kept[name].all()]
     return {
         'macs': {'before': macs[0], 'after': macs[1], 'removed': 1 - macs[1] / macs[0], 'input_shape': list(shape)},
         'params': {'before': slimmed.params[0], 'after': slimmed.params[1]},
         'parity_error': slimmed.parity,
-        'channels': {'before': sum(len(m) for m in kept.values()), 'after': sum(int(m.sum()) for m in kept.values())},
+        'channels': {'before': sum(map(len, channels)), 'after': sum(int(mask.sum()) for mask in channels)},
+        'blocks': {'before': len(blocks), 'after': len(blocks) - len(gone), 'removed': gone},
         'groups': {
             group.name: {'size': group.size, 'kept': kept[group.name].nonzero().flatten().tolist()}
             for group in graph.free
+            if group.block is None
         },
         'frozen': {group.name: group.frozen for group in graph.groups if group.frozen is not None},
         'provenance': {

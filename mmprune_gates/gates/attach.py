@@ -16,7 +16,7 @@ from mmprune_gates.gates.gate import Gate
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement, inside, place_gates
 
 NAME = 'gates'
-MakeGate = Callable[[int, int], Gate]
+MakeGate = Callable[[int], Gate]
 
 
 class GateSet(nn.Module):
@@ -33,8 +33,9 @@ class GateSet(nn.Module):
     def __init__(self, graph: ChannelGraph, make_gate: MakeGate) -> None:
         super().__init__()
         self.graph, self.placements = graph, place_gates(graph)
-        gates = {key(group.name): make_gate(group.size, len(self.members(group))) for group in graph.free}
-        self.by_group = nn.ModuleDict(gates)
+        self.by_group = nn.ModuleDict({key(group.name): make_gate(group.size) for group in graph.free})
+        for group in graph.free:
+            self[group.name].set_members(len(self.members(group)))
         self.scales: list[Scale] = []
         self.handles: list = []
 
@@ -201,7 +202,7 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
     Args:
         model: The model ``graph`` was traced from.
         graph: Its channel graph.
-        make_gate: Gate from the size of a group and the number of modules that it acts on.
+        make_gate: Gate from the size of a group.
 
     Raises:
         ValueError: The model has gates already, an attribute ``gates`` of its own, or no group that can be pruned.

@@ -20,12 +20,15 @@ class DecoratorGate(Gate):
 
     Args:
         size: Number of channels of the group.
-        members: Number of modules that the gate acts on.
     """
 
-    def __init__(self, size: int, members: int = 1) -> None:
-        super().__init__(size, members)
-        self.theta = nn.Parameter(torch.ones(members, size))
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.set_members(1)
+
+    def set_members(self, number: int) -> None:
+        """One row for each module."""
+        self.theta = nn.Parameter(torch.ones(number, self.theta.shape[-1]))
 
     def forward(self, member: int = 0) -> Tensor:
         """(C,) factors of the module of that number."""

@@ -15,13 +15,15 @@ class Gate(nn.Module):
 
     Args:
         size: Number of channels of the group.
-        members: Number of modules that the gate acts on.
     """
 
-    def __init__(self, size: int, members: int = 1) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.ones(size))
         self.straight_through = False
+
+    def set_members(self, number: int) -> None:
+        """Learn on how many modules the gate acts, before it is used; here all share its values."""
 
     def value(self, theta: Tensor) -> Tensor:
         """(C,) gate values from (C,) parameters."""

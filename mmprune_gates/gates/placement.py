@@ -41,17 +41,22 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
     """Placements for all free groups of a graph.
 
     Returns:
-        At most one placement per module and side; together they act on every reader of every free group, once.
+        At most one placement per module and side for the channels; together they act on every reader of every free
+        group, once. Then those of residual blocks, behind what ends their branches.
     """
-    behind = {group.name for group in graph.free if sites_suffice(graph, group)}
+    channels = [group for group in graph.free if group.block is None]
+    behind = {group.name for group in channels if sites_suffice(graph, group)}
     used = [read for read in graph.reads if read.sites]
     placements = []
     for site in graph.sites:
         if any(site.module in read.sites and meets(site.index, read.index) for read in used):
             placements.append(after(site, restrict(graph, site.index, behind)))
-    readers = {group.name for group in graph.free} - behind
+    readers = {group.name for group in channels} - behind
     for read in {read.weight: read for read in graph.reads}.values():
         placements.append(before(read, restrict(graph, read.index, readers), graph))
+    for group in filter(lambda group: group.block, graph.free):
+        own = [site for site in graph.sites if site.module in group.block.sites]
+        placements += [after(site, torch.full_like(site.index, group.start)) for site in own]
     return tuple(placement for placement in placements if bool((placement.index >= 0).any()))
 
 

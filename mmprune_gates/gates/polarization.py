@@ -28,12 +28,11 @@ class PolarizationGate(Gate):
 
     Args:
         size: Number of channels of the group.
-        members: Number of modules that the gate acts on; they share its values.
         eps: Initial smoothness; the form is the paper's, the value this project's choice.
     """
 
-    def __init__(self, size: int, members: int = 1, eps: float = 0.1) -> None:
-        super().__init__(size, members)
+    def __init__(self, size: int, eps: float = 0.1) -> None:
+        super().__init__(size)
         if eps <= 0:
             raise ValueError(f'PolarizationGate: eps must be positive, got {eps}')
         self.register_buffer('eps', torch.tensor(float(eps)))

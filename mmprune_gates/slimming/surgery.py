@@ -8,7 +8,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.channels.graph import ChannelGraph, Kept
+from mmprune_gates.channels.graph import Block, ChannelGraph, Kept
+from mmprune_gates.slimming.removal import remove_modules
 from mmprune_gates.slimming.widths import Widths, replace_tensor, sync_attributes
 
 
@@ -21,6 +22,12 @@ def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
             if not (mask := vector[index]).all():
                 masks[name][dim] = mask
     return dict(masks)
+
+
+def removed_blocks(graph: ChannelGraph, kept: Kept) -> list[Block]:
+    """The residual blocks that are not kept."""
+    vector = graph.flat(kept)
+    return [group.block for group in graph.free if group.block is not None and not vector[group.start]]
 
 
 def owners(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, str]]]:
@@ -43,7 +50,7 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
     """A full-size copy in which the channels not kept are exact zeros wherever they are read.
 
     The reference for parity: its outputs are those of the slim model. Every parameter and buffer slot of such
-    a channel is zero: what makes it, what passes it on and what reads it.
+    a channel is zero: what makes it, what passes it on and what reads it; so is what ends a block that is not kept.
 
     Args:
         model: The model ``graph`` was traced from; it does not change.
@@ -61,6 +68,9 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
             for dim, mask in dims.items():
                 gone = (~mask).nonzero().flatten().to(tensors[name].device)
                 tensors[name].index_fill_(dim, gone, 0)
+        for site in (site for block in removed_blocks(graph, kept) for site in block.sites):
+            for parameter in model.get_submodule(site).parameters(recurse=False):
+                parameter.zero_()
     return model
 
 
@@ -73,12 +83,16 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
         kept: Group name -> (size,) bool, True = keep; groups not named are kept whole.
 
     Returns:
-        ``dict(widths=..., removed=[])``, the specification that ``SlimModel`` takes.
+        ``dict(widths=..., removed=...)``, the specification that ``SlimModel`` takes: widths of the modules that
+        are narrower, and paths of the modules of removed blocks.
 
     Raises:
         ValueError: ``kept`` is not one the graph allows, or the model is not the one that was traced.
     """
-    masks = slot_masks(graph, kept)
+    blocks = removed_blocks(graph, kept)
+    masks = {
+        name: dims for name, dims in slot_masks(graph, kept).items() if not any(block.holds(name) for block in blocks)
+    }
     places = owners(model)
     slim = {name: shrunk(name, places, dims) for name, dims in masks.items()}  # check all, then change
     changed: dict[str, list[str]] = defaultdict(list)
@@ -90,7 +104,9 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
     for path in changed:
         if found := sync_attributes(model.get_submodule(path), changed[path]):
             widths[path] = found
-    return {'widths': widths, 'removed': []}
+    removed = [path for block in blocks for path in block.modules]
+    remove_modules(model, removed)
+    return {'widths': widths, 'removed': removed}
 
 
 def shrunk(name: str, places, dims: dict[int, Tensor]) -> Tensor:

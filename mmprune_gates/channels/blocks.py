@@ -1,0 +1,133 @@
+"""Residual blocks: branches that end in a sum with what they began with, and that can be cut off as a whole.
+
+GDP puts a gate on every layer block besides those on channels (Guo et al., ICCV 2021). In the graph a block is a sum of
+which one operand, the branch, is computed from a single tensor of the sum's own shape and read by nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os.path import commonprefix
+from typing import Any
+
+from torch import fx
+
+from mmprune_gates.channels import pointwise
+from mmprune_gates.channels.labels import GATED, Flow, Value
+from mmprune_gates.channels.op import module_paths, op_name, shapes
+from mmprune_gates.channels.rules import TABLE
+
+ELEMENTWISE = (
+    *(pointwise.same, pointwise.zero_preserving, pointwise.any_function, pointwise.clamp, pointwise.power),
+    *(pointwise.additive, pointwise.multiplicative),
+)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch that can be cut off: the sum it enters stays exact if it is zero.
+
+    Attributes:
+        modules: Paths of the modules that make it up, in order of execution: as few and as large as possible.
+        sites: Modules whose output a gate scales so that the branch's result is scaled.
+        terms: Numbers of its terms of the cost; none outside the inference graph.
+    """
+
+    modules: tuple[str, ...]
+    sites: frozenset[str]
+    terms: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What all its modules have in common, or else the module it ends in."""
+        parts = [path.split('.') for path in self.modules]
+        return '.'.join(commonprefix(parts)) or self.modules[-1]
+
+
+def find_branches(
+    values: Mapping[fx.Node, Any], names: Mapping[fx.Node, str], terms: Mapping[fx.Node, range], flow: Flow
+) -> list[Branch]:
+    """The branches of an exported graph, in order of execution.
+
+    Args:
+        values: Labels of its tensors, in order of execution.
+        names: Names of the parameters and buffers among them.
+        terms: Where the cost of each call stands in ``flow.terms``.
+        flow: For the canonical names of modules.
+    """
+    paths: dict[fx.Node, list[str]] = {}  # of the calls that depend on the input: norms also count their batches
+    for node in values:
+        if node.op == 'call_function' and any(s in paths or is_input(s, names) for s in node.all_input_nodes):
+            paths[node] = [flow.canonical(path) for path in module_paths(node)]
+    found = []
+    for node in paths:
+        if op_name(node) == 'add' and len(node.all_input_nodes) == 2:
+            first, second = node.all_input_nodes
+            for skip, end in ((first, second), (second, first)):
+                nodes = branch_nodes(node, skip, end, names)
+                if branch := nodes and branch_of(nodes, values[end], paths):
+                    cost = [number for one in nodes for number in terms.get(one, ())]
+                    found.append(replace(branch, terms=tuple(sorted(cost))))
+                    break
+    return found
+
+
+def branch_nodes(total: fx.Node, skip: fx.Node, end: fx.Node, names) -> set[fx.Node]:
+    """The calls that only ``end``, an operand of ``total``, needs; empty if they are no branch of a single tensor."""
+    nodes = above(end) - above(skip)
+    entries = {source for node in nodes for source in node.all_input_nodes} - nodes - names.keys()
+    readers = {user for node in nodes for user in node.users} - nodes
+    if readers != {total} or len(entries) != 1:
+        return set()
+    return nodes if shapes(entries.pop())[0] == shapes(end)[0] == shapes(total)[0] else set()
+
+
+def branch_of(nodes: set[fx.Node], result: Value, paths: Mapping[fx.Node, list[str]]) -> Branch | None:
+    """The branch that calls make up, if cutting off whole modules removes it and gates can scale its result."""
+    modules, sites = largest_modules(nodes, paths), sites_of(result)
+    between = [node for node in nodes & paths.keys() if not any(path in modules for path in paths[node])]
+    if not sites or not all(within(site, modules) for site in sites) or not all(map(is_elementwise, between)):
+        return None
+    return Branch(modules, sites)
+
+
+def is_input(node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
+    """Whether a node is an input of the model, not one of its parameters or buffers."""
+    return node.op == 'placeholder' and node not in names
+
+
+def above(node: fx.Node) -> set[fx.Node]:
+    """A call and all calls that it is computed from."""
+    seen: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        if one.op == 'call_function' and one not in seen:
+            seen.add(one)
+            pending.extend(one.all_input_nodes)
+    return seen
+
+
+def largest_modules(nodes: set[fx.Node], paths: Mapping[fx.Node, list[str]]) -> tuple[str, ...]:
+    """The outermost modules of which every call is among ``nodes``, in order of execution."""
+    outside = {path for node, own in paths.items() if node not in nodes for path in own}
+    ordered = [node for node in paths if node in nodes]
+    outermost = (next((path for path in paths[node] if path and path not in outside), None) for node in ordered)
+    return tuple(dict.fromkeys(path for path in outermost if path))
+
+
+def sites_of(value: Value) -> frozenset[str]:
+    """Where gates scale all of a tensor; empty if they cannot."""
+    found = [axis for axis in value.axes if axis.sites and bool((axis.state == GATED).all())]
+    return found[0].sites if len(found) == 1 else frozenset()
+
+
+def within(path: str, modules: tuple[str, ...]) -> bool:
+    """Whether a module is one of ``modules`` or below one."""
+    return any(path == module or path.startswith(f'{module}.') for module in modules)
+
+
+def is_elementwise(node: fx.Node) -> bool:
+    """Whether a call between modules takes tensors of any width, one element at a time."""
+    return TABLE.get(op_name(node)) in ELEMENTWISE

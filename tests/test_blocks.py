@@ -1,0 +1,244 @@
+"""Residual blocks: found where cutting off is exact, costed, gated, chosen, removed, rebuilt."""
+
+import copy
+
+import pytest
+import torch
+from helpers import call, example, random_kept, randomize_, relative_error, removal_errors
+from mmengine.hub import get_config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+from toy_nets import conv, conv_bn
+
+from mmprune_gates import masked_copy, slim_model, trace_channels
+from mmprune_gates.budget import Candidates, Limits
+from mmprune_gates.engine.builders import trace, without_pretrained
+from mmprune_gates.engine.forwards import training_forward
+from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates, fold_gates
+from mmprune_gates.slimming import remove_modules
+
+
+class Net(nn.Module):
+    """A stem, one block with a given forward, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.head = conv_bn(3, 6), conv_bn(6, 5), conv_bn(5, 6, act=nn.Identity), conv(6, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.block(self.stem(x))))
+
+    def block(self, x):
+        return x + self.b(self.a(x))
+
+
+class Reversed(Net):
+    """The branch is the first operand, in place."""
+
+    def block(self, x):
+        y = self.b(self.a(x))
+        y += x
+        return y
+
+
+class Scaled(Net):
+    """A factor per channel and dropout behind the branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma, self.drop = nn.Parameter(torch.rand(6, 1, 1)), nn.Dropout(0.5)
+
+    def block(self, x):
+        return x + self.drop(self.b(self.a(x)) * self.gamma)
+
+
+class Nested(Net):
+    """A block inside a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.d = conv_bn(5, 5), conv_bn(5, 5, act=nn.Identity)
+
+    def block(self, x):
+        y = self.a(x)
+        return x + self.b(y + self.d(self.c(y)))
+
+
+class ReadElsewhere(Net):
+    """What the branch computes is also an output."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.b(self.a(x))
+        return self.head(torch.relu(x + y)), y.mean((2, 3))
+
+
+class TwoEntries(Net):
+    """The branch also reads the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = conv_bn(3, 5)
+
+    def forward(self, image):
+        x = self.stem(image)
+        return self.head(torch.relu(x + self.b(self.a(x) + self.other(image))))
+
+
+class OtherWidth(Net):
+    """The skip is a projection: the branch begins with fewer channels than it ends with."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.skip = conv_bn(3, 3), conv_bn(3, 5), conv_bn(3, 6)
+
+    def block(self, x):
+        return self.skip(x) + self.b(self.a(x))
+
+
+class Shifted(Net):
+    """A sigmoid ends the branch: no gate before it makes it zero."""
+
+    def block(self, x):
+        return x + torch.sigmoid(self.b(self.a(x)))
+
+
+class Reshaped(Net):
+    """Code between the modules says how wide they are."""
+
+    def block(self, x):
+        return x + self.b(self.a(x).reshape(-1, 5, 8, 8))
+
+
+FOUND = {'Net': Net, 'Reversed': Reversed, 'Scaled': Scaled, 'Nested': Nested}
+NOT = {net.__name__: net for net in (ReadElsewhere, TwoEntries, OtherWidth, Shifted, Reshaped)}
+found = pytest.mark.parametrize('net', FOUND.values(), ids=FOUND)
+
+
+def traced(net, units='both'):
+    torch.manual_seed(0)
+    model = randomize_(net().double()).eval()
+    inputs = example((3, 8, 8))
+    return model, trace_channels(model, (inputs,), train_forward=lambda model, x: model(x), units=units), inputs
+
+
+def blocks_of(graph):
+    return [group for group in graph.groups if group.block is not None]
+
+
+@found
+def test_cutting_off_is_exact(net):
+    model, graph, inputs = traced(net)
+    for group in blocks_of(graph):
+        kept = {**random_kept(graph), **{g.name: torch.ones(1) for g in blocks_of(graph)}, group.name: torch.zeros(1)}
+        kept = {name: mask.bool() for name, mask in kept.items()}
+        error, distance, slim, spec = removal_errors(model, graph, inputs, kept)
+        assert error < 1e-12 and distance > 1e-3
+        assert spec['removed'] == list(group.block.modules)
+        assert not [name for name in slim.state_dict() if group.block.holds(name)]
+        again = trace_channels(slim, (inputs,))
+        assert again.macs() == graph.macs(kept)
+
+
+@pytest.mark.parametrize('net', NOT.values(), ids=NOT)
+def test_where_it_would_not_be_exact_there_is_no_block(net):
+    assert not blocks_of(traced(net)[1])
+
+
+def test_blocks_by_hand():
+    _, graph, _ = traced(Nested)
+    inner, outer = blocks_of(graph)
+    assert inner.block.modules == ('c', 'd') and inner.block.sites == {'d.1'}
+    assert outer.block.modules == ('a', 'c', 'd', 'b') and outer.block.sites == {'b.1'}
+    positions = 64 * 9
+    assert graph.macs() - graph.macs({inner.name: torch.zeros(1)}) == positions * (5 * 5 + 5 * 5)
+    assert graph.macs() - graph.macs({outer.name: torch.zeros(1)}) == positions * (30 + 25 + 25 + 30)
+    assert int(graph.filters[inner.start]) == 10 and int(graph.filters[outer.start]) == 5 + 5 + 5 + 6
+
+
+@found
+@pytest.mark.parametrize('gate', [PolarizationGate, DecoratorGate])
+def test_gates_on_blocks(net, gate):
+    model, graph, inputs = traced(net)
+    plain = call(model, inputs)
+    gates = attach_gates(model, graph, gate)
+    assert relative_error(call(model, inputs), plain) == 0
+    first = blocks_of(graph)[0]
+    kept = {first.name: torch.zeros(1, dtype=torch.bool)}
+    expected = call(masked_copy(copy.deepcopy(traced(net)[0]), graph, kept), inputs)
+    gates.close(graph.flat(kept))
+    assert relative_error(call(model, inputs), expected) < 1e-12
+    slim_model(model, *fold_gates(model))
+    assert relative_error(call(model, inputs), expected) < 1e-12
+
+
+@pytest.mark.parametrize('units', ['channels', 'blocks', 'both'])
+def test_what_may_go_is_configurable(units):
+    _, graph, _ = traced(Net, units)
+    free = {group.name: group.block is not None for group in graph.free}
+    assert any(free.values()) is (units != 'channels')
+    assert (not all(free.values())) is (units != 'blocks')
+
+
+def test_other_units_are_refused():
+    with pytest.raises(ValueError, match="units must be one of channels, blocks, both, got 'rows'"):
+        traced(Net, 'rows')
+
+
+def test_a_block_may_close_whatever_the_floor_and_stays_if_excluded():
+    _, graph, _ = traced(Net, 'blocks')
+    (block,) = blocks_of(graph)
+    candidates = Candidates.of(graph, Limits(floor=0.9, divisor=8))
+    score = torch.rand(graph.num_channels)
+    assert not candidates.select(score, 0.6)[block.start]
+    assert not Candidates.of(graph, Limits(exclude=('a.0',))).groups
+
+
+def test_channels_of_a_closed_block_do_not_count_again():
+    _, graph, _ = traced(Net)
+    (block,) = blocks_of(graph)
+    score = torch.ones(graph.num_channels)
+    score[block.start] = -1
+    score[graph.group('a.0').span] = 0
+    candidates = Candidates.of(graph, Limits())
+    kept = candidates.close(score, torch.ones(graph.num_channels, dtype=torch.bool), 1, 0.0)
+    assert not kept[block.start] and int((~kept).sum()) == 1
+    kept = candidates.close(score, kept, 1, 0.0)
+    assert kept[graph.group('a.0').span].all() and int((~kept).sum()) == 2
+
+
+def test_removed_modules_that_are_not_there():
+    with pytest.raises(ValueError, match="removed names the module 'nowhere'"):
+        remove_modules(Net(), ['nowhere'])
+
+
+MODELS_WITH_BLOCKS = {
+    'resnet50': ('mmpretrain::resnet/resnet50_8xb32_in1k.py', 64, 12),
+    'mobilenet_v2': ('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py', 64, 10),
+    'efficientnet': ('mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k.py', 64, 9),
+    'deeplabv3plus': ('mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-20k_voc12aug-512x512.py', 64, 12),
+}
+
+
+@pytest.mark.models
+@pytest.mark.parametrize('name', MODELS_WITH_BLOCKS)
+def test_stock_models_lose_blocks_and_stay_exact(name):
+    path, size, count = MODELS_WITH_BLOCKS[name]
+    config = get_config(path)
+    init_default_scope(config.default_scope)
+    own = without_pretrained(config.model.to_dict())
+    model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(own)))
+    graph = trace(model, (3, size, size), 'both')
+    assert len(blocks_of(graph)) == count
+    randomize_(model.double())
+    kept = random_kept(graph)
+    kept |= {group.name: torch.tensor([i % 2 == 0]) for i, group in enumerate(blocks_of(graph))}
+    inputs = example((3, size, size))
+    error, distance, slim, spec = removal_errors(model, graph, inputs, kept, training_forward)
+    assert error < 1e-12 and distance > 1e-3 and spec['removed']
+    rebuilt = {**own, 'type': 'mmprune_gates.SlimModel', 'architecture': own['type'], **spec}
+    rebuilt = revert_sync_batchnorm(MODELS.build(rebuilt)).double()
+    rebuilt.load_state_dict(slim.state_dict())
+    expected = call(slim, inputs, training_forward)
+    assert relative_error(call(rebuilt, inputs, training_forward), expected) == 0
