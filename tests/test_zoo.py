@@ -182,7 +182,7 @@ def test_kind(module, kind):
 
 
 def test_shapes_begin_small_and_end_with_what_the_config_says():
-    segmentor = ConfigDict(decode_head={}, data_preprocessor={'size': (512, 1024)})
+    segmentor = ConfigDict(decode_head={'type': 'FCNHead'}, data_preprocessor={'size': (512, 1024)})
     assert zoo_measure.shapes(segmentor) == [(3, 64, 64), (3, 128, 128), (3, 512, 1024), (3, 512, 512)]
     classifier = ConfigDict(backbone={'img_size': 384}, head={})
     assert zoo_measure.shapes(classifier)[:2] == [(3, 384, 384), (3, 224, 224)]
