@@ -52,6 +52,7 @@ def cells(line):
         ({'notes': ['it is odd']}, 'it is odd'),
         ({'failures': {'trace': 'timeout after 9 s'}}, 'trace: timeout after 9 s'),
         ({'failures': {'stock': 'ImportError: x'}}, 'stock model does not train: ImportError: x'),
+        ({'failures': {'stock': 'E: x', 'trace': 'E: x'}}, 'stock model does not train: E: x'),
         ({'failures': {'stock': 'E: x', 'run': 'E: y'}}, 'stock model does not run here: E: y'),
         (
             {

@@ -117,7 +117,9 @@ def problems(result: Mapping) -> list[str]:
         return [f'stock model does not run here: {failures.get("build") or failures["run"]}']
     found = []
     if 'stock' in failures:
-        found.append(f'stock model does not train: {failures.pop("stock")}')
+        refused = failures.pop('stock')
+        found.append(f'stock model does not train: {refused}')
+        failures = {stage: text for stage, text in failures.items() if text != refused}
     found += [f'{stage}: {text}' for stage, text in failures.items()] + list(result.get('notes', []))
     if traces(result) and not well_covered(result):
         found.append(f'{result["prunable_share"]:.1%} prunable; frozen: {"; ".join(frozen(result)[:4])}')
