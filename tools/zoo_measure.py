@@ -212,8 +212,9 @@ class Probe:
             self.record['training_error'] = relative_error(found, expected)
 
     def train(self) -> None:
-        """One loss and its gradients, in float32."""
-        self.record['loss'] = loss_step(copy.deepcopy(self.slimmed).float(), self.config, self.record['shape'])
+        """One loss and its gradients, in float32; the last stage, so the other models are let go."""
+        self.model = self.whole = None
+        self.record['loss'] = loss_step(self.slimmed.float(), self.config, self.record['shape'])
 
     def inputs(self, batch: int = 1) -> Tensor:
         """(N, C, H, W) random images."""

@@ -25,12 +25,18 @@ Written by `python tools/zoo.py --out-dir DIR --write docs/zoo.md`; the sweep is
 One model for each family, that is, folder of configs, of the installed packages: the smallest by parameters
 (`tools/zoo_models.py`), built from its stock config with random weights. In each, 30 to 50 % of the channels of
 every group that is not frozen go, at random. Errors are the largest difference of any head's output relative to its
-largest value, in float64 (float32 where a model's code demands it): *masked vs slim* in evaluation mode, *rebuilt* for
-the model built again from its saved config and weights, *training mode* with batch statistics. *Trains*: one loss and
-its gradients, in float32.
-*Prunable*: MACs that go if every free channel goes. *Trace*: seconds on one CPU core for both passes, of these
-`torch.export` itself. A family is a `transformer` if a module attends over tokens, `mlp` if it neither does nor has an
-overlapping convolution (`tools/zoo_measure.py`).
+largest value, in float64 (float32 where a model's code demands it).
+
+- *Masked vs slim*: in evaluation mode. *Rebuilt*: the model built again from its saved config and weights. *Training
+  mode*: with batch statistics. *Slim exactly* in the totals: all heads, both modes, to 1e-5.
+- *Trains*: one loss and its gradients, in float32.
+- *Prunable*: MACs that go if every free channel goes. Segmentors run at 64×64 where they can, so that shares at full
+  size differ a little where there is attention.
+- *Frozen*: why, with the share of the MACs of layers that cannot lose any channel. The rest of what is not prunable
+  belongs to layers that are frozen in part and to products of activations.
+- *Trace*: seconds on one CPU core (of a busy machine) for both passes, of these `torch.export` itself.
+- *Kind*: `transformer` if a module attends over tokens, `mlp` if it neither does nor has an overlapping convolution
+  (`tools/zoo_measure.py`).
 """
 
 
