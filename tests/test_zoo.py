@@ -84,7 +84,9 @@ def test_totals_count_each_kind_on_its_own():
 
 def test_the_page_has_every_family_and_what_is_excluded():
     unbuilt = {'config': 'a/b.py', 'failures': {'build': 'KeyError: a|b <c>'}, 'seconds': {}}
-    text = zoo_table.page({'mmseg/a': GOOD, 'mmpretrain/b': unbuilt}, {'mmseg': {'san': 'not a segmentor'}})
+    text = zoo_table.page(
+        {'mmseg/a': GOOD, 'mmpretrain/b': unbuilt}, {'mmseg': {'san': 'not a segmentor'}}, ['mmseg/c']
+    )
     lines = text.splitlines()
     (row,) = [cells(line) for line in lines if line.startswith('| a |')]
     assert dict(zip(zoo_table.HEADER, row, strict=True)) == {
@@ -103,7 +105,7 @@ def test_the_page_has_every_family_and_what_is_excluded():
         'frozen': '–',
     }
     assert r'- **mmpretrain/b** (?): stock model does not run here: KeyError: a\|b &lt;c>' in lines
-    assert '- mmseg/san: not a segmentor' in lines
+    assert '- mmseg/san: not a segmentor' in lines and 'Not measured yet: mmseg/c.' in lines
     tables = [line for line in lines if line.startswith('|')]
     assert {line.replace(r'\|', '').count('|') for line in tables} == {10, len(zoo_table.HEADER) + 1}
 

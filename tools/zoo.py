@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error('--out-dir is required')
     elif args.write:
         results = collect(args.out_dir)
-        write_text(args.write, page(results, zoo_models.EXCLUDED))
+        missing = [name for name in (f'{scope}/{family}' for scope, family, _ in families()) if name not in results]
+        write_text(args.write, page(results, zoo_models.EXCLUDED, missing))
         cli.write_json(args.out_dir / 'zoo.json', {'models': results, 'excluded': zoo_models.EXCLUDED})
     else:
         sweep(args.out_dir, args.only, args.jobs, args.timeout)

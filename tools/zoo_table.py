@@ -40,14 +40,18 @@ largest value, in float64 (float32 where a model's code demands it).
 """
 
 
-def page(results: Mapping[str, dict], excluded: Mapping[str, Mapping[str, str]]) -> str:
+def page(results: Mapping[str, dict], excluded: Mapping[str, Mapping[str, str]], missing: Iterable[str] = ()) -> str:
     """The whole page as Markdown.
 
     Args:
         results: SCOPE/FAMILY -> what was measured.
         excluded: Scope -> folder -> why it has no model.
+        missing: SCOPE/FAMILY without a result.
     """
-    parts = [INTRO, '## Totals\n', *totals(results), '', '## Exceptions\n', *exceptions(results), '']
+    parts = [INTRO, '## Totals\n', *totals(results), '']
+    if unmeasured := ', '.join(missing):
+        parts += [f'Not measured yet: {unmeasured}.', '']
+    parts += ['## Exceptions\n', *exceptions(results), '']
     for scope in dict.fromkeys(name.partition('/')[0] for name in results):
         own = {name: result for name, result in results.items() if name.partition('/')[0] == scope}
         parts += [f'## {scope}\n', *table(HEADER, [row(name, result) for name, result in own.items()]), '']
