@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -189,6 +189,28 @@ class ChannelGraph:
         if found is None:
             raise KeyError(f'no channel group {name!r}; groups: {", ".join(g.name for g in self.groups)}')
         return found
+
+    def with_frozen(self, reasons: Mapping[str, str]) -> ChannelGraph:
+        """The graph with further groups frozen.
+
+        Args:
+            reasons: Group name -> why none of its channels can be removed.
+        """
+        groups = tuple(replace(group, frozen=group.frozen or reasons.get(group.name)) for group in self.groups)
+        frozen = {group.name: group.frozen for group in groups}
+
+        def side(names: tuple[str, ...], reason: str | None) -> str | None:
+            return reason if reason or None in map(frozen.get, names) else frozen[names[0]]
+
+        layers = tuple(
+            replace(
+                layer,
+                out_frozen=side(layer.out_groups, layer.out_frozen),
+                in_frozen=side(layer.in_groups, layer.in_frozen),
+            )
+            for layer in self.layers
+        )
+        return replace(self, groups=groups, layers=layers)
 
     def flat(self, kept: Kept | None) -> Tensor:
         """(num_channels,) bool over all channels from masks per group; groups not named are kept whole.

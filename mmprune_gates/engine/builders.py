@@ -21,7 +21,7 @@ from mmprune_gates.channels import ChannelGraph, trace_channels
 from mmprune_gates.engine.forwards import inference_forward, training_forward
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import DecoratorGate, Gate, PolarizationGate, attach_gates
-from mmprune_gates.slimming import apply_widths, remove_modules, slim_model
+from mmprune_gates.slimming import apply_widths, remove_modules, slim_model, stiff_groups
 
 GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
 
@@ -118,10 +118,16 @@ def build_gate(config: Mapping[str, Any], size: int) -> Gate:
 
 
 def trace(model: nn.Module, input_shape: Sequence[int], units: str = 'channels') -> ChannelGraph:
-    """The channel graph of an OpenMMLab model, every head included; the model does not change."""
+    """The channel graph of an OpenMMLab model, every head included; the model does not change.
+
+    Groups whose number of channels the model's code fixes are frozen: a rehearsal of slimming finds them.
+    """
     example = torch.zeros(2, *input_shape)  # two: batch norm over one value cannot train
     plain = revert_sync_batchnorm(copy.deepcopy(model)).cpu()
-    return trace_channels(plain, (example,), inference_forward, training_forward, units)
+    graph = trace_channels(plain, (example,), inference_forward, training_forward, units)
+    return graph.with_frozen(
+        stiff_groups(plain.eval(), graph, lambda model: training_forward(model, example.to('meta')))
+    )
 
 
 def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:

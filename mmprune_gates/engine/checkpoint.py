@@ -64,4 +64,4 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path)
     if problems := shapes + missing + unexpected:
         shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
         raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {shown}')
-    model.load_state_dict(given)
+    model.load_state_dict(given, strict=False)  # all is there; some stock models refuse tables they make themselves

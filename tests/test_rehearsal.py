@@ -1,0 +1,101 @@
+"""A narrower copy on the meta device finds the code that does not follow; what it touches is frozen, with the line."""
+
+import copy
+
+import pytest
+import torch
+from helpers import call, example, random_kept, randomize_, relative_error, removal_errors
+from torch import nn
+from toy_nets import conv, conv_bn
+
+from mmprune_gates import trace_channels
+from mmprune_gates.engine.builders import trace
+from mmprune_gates.slimming import stiff_groups
+
+
+class Follows(nn.Module):
+    """A view whose sizes are those of its own tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv_bn(3, 6), conv_bn(6, 9), conv_bn(9, 6), conv(6, 4)
+        self.width = 9
+
+    def forward(self, inputs, mode='tensor'):
+        x = self.b(self.a(inputs))
+        return self.head(self.c(self.shaped(x, inputs)))
+
+    def shaped(self, x, inputs):
+        n, c, h, w = x.shape
+        return x.view(n, c, h * w).view(n, c, h, w)
+
+
+class Attribute(Follows):
+    """A channel count from an attribute, on a line of several."""
+
+    def shaped(self, x, inputs):
+        return x.view(
+            -1,
+            self.width,
+            *inputs.shape[2:],
+        )
+
+
+class Elsewhere(Follows):
+    """A channel count from another tensor."""
+
+    def forward(self, inputs, mode='tensor'):
+        a = self.a(inputs)
+        c = self.c(self.b(a))
+        return self.head(c.view(a.shape))
+
+
+class Twice(Follows):
+    """Two such lines."""
+
+    def shaped(self, x, inputs):
+        x = x.view(-1, self.width, 8, 8)
+        return x.reshape(-1, self.width, 8, 8)
+
+
+def example_run(model):
+    return model(torch.zeros(2, 3, 8, 8, device='meta'))
+
+
+def built(net):
+    torch.manual_seed(0)
+    return randomize_(net().eval())
+
+
+def test_code_that_follows_freezes_nothing():
+    model = built(Follows)
+    graph = trace(model, (3, 8, 8))
+    assert {group.name for group in graph.free} == {'a.0', 'b.0', 'c.0'}
+    assert not stiff_groups(model, graph, example_run)
+
+
+@pytest.mark.parametrize(('net', 'free'), [(Attribute, {'a.0', 'c.0'}), (Elsewhere, {'b.0'}), (Twice, {'a.0', 'c.0'})])
+def test_code_that_does_not_follow_is_found_and_frozen(net, free):
+    model = built(net)
+    before = copy.deepcopy(model.state_dict())
+    assert stiff_groups(model, trace_channels(model, (torch.zeros(2, 3, 8, 8),)), example_run)
+    graph = trace(model, (3, 8, 8))
+    assert {group.name for group in graph.free} == free
+    reasons = {group.frozen for group in graph.groups if group.frozen and 'fixes its number' in group.frozen}
+    assert reasons and all('test_rehearsal.py:' in reason for reason in reasons)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    error, distance, slim, _ = removal_errors(model.double(), graph, example((3, 8, 8)), random_kept(graph))
+    assert error < 1e-12 and distance > 1e-3
+
+
+def test_a_model_that_cannot_run_without_data_is_left_as_it_is():
+    class Data(Follows):
+        def forward(self, inputs, mode='tensor'):
+            assert inputs.device.type != 'meta'
+            return super().forward(inputs)
+
+    model = built(Data)
+    graph = trace(model, (3, 8, 8))
+    assert {group.name for group in graph.free} == {'a.0', 'b.0', 'c.0'}
+    x = example((3, 8, 8), dtype=torch.float32)
+    assert relative_error(call(model, x), call(model, x)) == 0
