@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
@@ -136,3 +137,33 @@ def test_nothing_is_written_when_parity_fails(gated_run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='differs from the gated one'):
         export_slim(Config.fromfile(gated_run[0]), gated_run[1], tmp_path / 'out')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_gates_on_blocks_ends_in_a_model_without_some(tiny_config, tmp_path):
+    config = tiny_config(tmp_path / 'run', iterations=10, **{'model.units': 'blocks'})
+    config.custom_hooks[0].update(steps=2, target_macs=0.8)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    gated = runner.model.eval()
+    config.dump(tmp_path / 'gated.py')
+    report = export_slim(Config.fromfile(tmp_path / 'gated.py'), tmp_path / 'run' / 'iter_10.pth', tmp_path / 'slim')
+    blocks = report['blocks']
+    assert blocks['after'] == blocks['before'] - len(blocks['removed']) < blocks['before']
+    assert report['macs']['after'] <= 0.8 * report['macs']['before'] and not report['groups']
+    slim = init_model(str(tmp_path / 'slim' / 'slim.py'), str(tmp_path / 'slim' / 'slim.pth'), device='cpu')
+    removed = Config.fromfile(tmp_path / 'slim' / 'slim.py').model.removed
+    assert removed and not [
+        name for name in slim.state_dict() if name.startswith(tuple(f'{path}.' for path in removed))
+    ]
+    example = torch.randn(2, 3, 32, 48)
+    assert relative_error(outputs(gated, example), outputs(slim, example)) <= 1e-5
+    slim_config = Config.fromfile(tmp_path / 'slim' / 'slim.py')
+    slim_config.merge_from_dict(
+        {
+            'work_dir': str(tmp_path / 'tune'),
+            'train_cfg.max_iters': 2,
+            'experiment_name': 'tune',
+            'visualizer.name': 'tune',
+        }
+    )
+    Runner.from_cfg(slim_config).train()  # fine-tuning works with blocks gone

@@ -31,6 +31,7 @@ STOCK = {
     'pspnet-r18': ('pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', 64, 0.99),
     'mobilenetv2': ('mobilenet_v2/mobilenet-v2-d8_fcn_4xb2-80k_cityscapes-512x1024.py', 64, 0.99),
     'nonlocal': ('nonlocal_net/nonlocal_r50-d8_4xb2-40k_cityscapes-512x1024.py', 64, 0.99),
+    'pointrend-r50': ('point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py', 64, 0.99),
     'segformer-b0': ('segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py', 64, 0.8),
 }
 SHALLOW = {'nonlocal'}  # the head is what it is there for: on ResNet-18

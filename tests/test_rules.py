@@ -74,6 +74,9 @@ SAME = {  # homogeneous: everything passes, a gate on the norm included
     'adaptive_avg_pool1d': lambda x: F.adaptive_avg_pool1d(x.flatten(2), 3).unsqueeze(-1),
     'adaptive_avg_pool3d': lambda x: F.adaptive_avg_pool3d(x.unsqueeze(-1), (2, 2, 1)).squeeze(-1),
     'upsample_nearest2d': lambda x: F.interpolate(x, scale_factor=2),
+    'grid_sampler': lambda x: F.grid_sample(
+        x, torch.linspace(-1, 1, 24).to(x).view(1, 4, 3, 2).expand(len(x), -1, -1, -1)
+    ),
     'upsample_nearest1d': lambda x: F.interpolate(x.flatten(2), scale_factor=2).unsqueeze(-1),
     'upsample_nearest3d': lambda x: F.interpolate(x.unsqueeze(-1), size=(8, 8, 1)).squeeze(-1),
     'upsample_bilinear2d': lambda x: F.interpolate(x, size=(7, 5), mode='bilinear'),

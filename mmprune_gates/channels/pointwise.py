@@ -27,6 +27,13 @@ def resampling(op: Op) -> Value | list[Value]:
     return [value, *map(Value, indices)] if indices else value
 
 
+def sampling(op: Op) -> Value:
+    """``aten.grid_sampler``: x (N, C, *) at the points of a grid (N, *, 2 or 3); homogeneous per channel."""
+    x, grid = op.arg(0), op.arg(1)
+    op.freeze([*grid.axes, *(axis for axis in x.axes if axis.dim > 1)], 'sampled at or along channels')
+    return op.result([axis for axis in x.axes if axis.dim <= 1])
+
+
 def nothing(op: Op) -> Value:
     """A check that computes nothing."""
     return op.result()

@@ -44,6 +44,7 @@ TABLE: dict[str, Callable[[Op], object]] = {
     **dict.fromkeys(RESAMPLING.split(), pointwise.resampling),
     **dict.fromkeys(ZERO_PRESERVING.split(), pointwise.zero_preserving),
     **dict.fromkeys(ANY_FUNCTION.split(), pointwise.any_function),
+    'grid_sampler': pointwise.sampling,
     '_assert_tensor_metadata': pointwise.nothing,
     'clamp': pointwise.clamp,
     'clamp_min': pointwise.clamp,

@@ -125,9 +125,8 @@ def trace(model: nn.Module, input_shape: Sequence[int], units: str = 'channels')
     example = torch.zeros(2, *input_shape)  # two: batch norm over one value cannot train
     plain = revert_sync_batchnorm(copy.deepcopy(model)).cpu()
     graph = trace_channels(plain, (example,), inference_forward, training_forward, units)
-    return graph.with_frozen(
-        stiff_groups(plain.eval(), graph, lambda model: training_forward(model, example.to('meta')))
-    )
+    one = example[:1].to('meta')  # with two samples, `view(-1, width)` of half a width would make one of them
+    return graph.with_frozen(stiff_groups(plain.eval(), graph, lambda model: training_forward(model, one)))
 
 
 def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -30,8 +31,18 @@ def decode(model: nn.Module, features) -> list:
     first, *later = as_list(model.decode_head)
     outputs = [first(features)]
     for head in later:
-        outputs.append(head(features, outputs[-1]))
+        run = at_points if hasattr(head, 'get_points_train') else nn.Module.__call__
+        outputs.append(run(head, features, outputs[-1]))
     return outputs
+
+
+def at_points(head: nn.Module, features, coarse: Tensor) -> Tensor:
+    """A head that refines the stage before at chosen points (PointRend), at a few points in the middle."""
+    from mmcv.ops import point_sample
+
+    points = coarse.new_full((len(coarse), 4, 2), 0.5)
+    fine = [point_sample(features[index], points, align_corners=head.align_corners) for index in head.in_index]
+    return head(torch.cat(fine, 1), point_sample(coarse, points, align_corners=head.align_corners))
 
 
 def as_list(heads) -> list:
