@@ -1,6 +1,6 @@
 """Nets put together at random from what real ones are made of: whatever the graph says, removal is exact.
 
-``MMPRUNE_GATES_EXAMPLES`` is the number of nets (60 by default, always the same ones; more are drawn anew).
+``MMPRUNE_GATES_EXAMPLES`` is the number of nets (500 by default, always the same ones; others are drawn anew).
 """
 
 import copy
@@ -15,8 +15,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
-from mmprune_gates.gates import PolarizationGate, attach_gates, detach_gates, fold_gates
-from mmprune_gates.slimming import apply_widths
+from mmprune_gates.gates import (
+    DecoratorGate,
+    PolarizationGate,
+    attach_gates,
+    detach_gates,
+    fold_gates,
+    take_over_affine,
+)
+from mmprune_gates.slimming import apply_widths, remove_modules
 
 EXAMPLES = int(os.environ.get('MMPRUNE_GATES_EXAMPLES', 0))
 ACTS = {
@@ -206,23 +213,26 @@ nets = st.tuples(st.tuples(acts, norms), st.lists(blocks, min_size=1, max_size=6
 
 
 @settings(
-    max_examples=EXAMPLES or 60,
+    max_examples=EXAMPLES or 500,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(net=nets, seed=st.integers(0, 1000))
-def test_removal_is_exact_in_random_nets(net, seed):
+@given(net=nets, seed=st.integers(0, 1000), units=st.sampled_from(['channels', 'channels', 'both', 'blocks']))
+def test_removal_is_exact_in_random_nets(net, seed, units):
     model, inputs = randomize_(Net(*net).double(), seed).eval(), example((3, 8, 8), seed=seed)
-    graph = trace_channels(model, (inputs,))
+    graph = trace_channels(model, (inputs,), units=units)
     kept = random_kept(graph, seed)
+    blocks = [group.name for group in graph.free if group.block is not None]
+    kept |= {name: torch.tensor([(seed >> place) % 2 == 1]) for place, name in enumerate(blocks)}
     error, _, slim, spec = removal_errors(model, graph, inputs, kept)
     assert error < 1e-9
     with FlopCounterMode(display=False) as counter:
         slim(inputs[:1])
     assert counter.get_total_flops() == 2 * graph.macs(kept)
     fresh = copy.deepcopy(model)
+    remove_modules(fresh, spec['removed'])
     apply_widths(fresh, spec['widths'])
     fresh.load_state_dict(slim.state_dict(), strict=True)
     assert relative_error(call(fresh, inputs), call(slim, inputs)) == 0
@@ -246,3 +256,8 @@ def check_gates(model, graph, inputs, kept):
     assert relative_error(call(folded, inputs), half) < 1e-9
     detach_gates(model)
     assert relative_error(call(model, inputs), before) == 0
+    gates = attach_gates(model, graph, DecoratorGate)
+    take_over_affine(gates)
+    assert relative_error(call(model, inputs), before) < 1e-9
+    gates.close(graph.flat(kept))
+    assert relative_error(call(model, inputs), expected) < 1e-9
