@@ -25,6 +25,7 @@ class GateSet(nn.Module):
     Attributes:
         graph: The channel graph they belong to.
         placements: The modules they act on.
+        placements_of: Those of each free group.
         by_group: Gate of each free group; dots in group names are colons in keys.
         scales: What acts at each placement.
         handles: Hooks of the scales.
@@ -33,6 +34,10 @@ class GateSet(nn.Module):
     def __init__(self, graph: ChannelGraph, make_gate: MakeGate) -> None:
         super().__init__()
         self.graph, self.placements = graph, place_gates(graph)
+        self.placements_of = {
+            group.name: [placement for placement in self.placements if bool(inside(placement.index, group).any())]
+            for group in graph.free
+        }
         self.by_group = nn.ModuleDict({key(group.name): make_gate(group.size) for group in graph.free})
         for group in graph.free:
             self[group.name].set_members(len(self.members(group)))
@@ -41,7 +46,7 @@ class GateSet(nn.Module):
 
     def members(self, group: Group) -> list[Placement]:
         """The placements of a group, in the order in which its gate numbers them."""
-        return [placement for placement in self.placements if bool(inside(placement.index, group).any())]
+        return self.placements_of[group.name]
 
     def number(self, placement: Placement, group: Group) -> int:
         """Number of a placement among the members of a group."""
