@@ -67,3 +67,16 @@ def test_a_bad_config_writes_no_file(tmp_path, capsys):
     assert channels.main([str(tmp_path / 'absent.py'), '--json', str(tmp_path / 'out.json')]) == 1
     assert 'absent.py cannot be read' in capsys.readouterr().err
     assert not (tmp_path / 'out.json').exists()
+
+
+def test_the_tree_has_every_module_once_and_its_shares_add_up(report):
+    rows = channels.branch([(layer['name'].split('.'), layer) for layer in report['layers']], 0)
+    tops = [(name, macs) for name, macs, _ in rows if not name.startswith(' ')]
+    assert [name for name, _ in tops] == ['backbone', 'decode_head', 'auxiliary_head']
+    assert sum(macs for _, macs in tops) == report['macs']
+    assert len([layer for *_, layer in rows if layer]) == len(report['layers'])
+    assert ['    1', '      conv1'] == [name for name, *_ in rows][10:12]
+
+
+def test_blocks_are_counted_together(report):
+    assert len(report['blocks']) == 12 and 0 < report['block_macs'] == sum(block['macs'] for block in report['blocks'])

@@ -7,7 +7,6 @@ belong to groups of channels that stay or go together.
 from __future__ import annotations
 
 import sys
-from itertools import groupby
 
 import cli
 
@@ -31,35 +30,63 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(report: dict) -> list[str]:
-    """The report as lines: one part of the model after the other, then the totals."""
+    """The report as lines: a tree of modules, then the totals."""
     sizes = {group['name']: group['size'] for group in report['groups']}
-    lines = []
-    for part, layers in groupby(report['layers'], lambda layer: layer['name'].partition('.')[0]):
-        layers = list(layers)
-        width = max(len(layer['name']) for layer in layers) - len(part) + 1
-        macs = sum(layer['macs'] for layer in layers)
-        lines.append(f'{part}  {macs / 1e9:.3f} GMACs, {macs / max(report["macs"], 1):.1%}')
-        for layer in layers:
-            ways = ('out',) if layer['kind'] == 'depthwise conv' else ('out', 'in')
-            sides = ' <- '.join(side(layer, way, sizes) for way in ways)
-            name = layer['name'].removeprefix(f'{part}.')
-            lines.append(
-                f'  {name:{width}} {layer["kind"]:14} {layer["macs"] / 1e6:9.1f}M {layer["share"]:6.1%}  {sides}'
-            )
+    rows = branch([(layer['name'].split('.'), layer) for layer in report['layers']], 0)
+    width = max(len(name) for name, *_ in rows)
+    lines = [
+        f'{name:{width}} {macs / 1e6:10.1f}M {share(macs, report)}  {told(layer, sizes)}' for name, macs, layer in rows
+    ]
     free = [group for group in report['groups'] if group['frozen'] is None]
-    blocks = report['blocks']
-    share = sum(block['macs'] for block in blocks) / max(report['macs'], 1)
+    number, part = len(report['blocks']), share(report['block_macs'], report).strip()
+    blocks = [f'{number} residual blocks that can go as a whole, with {part} of the MACs']
     whole = [layer['name'] for layer in report['layers'] if not layer['prunable']]
     return [
-        *lines,
+        *(line.rstrip() for line in lines),
         '',
         f'input {tuple(report["input_shape"])}: {report["macs"] / 1e9:.3f} GMACs, '
         f'{report["prunable_macs"] / 1e9:.3f} of them prunable ({report["prunable_share"]:.2%})',
         f'{len(report["layers"])} layers, {len(report["layers"]) - len(whole)} prunable; {len(free)} groups '
         f'of {sum(group["size"] for group in free)} channels that can be pruned',
-        *([f'{len(blocks)} residual blocks that can go as a whole, {share:.1%} of the MACs'] if blocks else []),
+        *(blocks if number else []),
         *([f'not prunable: {", ".join(whole)}'] if whole else []),
     ]
+
+
+def branch(layers: list[tuple[list[str], dict]], depth: int) -> list[tuple[str, int, dict | None]]:
+    """Rows of a tree: (indented name, MACs, layer or None for a module that holds several).
+
+    Args:
+        layers: What is left of each layer's path below this branch, and the layer.
+        depth: How far to indent.
+    """
+    parts: dict[str, list] = {}
+    for path, layer in layers:
+        parts.setdefault(path[0], []).append((path, layer))
+    rows = []
+    for name, inside in parts.items():
+        indent = '  ' * depth
+        if len(inside) == 1:
+            rows.append((f'{indent}{".".join(inside[0][0])}', inside[0][1]['macs'], inside[0][1]))
+            continue
+        while all(len(path) > 1 and path[1] == inside[0][0][1] for path, _ in inside):  # a module that holds one other
+            name, inside = f'{name}.{inside[0][0][1]}', [(path[1:], layer) for path, layer in inside]
+        rows.append((f'{indent}{name}', sum(layer['macs'] for _, layer in inside), None))
+        rows += branch([(path[1:] or ['itself'], layer) for path, layer in inside], depth + 1)
+    return rows
+
+
+def share(macs: int, report: dict) -> str:
+    """Share of all MACs."""
+    return f'{macs / max(report["macs"], 1):6.1%}'
+
+
+def told(layer: dict | None, sizes: dict[str, int]) -> str:
+    """What a layer is and which groups it makes and reads."""
+    if layer is None:
+        return ''
+    ways = ('out',) if layer['kind'] == 'depthwise conv' else ('out', 'in')
+    return f'{layer["kind"]:14} ' + ' <- '.join(side(layer, way, sizes) for way in ways)
 
 
 def side(layer: dict, way: str, sizes: dict[str, int]) -> str:

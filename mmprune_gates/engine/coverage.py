@@ -42,12 +42,14 @@ def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) ->
 def coverage(graph: ChannelGraph) -> dict[str, Any]:
     """Totals, groups and layers of a graph as plain values, ready for JSON."""
     total, prunable = graph.macs(), graph.prunable_macs()
+    blocks = [group for group in graph.free if group.block is not None]
     return {
         'macs': total,
         'prunable_macs': prunable,
         'prunable_share': prunable / total if total else 0.0,
         'groups': [{'name': g.name, 'size': g.size, 'frozen': g.frozen} for g in graph.groups if g.block is None],
-        'blocks': [{'name': g.name, 'macs': block_macs(graph, g)} for g in graph.groups if g.block is not None],
+        'blocks': [{'name': group.name, 'macs': macs_of(graph, [group])} for group in blocks],
+        'block_macs': macs_of(graph, blocks),
         'layers': [
             {
                 'name': layer.name,
@@ -65,6 +67,6 @@ def coverage(graph: ChannelGraph) -> dict[str, Any]:
     }
 
 
-def block_macs(graph: ChannelGraph, group: Group) -> int:
-    """MACs that go with a residual block."""
-    return graph.macs() - graph.macs({group.name: torch.zeros(1, dtype=torch.bool)})
+def macs_of(graph: ChannelGraph, blocks: Sequence[Group]) -> int:
+    """MACs that go with residual blocks."""
+    return graph.macs() - graph.macs({group.name: torch.zeros(1, dtype=torch.bool) for group in blocks})
