@@ -8,12 +8,14 @@ import torch
 import torch.multiprocessing
 from digits_data import write_digits
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
-from mmprune_gates.engine.tick_data import Alternating, endless
+from mmprune_gates.engine.tick_data import Alternating, endless, epoch_length
 from mmprune_gates.gates import gates_of
 
 SCENES, DIGITS = 'demo/gbn_deeplabv3plus_scenes.py', 'demo/gbn_resnet20_digits.py'
@@ -296,6 +298,21 @@ def test_a_part_is_shuffled_anew_in_every_epoch():
 
     batches = endless(Loader())
     assert [next(batches) for _ in range(5)] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+
+
+def test_an_epoch_of_an_endless_sampler(monkeypatch):
+    data = list(range(10))
+    endless_loader = DataLoader(data, batch_size=3, sampler=InfiniteSampler(data))
+    assert epoch_length(endless_loader) == epoch_length(DataLoader(data, batch_size=3)) == 4
+    monkeypatch.setattr('mmprune_gates.engine.tick_data.get_world_size', lambda: 2)
+    assert epoch_length(endless_loader) == 2
+    assert epoch_length(DataLoader(data, batch_size=3)) == 4  # a sampler that ends knows its share
+
+
+def test_lengths_in_epochs_where_the_loop_goes_by_iterations(tiny_gbn):
+    runner, seen = looked(tiny_gbn(by_epoch=True, tick=1, tock=1, ticks=1, subset=0.4, iterations=14))
+    phases = [line['phase'] for line in seen]
+    assert phases[:9] == ['tock'] * 6 + ['tick'] * 3  # 12 images and 5, two at a time
 
 
 def rank_main(rank, address, folder):

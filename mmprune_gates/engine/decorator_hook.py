@@ -16,7 +16,7 @@ from mmprune_gates.budget import Cycle, Limits, TickTock, checked_target
 from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
 from mmprune_gates.engine.gate_params import STATE, loss_scale, matching_modules, own_param_group, unwrapped
 from mmprune_gates.engine.registry import HOOKS
-from mmprune_gates.engine.tick_data import Alternating, endless, subset_loader
+from mmprune_gates.engine.tick_data import Alternating, endless, epoch_length, subset_loader
 from mmprune_gates.gates import DecoratorGate, GateSet, gated_norms, gates_of, take_over_affine
 
 
@@ -121,7 +121,7 @@ class GateDecoratorHook(Hook):
         if self.subset < 1:
             self.part = subset_loader(runner, self.full.dataset, self.subset)
         own = self.lengths
-        tick, tock = (len(self.part), len(self.full)) if self.by_epoch else (1, 1)
+        tick, tock = (epoch_length(self.part), epoch_length(self.full)) if self.by_epoch else (1, 1)
         self.phases = Cycle(own.tick * tick, own.tock * tock, own.ticks, own.fraction)
 
     def learning_sets(self, model: nn.Module) -> dict[str, set[int]]:

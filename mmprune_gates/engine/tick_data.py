@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
+from math import ceil
 from typing import Any
 
 import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_world_size
 from torch.utils.data import DataLoader, Dataset, Subset
 
 
@@ -29,6 +32,12 @@ def subset_loader(runner, dataset: Dataset, share: float) -> DataLoader:
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count]
     config['dataset'] = Subset(dataset, sorted(chosen.tolist()))
     return runner.build_dataloader(config, seed=runner.seed)
+
+
+def epoch_length(loader: DataLoader) -> int:
+    """Iterations in which all ranks together see a data set once; an endless sampler does not know its share."""
+    ranks = get_world_size() if isinstance(loader.sampler, InfiniteSampler) else 1
+    return ceil(len(loader) / ranks)
 
 
 def endless(loader: DataLoader) -> Iterator[Any]:
