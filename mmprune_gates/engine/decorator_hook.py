@@ -101,9 +101,10 @@ class GateDecoratorHook(Hook):
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.learning = self.learning_sets(model)
         if runner.param_schedulers:
+            names = ', '.join(type(scheduler).__name__ for scheduler in runner.param_schedulers)
             runner.logger.warning(
                 f'GateDecoratorHook sets the learning rate (Tick {self.tick_lr}, Tock and fine-tune {self.low} to '
-                f"{self.high} and back): the config's {len(runner.param_schedulers)} param_schedulers are not used"
+                f"{self.high} and back): the config's param_scheduler ({names}) is not used"
             )
         runner.param_schedulers = []
 
