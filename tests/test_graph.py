@@ -1,5 +1,7 @@
 """Groups, reasons, MACs and coverage of the toy nets, against numbers by hand and two other counters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -7,7 +9,7 @@ from helpers import random_kept, toy, traced
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from toy_nets import NETS, Plain, SharedLayer, Split, UnusedLayer
+from toy_nets import NETS, Plain, Residual, SharedLayer, Split, UnusedLayer
 
 from mmprune_gates import slim_model, trace_channels
 from mmprune_gates.channels.build import WEIGHTED
@@ -188,3 +190,19 @@ def test_flat_and_by_group_are_inverse():
     found = graph.by_group(graph.flat(kept))
     assert found.keys() == kept.keys()
     assert all(torch.equal(found[name], kept[name]) for name in kept)
+
+
+def test_further_groups_can_be_frozen():
+    _, graph, _ = traced(Residual)
+    first, *others = graph.free
+    frozen = graph.with_frozen({first.name: 'said so'})
+    assert frozen.group(first.name).frozen == 'said so' and {g.name for g in frozen.free} == {g.name for g in others}
+    for before, after in zip(graph.layers, frozen.layers, strict=True):
+        for groups, old, new in (
+            (before.out_groups, before.out_frozen, after.out_frozen),
+            (before.in_groups, before.in_frozen, after.in_frozen),
+        ):
+            assert new == ('said so' if old is None and groups == (first.name,) else old)
+    assert frozen.macs() == graph.macs() and frozen.prunable_macs() < graph.prunable_macs()
+    bare = replace(graph, layers=tuple(replace(layer, out_groups=(), out_frozen=None) for layer in graph.layers))
+    assert bare.with_frozen({}).layers == bare.layers  # a layer may hold no channel of any group

@@ -1,4 +1,4 @@
-# Gates on channels and on whole residual blocks: MobileNetV2 on digits, trained and pruned in one run from scratch.
+# Gates on whole residual blocks and nothing else: MobileNetV2 on digits, trained and pruned in one run from scratch.
 _base_ = './gdp_blocks_resnet50_digits.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -15,7 +15,7 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 model = dict(
-    input_shape=(3, 32, 32), units='both',
+    input_shape=(3, 32, 32),
     backbone=dict(_delete_=True, type='MobileNetV2', widen_factor=1.0),
     head=dict(in_channels=1280))
-custom_hooks = [dict(type='mmprune_gates.PolarizationHook', target_macs=0.3)]
+custom_hooks = [dict(type='mmprune_gates.PolarizationHook', target_macs=0.7)]

@@ -200,7 +200,7 @@ class ChannelGraph:
         frozen = {group.name: group.frozen for group in groups}
 
         def side(names: tuple[str, ...], reason: str | None) -> str | None:
-            return reason if reason or None in map(frozen.get, names) else frozen[names[0]]
+            return reason if reason or not names or None in map(frozen.get, names) else frozen[names[0]]
 
         layers = tuple(
             replace(
