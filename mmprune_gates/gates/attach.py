@@ -25,7 +25,7 @@ class GateSet(nn.Module):
     Attributes:
         graph: The channel graph they belong to.
         placements: The modules they act on.
-        placements_of: Those of each free group.
+        placements_of: Those of each group; none of a frozen one.
         by_group: Gate of each free group; dots in group names are colons in keys.
         scales: What acts at each placement.
         handles: Hooks of the scales.
@@ -36,7 +36,7 @@ class GateSet(nn.Module):
         self.graph, self.placements = graph, place_gates(graph)
         self.placements_of = {
             group.name: [placement for placement in self.placements if bool(inside(placement.index, group).any())]
-            for group in graph.free
+            for group in graph.groups
         }
         self.by_group = nn.ModuleDict({key(group.name): make_gate(group.size) for group in graph.free})
         for group in graph.free:
