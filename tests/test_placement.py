@@ -73,7 +73,7 @@ def test_the_smaller_tensor_is_scaled(net):
         if placement.kind == WEIGHT:
             assert read.weight_size < read.input_size or not read.direct
         elif placement.kind == INPUT:
-            assert read.input_size <= read.weight_size and read.direct
+            assert read.weight is None or (read.input_size <= read.weight_size and read.direct)
         elif placement.kind == OUTPUT:
             assert site.output_size < site.weight_size and site.direct
         else:

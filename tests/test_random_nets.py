@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from toy_nets import ResponseNorm
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.gates import (
@@ -40,8 +41,17 @@ NORMS = {
     'bn': nn.BatchNorm2d,
     'plain bn': lambda c: nn.BatchNorm2d(c, affine=False),
     'gn': lambda c: nn.GroupNorm(2 - c % 2, c),
+    'ln': lambda c: Transposed(nn.LayerNorm(c)),
+    'grn': ResponseNorm,
     'none': lambda c: nn.Identity(),
 }
+
+
+class Transposed(nn.Sequential):
+    """Modules for (N, H, W, C) on (N, C, H, W)."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def layer(i, o, act, norm, k=3, **options):

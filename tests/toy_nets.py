@@ -704,23 +704,40 @@ class LayerScale(Toy):
         return self.head(self.b(self.a(x) * self.gamma) + self.beta)
 
 
-class OtherNorms(Toy):
-    """LayerNorm and GroupNorm take statistics over channels: those stay."""
+class ResponseNorm(nn.Module):
+    """Global response norm, (N, C, H, W): every channel is divided by the mean over all channels."""
 
-    free = {'c.0': 5}
-    frozen = {'a': 'normalised over groups of channels', 'b': 'normalised over channels', 'head': 'an output'}
-    macs = P * 9 * (6 * 3 + 4 * 6 + 5 * 4) + P * 4 * 5
+    def __init__(self, channels):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        size = x.norm(dim=(2, 3), keepdim=True)
+        scaled = x * size / (size.mean(1, keepdim=True) + 1e-6)
+        return x + scaled * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class OtherNorms(Toy):
+    """Modules that take statistics over channels, one of them twice: they keep their full width amid fewer channels."""
+
+    free = {'a': 6, 'b': 4, 'c': 5, 'd': 6}
+    frozen = {'head': 'an output'}
+    macs = P * 9 * (6 * 3 + 4 * 6 + 5 * 4 + 6 * 5 + 6 * 6) + P * 4 * 6
+    placements = {(name, 'input') for name in ('group', 'layer', 'response', 'last')}
+    placements |= {(name, 'weight') for name in ('b', 'c', 'd', 'e', 'head')}
 
     def __init__(self):
         super().__init__()
         self.a, self.group = conv(3, 6), nn.GroupNorm(2, 6)
         self.b, self.layer = conv(6, 4), nn.LayerNorm(4)
-        self.c, self.head = conv_bn(4, 5), conv(5, 4, 1)
+        self.c, self.response = conv(4, 5), ResponseNorm(5)
+        self.d, self.e, self.last, self.head = conv(5, 6), conv(6, 6), nn.GroupNorm(1, 6), conv(6, 4, 1)
 
     def forward(self, x):
         x = F.relu(self.group(self.a(x)))
         x = self.layer(self.b(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.head(self.c(x))
+        x = self.last(self.d(self.response(self.c(x))))
+        return self.head(x + self.last(self.e(x)))
 
 
 class PixelShuffle(Toy):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.cost import Cost
-from mmprune_gates.channels.graph import Block, ChannelGraph, Group, Layer, Read, Site
+from mmprune_gates.channels.graph import Block, ChannelGraph, FullWidth, Group, Layer, Read, Site
 from mmprune_gates.channels.labels import GATED, Flow, Use
 
 WEIGHTED = (
@@ -67,6 +67,23 @@ def build_graph(flow: Flow, model: nn.Module, prune_channels: bool = True) -> Ch
         )
         for read in flow.reads
     )
+    reads += tuple(
+        Read(
+            layer=module,
+            weight=None,
+            in_dim=None,
+            dim=call.dim,
+            index=channels(call.axis.ids),
+            gated=torch.from_numpy(call.axis.state == GATED),
+            sites=call.axis.sites,
+            input_size=call.input_size,
+            weight_size=0,
+            direct=True,
+        )
+        for module, calls in flow.full_width.items()
+        for call in calls
+    )
+    full_width = {name: FullWidth(calls[0].dim, channels(calls[0].axis.ids)) for name, calls in flow.full_width.items()}
     sites = tuple(
         Site(
             module=module,
@@ -87,7 +104,7 @@ def build_graph(flow: Flow, model: nn.Module, prune_channels: bool = True) -> Ch
         inside = [name for name in flow.layers if group.block.holds(name)]
         filters[group.start] = sum(flow.tensors[name].shape[flow.layers[name].out_dim] for name in inside)
     layers = coverage(flow, model, groups, slots, reasons, classes, cost)
-    return ChannelGraph(groups, slots, layers, reads, sites, filters, frozenset(flow.tainted), cost)
+    return ChannelGraph(groups, slots, layers, reads, sites, full_width, filters, frozenset(flow.tainted), cost)
 
 
 def is_direct(model: nn.Module, path: str) -> bool:

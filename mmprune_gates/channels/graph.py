@@ -89,20 +89,20 @@ class Read:
 
     Attributes:
         layer: Module path of the reader.
-        weight: Name of its weight.
-        in_dim: Dimension of the weight that reads them.
+        weight: Name of its weight; None for a module that keeps its full width.
+        in_dim: Dimension of the weight that reads them, or None.
         dim: Channel dimension of its input; -1, the last, for a linear layer.
         index: (C,) channel at each input position, -1 for none.
         gated: (C,) bool, whether a gate at ``sites`` scales that input.
         sites: Module paths of norms and layers.
         input_size: Elements of its input per sample.
-        weight_size: Elements of its weight.
+        weight_size: Elements of its weight, or 0.
         direct: Whether the reader's own input is what its weight reads (a layer of torch, not a derived one).
     """
 
     layer: str
-    weight: str
-    in_dim: int
+    weight: str | None
+    in_dim: int | None
     dim: int
     index: Tensor
     gated: Tensor
@@ -136,6 +136,19 @@ class Site:
 
 
 @dataclass(frozen=True)
+class FullWidth:
+    """A module that computes across channels: in a slim model it still sees all of them, those gone as zeros.
+
+    Attributes:
+        dim: Channel dimension of its input and output; -1 if it is the last.
+        index: (C,) channel at each position, -1 for none.
+    """
+
+    dim: int
+    index: Tensor
+
+
+@dataclass(frozen=True)
 class ChannelGraph:
     """All channels of a model, numbered group after group.
 
@@ -150,6 +163,7 @@ class ChannelGraph:
         layers: Coverage of every convolution and linear layer, in order of execution, then the unused ones.
         reads: Where channels are read, in order of execution.
         sites: Where a gate can stand behind what makes channels, in order of execution.
+        full_width: Module path -> what it keeps, for each module that computes across channels.
         filters: (num_channels,) filters that go with each channel: rows of weights that make it or pass it on.
         tainted: Module paths of sites whose output is also used where a gate would not pass unchanged.
         cost: Multiply-accumulates of inference as a function of what is kept.
@@ -160,6 +174,7 @@ class ChannelGraph:
     layers: tuple[Layer, ...]
     reads: tuple[Read, ...]
     sites: tuple[Site, ...]
+    full_width: Mapping[str, FullWidth]
     filters: Tensor
     tainted: frozenset[str]
     cost: Cost

@@ -10,6 +10,7 @@ channels are read, and what each op costs.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -98,6 +99,21 @@ class Site:
 
 
 @dataclass(frozen=True)
+class FullWidth:
+    """A call of a module that computes across channels and keeps its full width.
+
+    Attributes:
+        dim: Channel dimension of its input and output; -1 if it is the last.
+        axis: The channels of its input and, at the same places, of its output.
+        input_size: Elements of its input per sample.
+    """
+
+    dim: int
+    axis: Axis
+    input_size: float
+
+
+@dataclass(frozen=True)
 class Use:
     """A convolution or linear layer as the graph uses it.
 
@@ -140,6 +156,8 @@ class Flow:
     tainted: set[str] = field(default_factory=set)
     tensors: dict[str, Value] = field(default_factory=dict)
     sites: dict[str, Site] = field(default_factory=dict)  # by module path
+    calls: Counter[str] = field(default_factory=Counter)  # of modules without submodules, by path
+    full_width: dict[str, list[FullWidth]] = field(default_factory=lambda: defaultdict(list))  # by module path
     blocks: list[tuple[Any, np.ndarray]] = field(default_factory=list)  # branch and the id that stands for it
     layers: dict[str, Use] = field(default_factory=dict)  # by name of the weight, in order of execution
     num_ids: int = 0
@@ -161,6 +179,10 @@ class Flow:
             axes = tuple(self.fresh(dim, size) for dim, size in enumerate(shape) if size > 1)
             self.tensors[name] = Value(shape, axes)
         return self.tensors[name]
+
+    def draft(self) -> Flow:
+        """A flow to try rules on, with the same tensors and nothing found."""
+        return Flow(tensors=dict(self.tensors), num_ids=self.num_ids, aliases=self.aliases)
 
     def unite(self, a: np.ndarray, b: np.ndarray) -> None:
         """Keep or remove the channels of ``a`` and ``b`` together, element by element (broadcasting)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from operator import getitem
 from typing import Any
 
 import torch
@@ -86,6 +87,11 @@ class Op:
 def op_name(node: fx.Node) -> str:
     """An op without library, overload and the mark of its in-place form, for example ``conv2d``."""
     return str(node.target).rsplit('.', 1)[0].removeprefix('aten.').rstrip('_')
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """Whether a call changes its first operand."""
+    return node.target is not getitem and str(node.target).rpartition('.')[0].endswith('_')
 
 
 def module_path(node: fx.Node) -> str:

@@ -10,6 +10,8 @@ from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Value
 from mmprune_gates.channels.op import Op, shapes
 
 MIXED = 'combined with a tensor that has no removable channels there'
+NO_RULE = 'no rule for this op'
+DIVIDES = 'divides'
 
 
 def same(op: Op) -> Value:
@@ -32,6 +34,14 @@ def sampling(op: Op) -> Value:
     x, grid = op.arg(0), op.arg(1)
     op.freeze([*grid.axes, *(axis for axis in x.axes if axis.dim > 1)], 'sampled at or along channels')
     return op.result([axis for axis in x.axes if axis.dim <= 1])
+
+
+def roll(op: Op) -> Value:
+    """``aten.roll`` over dimensions that hold no channel."""
+    x, dims = op.arg(0), op.arg(2, ())
+    rolled = {d % len(x.shape) for d in dims} if dims else set(range(len(x.shape)))
+    op.freeze([axis for axis in x.axes if axis.dim in rolled], 'rolled along channels')
+    return op.result([axis for axis in x.axes if axis.dim not in rolled])
 
 
 def nothing(op: Op) -> Value:
@@ -72,7 +82,7 @@ def power(op: Op) -> Value:
 
 def unknown(op: Op):
     """An op without a rule: nothing it touches can be removed."""
-    op.freeze([axis for value in op.tensors for axis in value.axes], 'no rule for this op')
+    op.freeze([axis for value in op.tensors for axis in value.axes], NO_RULE)
     results = [Value(shape) for shape in shapes(op.node)]
     return results if isinstance(op.node.meta.get('val'), (list, tuple)) else results[0]
 
@@ -107,7 +117,7 @@ def multiplicative(op: Op) -> Value:
 def quotient(op: Op) -> Value:
     """div: homogeneous in the numerator; a channel in the denominator must not become zero."""
     if isinstance(denominator := op.arg(1), Value):
-        op.freeze(denominator.axes, 'divides')
+        op.freeze(denominator.axes, DIVIDES)
     return elementwise(op, np.minimum.reduce, broadcast=GATED)
 
 
@@ -156,8 +166,17 @@ def meet(op: Op, dim: int, found: list[Axis], combine=np.minimum.reduce, at_most
 
 def reduction(op: Op) -> Value:
     """sum, mean, amax over dimensions: exact only over dimensions that hold no channel."""
-    x, keep = op.arg(0), op.arg(2, False)
-    dims = op.arg(1)
+    return reduced(op, op.arg(1), op.arg(2, False))
+
+
+def vector_norm(op: Op) -> Value:
+    """``aten.linalg_vector_norm``: homogeneous; exact only over dimensions that hold no channel."""
+    return reduced(op, op.arg(2), op.arg(3, False))
+
+
+def reduced(op: Op, dims: int | list[int] | None, keep: bool) -> Value:
+    """What is left of the first operand's axes once ``dims`` (all, if there are none) are gone, or of size 1."""
+    x = op.arg(0)
     dims = range(len(x.shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = {d % len(x.shape) for d in dims}
     op.freeze([axis for axis in x.axes if axis.dim in dims], 'reduced over channels')

@@ -167,6 +167,14 @@ def select(op: Op) -> Value:
     return op.result([replace(a, dim=a.dim - (a.dim > dim)) for a in x.without(dim)])
 
 
+def unbind(op: Op) -> list[Value]:
+    """``aten.unbind``: every position of a dimension."""
+    x, dim = op.arg(0), op.arg(1, 0) % len(op.arg(0).shape)
+    op.freeze([x.along(dim)], 'taken apart along channels')
+    axes = tuple(replace(a, dim=a.dim - (a.dim > dim)) for a in x.without(dim))
+    return [Value(shape, axes) for shape in shapes(op.node)]
+
+
 def getitem(op: Op) -> Value:
     """``operator.getitem`` of a list of results."""
     return op.arg(0)[op.arg(1)]

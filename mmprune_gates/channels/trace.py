@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from operator import getitem
 from typing import Any
@@ -13,9 +13,10 @@ from torch.export.graph_signature import InputKind
 
 from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
+from mmprune_gates.channels.full_width import find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.labels import Flow, Value
-from mmprune_gates.channels.op import Op, shapes
+from mmprune_gates.channels.op import Op, is_inplace, shapes
 from mmprune_gates.channels.rules import apply_rule
 
 Forward = Callable[..., Any]
@@ -67,6 +68,7 @@ def trace_channels(
         trained = walk(flow, capture(model, train_forward, example_inputs, training=True), batch, counted=False)
         known = {branch.modules for branch in trained}
         branches = [branch for branch in branches if branch.modules in known]
+    settle(flow)
     if units != 'channels':
         add_blocks(flow, branches)
     return build_graph(flow, model, prune_channels=units != 'blocks')
@@ -108,29 +110,44 @@ def capture(model: nn.Module, forward: Forward | None, inputs: tuple, training: 
 
 def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted: bool) -> list[Branch]:
     """Let labels flow through an exported graph, from its inputs to its outputs; returns its residual branches."""
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    values: dict[fx.Node, Any] = {}
-    names: dict[fx.Node, str] = {}
+    values, names = placeholders(flow, program)
     terms: dict[fx.Node, range] = {}
+    calls = {node: call for call in find_calls(flow, program.graph, names) for node in call.nodes}
+
+    def apply(flow: Flow, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        return labels(Op(flow, node, values, names, batch, counted))
+
     for node in program.graph.nodes:
         if node.op == 'output':
             outputs = [value for n in node.all_input_nodes for value in as_list(values[n])]
             flow.freeze([axis for value in outputs for axis in value.axes], OUTPUT)
-            break
-        if node.op == 'call_function':
-            before = len(flow.terms)
-            values[node] = call(Op(flow, node, values, names, batch, counted))
-            terms[node] = range(before, len(flow.terms))
+        if node.op != 'call_function':
             continue
+        before = len(flow.terms)
+        call = calls.get(node)
+        if call and node is call.nodes[0] and (axis := keep_whole(flow, call, values, apply, batch)):
+            values |= {one: Value(shapes(one)[0]) for one in call.nodes}
+            values[call.nodes[-1]] = Value(shapes(call.nodes[-1])[0], (axis,))
+        elif node not in values:
+            values[node] = apply(flow, node, values)
+        terms[node] = range(before, len(flow.terms))
+    return find_branches(values, names, terms, flow)
+
+
+def placeholders(flow: Flow, program: torch.export.ExportedProgram) -> tuple[dict[fx.Node, Any], dict[fx.Node, str]]:
+    """Labels of the inputs, parameters and buffers of a graph, and names of the latter two."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    values, names = {}, {}
+    for node in (node for node in program.graph.nodes if node.op not in ('call_function', 'output')):
         values[node] = Value(shapes(node)[0])
         spec = specs.get(node.name)
         if spec is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and node.users:
             names[node] = flow.canonical(spec.target.removeprefix('model.'))
             values[node] = flow.tensor(names[node], shapes(node)[0])
-    return find_branches(values, names, terms, flow)
+    return values, names
 
 
-def call(op: Op) -> Any:
+def labels(op: Op) -> Any:
     """Labels of an op's result.
 
     Whoever reads a tensor after it was changed in place reads the result of that op: ``torch.export`` sees to it.
@@ -143,11 +160,6 @@ def call(op: Op) -> Any:
         if viewed and changed(op.values[operand], result):
             op.freeze(result.axes, 'changed in place through a view')
     return result
-
-
-def is_inplace(node: fx.Node) -> bool:
-    """Whether a call changes its first operand."""
-    return node.target is not getitem and str(node.target).rpartition('.')[0].endswith('_')
 
 
 def is_view(node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.graph import ChannelGraph, Group
+from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement, inside, place_gates
 
@@ -166,6 +167,9 @@ class Scale:
     def fold(self) -> None:
         """Multiply the gate values into the parameters for good."""
         value = self.value()
+        if self.placement.weight_dim is None:
+            scale_input(self.module, self.placement.dim, value)
+            return
         for name, dim in self.targets():
             parameter = getattr(self.module, name)
             # Groups of a convolution share their gates: its input may have more positions than its weight.

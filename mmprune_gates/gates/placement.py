@@ -26,14 +26,14 @@ class Placement:
         module: Its path.
         kind: ``affine`` (weight and bias) or ``output`` of a norm or layer; ``input`` or ``weight`` of a reader.
         dim: Dimension of the scaled tensor that holds the channels; for ``affine``, of the weight.
-        weight_dim: Dimension of the module's weight that holds them.
+        weight_dim: Dimension of the module's weight that holds them; None for a module that keeps its full width.
         index: (C,) channel of the graph at each position, -1 where no gate acts.
     """
 
     module: str
     kind: str
     dim: int
-    weight_dim: int
+    weight_dim: int | None
     index: Tensor
 
 
@@ -52,7 +52,7 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
         if any(site.module in read.sites and meets(site.index, read.index) for read in used):
             placements.append(after(site, restrict(graph, site.index, behind)))
     readers = {group.name for group in channels} - behind
-    for read in {read.weight: read for read in graph.reads}.values():
+    for read in {read.weight or read.layer: read for read in graph.reads}.values():
         placements.append(before(read, restrict(graph, read.index, readers), graph))
     for group in filter(lambda group: group.block, graph.free):
         own = [site for site in graph.sites if site.module in group.block.sites]

@@ -19,7 +19,8 @@ from mmprune_gates.channels.graph import ChannelGraph, Group
 from mmprune_gates.slimming.surgery import slim_model
 
 Run = Callable[[nn.Module], Any]
-TORCH = os.path.dirname(torch.__file__) + os.sep
+SLIMMING = os.path.dirname(__file__)
+NOT_THE_MODEL = tuple(f'{folder}{os.sep}' for folder in (os.path.dirname(torch.__file__), os.path.dirname(SLIMMING)))
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
 
 
@@ -76,6 +77,6 @@ def failure(model: nn.Module, run: Run) -> str:
             run(model)
     except ERRORS as error:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if not frame.filename.startswith(TORCH)][-1]
-        return f'{os.path.basename(own.filename)}:{own.lineno}'
+        own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_MODEL)] or frames
+        return f'{os.path.basename(own[-1].filename)}:{own[-1].lineno}'
     return ''

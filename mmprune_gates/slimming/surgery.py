@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.graph import Block, ChannelGraph, Kept
+from mmprune_gates.gates.full_width import has_full_width, narrow, scale_input
 from mmprune_gates.slimming.removal import remove_modules
-from mmprune_gates.slimming.widths import Widths, replace_tensor, sync_attributes
+from mmprune_gates.slimming.widths import FULL_WIDTH, Widths, replace_tensor, sync_attributes
 
 
 def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
@@ -22,6 +23,12 @@ def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
             if not (mask := vector[index]).all():
                 masks[name][dim] = mask
     return dict(masks)
+
+
+def full_width_masks(graph: ChannelGraph, kept: Kept) -> dict[str, Tensor]:
+    """Path of each module that keeps its full width -> (C,) bool, True = keep."""
+    vector = torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])
+    return {path: vector[module.index] for path, module in graph.full_width.items()}
 
 
 def removed_blocks(graph: ChannelGraph, kept: Kept) -> list[Block]:
@@ -68,6 +75,8 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
             for dim, mask in dims.items():
                 gone = (~mask).nonzero().flatten().to(tensors[name].device)
                 tensors[name].index_fill_(dim, gone, 0)
+        for path, mask in full_width_masks(graph, kept).items():
+            scale_input(model.get_submodule(path), graph.full_width[path].dim, mask)
         for site in (site for block in removed_blocks(graph, kept) for site in block.sites):
             for parameter in model.get_submodule(site).parameters(recurse=False):
                 parameter.zero_()
@@ -104,6 +113,10 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
     for path in changed:
         if found := sync_attributes(model.get_submodule(path), changed[path]):
             widths[path] = found
+    for path, mask in full_width_masks(graph, kept).items():
+        module = model.get_submodule(path)
+        if not mask.all() or has_full_width(module):
+            widths[path] = {FULL_WIDTH: narrow(module, graph.full_width[path].dim, mask)}
     removed = [path for block in blocks for path in block.modules]
     remove_modules(model, removed)
     return {'widths': widths, 'removed': removed}

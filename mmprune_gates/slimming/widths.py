@@ -2,7 +2,8 @@
 
 A table of widths is what a slim model needs besides the config of its architecture:
 ``{'backbone.conv1': {'out_channels': 24}, 'backbone.bn1': {'num_features': 24}}``. A plain parameter or buffer of
-a module without such attributes (a layer scale) stands under its own name with its shape.
+a module without such attributes (a layer scale) stands under its own name with its shape. A module that keeps its full
+width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24}}``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-Widths = dict[str, dict[str, int | list[int]]]
+from mmprune_gates.gates.full_width import keep_full_width
+
+Widths = dict[str, dict[str, int | list[int] | dict[str, int]]]
+FULL_WIDTH = 'full_width'
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
@@ -118,6 +122,9 @@ def tied_parameters(model: nn.Module) -> list[tuple[tuple[nn.Module, str], tuple
 
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
     """Set width attributes of one module and replace its tensors by new ones of the shapes that follow."""
+    if FULL_WIDTH in attributes:
+        keep_full_width(module, **attributes[FULL_WIDTH])
+        return
     if missing := [name for name in attributes if not hasattr(module, name)]:
         raise ValueError(f'widths of {path!r}: {type(module).__name__} has no attribute {missing[0]!r}')
     shapes = next((shapes for applies, _, shapes in TABLE if applies(module)), None)

@@ -1,0 +1,80 @@
+"""A module that computes across channels, at its full width amid fewer channels: zeros stand where channels have gone.
+
+It is the stock module, with its own parameters, two buffers and two hooks. The channel graph says which modules they
+are (``ChannelGraph.full_width``).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+INDEX, SCALE = 'kept_index', 'kept_scale'
+
+
+def keep_full_width(module: nn.Module, dim: int, channels: int, kept: int) -> None:
+    """Let a module take and give the first ``kept`` of its channels; :func:`narrow` chooses others.
+
+    Args:
+        module: Turns one tensor, its first argument, into one of the same shape.
+        dim: Channel dimension of that tensor.
+        channels: Full width.
+        kept: Width of what it takes and gives.
+    """
+    like = next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), torch.zeros(()))
+    module.register_buffer(INDEX, torch.arange(kept, device=like.device))
+    module.register_buffer(SCALE, torch.ones(kept, device=like.device, dtype=like.dtype))
+    module.full_width = {'dim': dim, 'channels': channels}
+    module.register_forward_pre_hook(partial(widened, dim=dim, channels=channels))
+    module.register_forward_hook(partial(narrowed, dim=dim))
+
+
+def has_full_width(module: nn.Module) -> bool:
+    """Whether :func:`keep_full_width` was called."""
+    return hasattr(module, 'full_width')
+
+
+@torch.no_grad()
+def scale_input(module: nn.Module, dim: int, scale: Tensor) -> None:
+    """Multiply what a module is called with by (C,) factors from now on; it takes and gives all channels."""
+    if bool((scale == 1).all()):
+        return
+    if not has_full_width(module):
+        keep_full_width(module, dim, len(scale), len(scale))
+    getattr(module, SCALE).mul_(scale)
+
+
+def narrow(module: nn.Module, dim: int, mask: Tensor) -> dict[str, int]:
+    """Let a module take and give fewer channels than it does.
+
+    Args:
+        module: The module.
+        dim: Channel dimension of its input.
+        mask: (C,) bool, True = keep.
+
+    Returns:
+        The arguments of :func:`keep_full_width` for a module as narrow.
+    """
+    if not has_full_width(module):
+        keep_full_width(module, dim, len(mask), len(mask))
+    for name in (INDEX, SCALE):
+        value = getattr(module, name)
+        setattr(module, name, value[mask.nonzero().flatten().to(value.device)])
+    return {**module.full_width, 'kept': int(mask.sum())}
+
+
+def widened(module: nn.Module, args: tuple, dim: int, channels: int) -> tuple:
+    """Forward pre-hook: the input, scaled, among zeros."""
+    x, *rest = args
+    shape = list(x.shape)
+    shape[dim] = channels
+    scale = getattr(module, SCALE).to(x.dtype)
+    scale = scale.reshape([-1 if d == dim % x.dim() else 1 for d in range(x.dim())])
+    return (x.new_zeros(shape).index_copy(dim, getattr(module, INDEX), x * scale), *rest)
+
+
+def narrowed(module: nn.Module, args: tuple, output: Tensor, dim: int) -> Tensor:
+    """Forward hook: the kept channels of the output."""
+    return output.index_select(dim, getattr(module, INDEX))

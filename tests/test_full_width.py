@@ -1,0 +1,190 @@
+"""Modules that compute across channels see zeros where channels have gone: in graph, gated and slim models."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import call, example, random_kept, randomize_, relative_error, removal_errors, toy
+from torch import nn
+from toy_nets import OtherNorms, ResponseNorm, conv, conv_bn
+
+from mmprune_gates import slim_model, trace_channels
+from mmprune_gates.gates import PolarizationGate, attach_gates, fold_gates
+from mmprune_gates.slimming import apply_widths
+
+
+class Around(nn.Module):
+    """A module between two convolutions."""
+
+    def __init__(self, module, width=6):
+        super().__init__()
+        self.a, self.module, self.head = conv_bn(3, width), module, conv(width, 4, 1)
+
+    def forward(self, x):
+        return self.head(self.module(self.a(x)))
+
+
+class Softmax(nn.Module):
+    """A softmax over channels, by hand."""
+
+    def forward(self, x):
+        return x.exp() / x.exp().sum(1, keepdim=True)
+
+
+class Factors(nn.Module):
+    """A product of matrices without weights."""
+
+    def forward(self, x):
+        y = x.flatten(2)
+        return (y @ y.transpose(1, 2) @ y).view(x.shape)
+
+
+class Logarithm(nn.Module):
+    """Infinite where a channel is zero, before it is made finite again."""
+
+    def forward(self, x):
+        return x.abs().log().softmax(1)
+
+
+class Ratio(nn.Module):
+    """Divides a channel by itself."""
+
+    def forward(self, x):
+        return (x / x.abs()).softmax(1)
+
+
+class Weighted(nn.Module):
+    """A layer of its own before a softmax over channels: its cost must not be lost."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6, 6, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight).softmax(1)
+
+
+class Twice(nn.Module):
+    """A norm that also reads what nothing can be removed from."""
+
+    def __init__(self, second):
+        super().__init__()
+        self.a, self.norm = conv_bn(3, 6), nn.GroupNorm(1, 6)
+        self.second, self.head, self.other = second, conv(6, 4, 1), conv(6, 4, 1)
+
+    def forward(self, x):
+        return self.head(self.norm(self.a(x))), self.other(self.norm(self.second(x)))
+
+
+class Pair(nn.Module):
+    """The input twice, for six channels of which none can go."""
+
+    def forward(self, x):
+        return torch.cat([x, x], 1)
+
+
+def traced(model):
+    model, x = randomize_(model.double()).eval(), example((3, 8, 8))
+    return model, trace_channels(model, (x,)), x
+
+
+@pytest.mark.parametrize(
+    'module',
+    [nn.GroupNorm(3, 6), nn.GroupNorm(1, 6, affine=False), ResponseNorm(6), Softmax(), Factors(), nn.Softmax(1)],
+)
+def test_what_computes_across_channels_keeps_its_width_and_the_rest_is_exact(module):
+    model, graph, x = traced(Around(module))
+    assert [group.frozen for group in graph.groups][:1] == [None] and set(graph.full_width) == {'module'}
+    kept = random_kept(graph)
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    width = int(kept['a.0'].sum())
+    assert spec['widths']['module'] == {'full_width': {'dim': 1, 'channels': 6, 'kept': width}}
+    assert type(slim.module) is type(module)
+    assert {k: v.shape for k, v in slim.module.named_parameters()} == {k: v.shape for k, v in module.named_parameters()}
+
+
+def test_a_layer_norm_counts_its_dimension_from_the_end():
+    model, graph, _ = toy(OtherNorms)
+    assert {name: module.dim for name, module in graph.full_width.items()} == {
+        'group': 1,
+        'layer': -1,
+        'response': 1,
+        'last': 1,
+    }
+
+
+def test_what_a_product_costs_does_not_depend_on_the_channels():
+    _, graph, _ = traced(Around(Factors()))
+    layers = 9 * 3 * 6 * 64 + 6 * 4 * 64
+    assert graph.macs() == layers + 2 * 6 * 6 * 64
+    assert graph.macs({'a.0': torch.arange(6) < 3}) == layers // 2 + 2 * 6 * 6 * 64
+
+
+@pytest.mark.parametrize(
+    ('module', 'reason'),
+    [(Logarithm(), 'no rule for this op (aten.log in module)'), (Ratio(), 'divides'), (Weighted(), 'normalised over')],
+)
+def test_what_is_infinite_at_zero_or_has_a_layer_stays_frozen(module, reason):
+    _, graph, _ = traced(Around(module))
+    frozen = [group.frozen for group in graph.groups if group.name in ('a.0', 'module')]
+    assert any(reason in (why or '') for why in frozen) and not graph.full_width
+
+
+def test_calls_with_the_same_channels_go_together():
+    model, graph, x = traced(Twice(conv(3, 6)))
+    assert [group.size for group in graph.free] == [6] and removal_errors(model, graph, x, random_kept(graph))[
+        0
+    ] < 1e-12
+
+
+@pytest.mark.parametrize('second', [Pair(), nn.Sequential(Pair(), nn.Identity())])
+def test_a_module_that_is_also_called_with_rigid_channels_stays_whole(second):
+    _, graph, _ = traced(Twice(second))
+    assert all('called in different ways' in group.frozen for group in graph.groups if group.name == 'a.0')
+
+
+def test_gates_that_are_half_open_stay_in_front_of_it():
+    model, graph, inputs = toy(OtherNorms)
+    gates = attach_gates(model, graph, PolarizationGate)
+    gates.set_theta(torch.linspace(0.3, 1.4, graph.num_channels))
+    gates['a'].theta.data[2:4] = 0
+    expected = call(model, inputs)
+    spec = slim_model(model, *fold_gates(model))
+    assert relative_error(call(model, inputs), expected) < 1e-12
+    assert spec['widths']['group']['full_width']['kept'] == 4
+    assert model.group.kept_index.tolist() == [0, 1, 4, 5] and bool((model.group.kept_scale != 1).all())
+
+
+def test_rebuilt_from_widths_it_takes_the_state_dict_and_trains():
+    model, graph, inputs = toy(OtherNorms)
+    fresh = copy.deepcopy(model)
+    spec = slim_model(model, graph, random_kept(graph))
+    apply_widths(fresh, spec['widths'])
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    fresh.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True), strict=True)
+    assert relative_error(call(fresh, inputs), call(model, inputs)) == 0
+    copied = copy.deepcopy(fresh)  # hooks and buffers are its own
+    copied.train()(inputs).sum().backward()
+    assert copied.group.weight.grad is not None and fresh.group.weight.grad is None
+    copied.group.kept_scale.zero_()
+    assert relative_error(call(fresh, inputs), call(model, inputs)) == 0
+
+
+def test_it_works_in_half_precision():
+    model, graph, inputs = toy(OtherNorms)
+    slim_model(model, graph, random_kept(graph))
+    expected = call(model, inputs)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = call(model.float(), inputs.float())
+    assert relative_error([value.double() for value in found], expected) < 0.1
+
+
+def test_a_slim_model_can_be_exported_again():
+    model, graph, inputs = toy(OtherNorms)
+    slim_model(model, graph, random_kept(graph))
+    program = torch.export.export(model, (inputs,), strict=False)
+    assert relative_error([program.module()(inputs)], call(model, inputs)) < 1e-12
