@@ -1,6 +1,7 @@
 """Residual blocks: found where cutting off is exact, costed, gated, chosen, removed, rebuilt."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from toy_nets import conv, conv_bn
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.budget import Candidates, Limits
+from mmprune_gates.budget.selection import fill
 from mmprune_gates.engine.builders import trace, without_pretrained
 from mmprune_gates.engine.forwards import training_forward
 from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates, fold_gates
-from mmprune_gates.slimming import remove_modules
+from mmprune_gates.slimming import apply_widths, remove_modules
 
 
 class Net(nn.Module):
@@ -65,6 +67,19 @@ class Nested(Net):
         return x + self.b(y + self.d(self.c(y)))
 
 
+class Permuted(Net):
+    """Linear layers on the last dimension, as in ConvNeXt, and a factor per channel behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.LayerNorm(6)
+        self.b, self.c, self.gamma = nn.Linear(6, 5), nn.Linear(5, 6), nn.Parameter(torch.rand(6))
+
+    def block(self, x):
+        y = self.norm(self.a(x).permute(0, 2, 3, 1))
+        return x + (self.c(torch.relu(self.b(y))) * self.gamma).permute(0, 3, 1, 2)
+
+
 class ReadElsewhere(Net):
     """What the branch computes is also an output."""
 
@@ -111,7 +126,7 @@ class Reshaped(Net):
         return x + self.b(self.a(x).reshape(-1, 5, 8, 8))
 
 
-FOUND = {'Net': Net, 'Reversed': Reversed, 'Scaled': Scaled, 'Nested': Nested}
+FOUND = {'Net': Net, 'Reversed': Reversed, 'Scaled': Scaled, 'Nested': Nested, 'Permuted': Permuted}
 NOT = {net.__name__: net for net in (ReadElsewhere, TwoEntries, OtherWidth, Shifted, Reshaped)}
 found = pytest.mark.parametrize('net', FOUND.values(), ids=FOUND)
 
@@ -135,7 +150,7 @@ def test_cutting_off_is_exact(net):
         kept = {name: mask.bool() for name, mask in kept.items()}
         error, distance, slim, spec = removal_errors(model, graph, inputs, kept)
         assert error < 1e-12 and distance > 1e-3
-        assert spec['removed'] == list(group.block.modules)
+        assert spec['removed'] == dict.fromkeys(group.block.modules)
         assert not [name for name in slim.state_dict() if group.block.holds(name)]
         again = trace_channels(slim, (inputs,))
         assert again.macs() == graph.macs(kept)
@@ -210,7 +225,7 @@ def test_channels_of_a_closed_block_do_not_count_again():
 
 def test_removed_modules_that_are_not_there():
     with pytest.raises(ValueError, match="removed names the module 'nowhere'"):
-        remove_modules(Net(), ['nowhere'])
+        remove_modules(Net(), {'nowhere': None})
 
 
 MODELS_WITH_BLOCKS = {
@@ -242,3 +257,139 @@ def test_stock_models_lose_blocks_and_stay_exact(name):
     rebuilt.load_state_dict(slim.state_dict())
     expected = call(slim, inputs, training_forward)
     assert relative_error(call(rebuilt, inputs, training_forward), expected) == 0
+
+
+class Squeeze(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self):
+        super().__init__()
+        self.squeeze, self.excite = conv(5, 2, 1), conv(2, 5, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+class Squeezed(Net):
+    """Three layers, of which the last reads what squeeze and excitation scales."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = conv_bn(6, 4), conv_bn(4, 5, act=nn.SiLU), conv_bn(5, 6, act=nn.Identity)
+        self.se = Squeeze()
+
+    def block(self, x):
+        return x + self.c(self.se(self.b(self.a(x))))
+
+
+class Several(Net):
+    """The last layer reads two groups: neither alone makes it constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c, self.b = conv_bn(6, 5), conv_bn(6, 4), conv_bn(9, 6, act=nn.Identity)
+
+    def block(self, x):
+        return x + self.b(torch.cat([self.a(x), self.c(x)], 1))
+
+
+class Weighed(Net):
+    """The end of the branch also depends on its entry."""
+
+    def block(self, x):
+        return x + self.b(self.a(x)) * torch.sigmoid(x)
+
+
+# net -> last group, and all that go with it
+EMPTY = {
+    Net: ('a.0', {'a.0'}),
+    Reversed: ('a.0', {'a.0'}),
+    Scaled: ('a.0', {'a.0'}),
+    Squeezed: ('b.0', {'a.0', 'b.0', 'se.squeeze'}),
+}
+emptied = pytest.mark.parametrize('net', EMPTY, ids=[net.__name__ for net in EMPTY])
+
+
+@emptied
+@pytest.mark.parametrize('units', ['channels', 'both'])
+def test_an_emptied_block_leaves_its_constant(net, units):
+    model, graph, inputs = traced(net, units)
+    (block,) = graph.blocks
+    assert (block.last, set(block.inner)) == EMPTY[net]
+    assert [group.name for group in graph.groups if group.empties] == [block.last]
+    kept = {name: torch.ones_like(mask) for name, mask in random_kept(graph).items()}
+    kept |= {'stem.0': torch.arange(6) != 2, block.last: torch.zeros(graph.group(block.last).size)}
+    error, distance, slim, spec = removal_errors(model, graph, inputs, kept)
+    assert error < 1e-12 and distance > 1e-3
+    assert set(spec['removed']) == set(block.modules)
+    (shape,) = (shape for shape in spec['removed'].values() if shape)
+    assert math.prod(shape) == 5
+    assert trace_channels(slim, (inputs,)).macs() == graph.macs(kept) == 64 * 9 * (3 * 5 + 5 * 4)
+    fresh = copy.deepcopy(model)
+    remove_modules(fresh, spec['removed'])
+    apply_widths(fresh, spec['widths'])
+    fresh.load_state_dict(slim.state_dict(), strict=True)
+    assert relative_error(call(fresh, inputs), call(slim, inputs)) == 0
+    loss = fresh.train()(inputs).sum()
+    loss.backward()
+    unused = {'gamma'} if net is Scaled else set()  # it stands before a module that is gone
+    assert {name for name, parameter in fresh.named_parameters() if parameter.grad is None} == unused
+
+
+@emptied
+@pytest.mark.parametrize('gate', [PolarizationGate, DecoratorGate])
+def test_gates_that_are_all_closed_empty_it(net, gate):
+    model, graph, inputs = traced(net, 'channels')
+    model = copy.deepcopy(model)
+    gates = attach_gates(model, graph, gate)
+    for name in graph.blocks[0].inner:
+        gates[name].theta.data.zero_()
+    expected = call(model, inputs)
+    spec = slim_model(model, *fold_gates(model))
+    assert spec['removed'] and relative_error(call(model, inputs), expected) < 1e-12
+
+
+@pytest.mark.parametrize('net', [Several, Weighed, Nested, Permuted])
+def test_what_is_not_constant_cannot_be_emptied(net):
+    _, graph, _ = traced(net)
+    for group in (group for group in graph.free if group.block is None and not group.empties):
+        with pytest.raises(ValueError, match='keep at least one'):
+            graph.flat({group.name: torch.zeros(group.size)})
+    if net is not Nested:
+        assert not any(block.last for block in graph.blocks)
+
+
+def test_blocks_within_blocks_are_emptied_together():
+    model, graph, inputs = traced(Nested)
+    inner, outer = graph.blocks
+    assert (inner.last, outer.last) == ('c.0', 'a.0')
+    for lasts in (['c.0'], ['a.0'], ['c.0', 'a.0']):
+        kept = random_kept(graph) | {name: torch.zeros(graph.group(name).size) for name in lasts}
+        kept |= {group.name: torch.ones(1) for group in blocks_of(graph)}
+        error, distance, slim, spec = removal_errors(model, graph, inputs, kept)
+        assert error < 1e-12 and distance > 1e-3
+        assert set(spec['removed']) == set((outer if 'a.0' in lasts else inner).modules)
+        assert trace_channels(slim, (inputs,)).macs() == graph.macs(kept)
+
+
+def test_selection_empties_a_block_only_without_a_floor():
+    _, graph, _ = traced(Squeezed, 'channels')
+    score = torch.ones(graph.num_channels)
+    for name in ('a.0', 'b.0'):
+        score[graph.group(name).span] = torch.linspace(0.1, 0.5, graph.group(name).size)
+    least = Candidates.of(graph, Limits(floor=0.05)).select(score, 0.6)
+    assert all(bool(least[graph.group(name).span].any()) for name in graph.blocks[0].inner)
+    candidates = Candidates.of(graph, Limits(floor=0))
+    empty = candidates.select(score, 0.4)
+    assert not any(bool(empty[graph.group(name).span].any()) for name in graph.blocks[0].inner)
+    assert candidates.share(empty, graph.macs()) == graph.macs(graph.by_group(empty)) / graph.macs() <= 0.4
+    filled = fill(candidates, empty, score, 0.99)
+    assert not any(bool(filled[graph.group(name).span].any()) for name in graph.blocks[0].inner)
+    stepwise = candidates.close(score, torch.ones_like(empty), 100, 0.4)
+    assert torch.equal(graph.without_idle(stepwise), stepwise)
+
+
+def test_a_frozen_group_keeps_its_block_from_being_emptied():
+    _, graph, _ = traced(Squeezed)
+    frozen = graph.with_frozen({'a.0': 'a reason'})
+    assert frozen.blocks[0].last is None and not any(group.empties for group in frozen.groups)

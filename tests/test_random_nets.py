@@ -236,6 +236,8 @@ def test_removal_is_exact_in_random_nets(net, seed, units):
     kept = random_kept(graph, seed)
     blocks = [group.name for group in graph.free if group.block is not None]
     kept |= {name: torch.tensor([(seed >> place) % 2 == 1]) for place, name in enumerate(blocks)}
+    lasts = [block.last for block in graph.blocks if block.last]
+    kept |= {name: kept[name] & bool((seed >> place) % 3) for place, name in enumerate(lasts)}
     error, _, slim, spec = removal_errors(model, graph, inputs, kept)
     assert error < 1e-9
     with FlopCounterMode(display=False) as counter:

@@ -17,7 +17,8 @@ class Limits:
     """What selection must leave alone.
 
     Attributes:
-        floor: Least share of each group that stays; at least one channel does. This project's choice.
+        floor: Least share of each group that stays. With 0, residual blocks can be emptied; of all other groups at
+            least one channel stays. This project's choice.
         divisor: Groups shrink to multiples of this (a group smaller than it stays whole).
         exclude: Shell patterns of module paths; a group that owns a parameter of a matching module stays whole.
     """
@@ -33,10 +34,10 @@ class Limits:
             raise ValueError(f'divisor must be a positive whole number, got {self.divisor!r}')
 
     def least(self, group: Group) -> int:
-        """Channels of a group that stay at least; none of a residual block's."""
+        """Channels of a group that stay at least: none of a residual block's; one where it cannot be emptied."""
         if group.block is not None:
             return 0
-        least = max(1, ceil(self.floor * group.size))
+        least = max(int(not group.empties), ceil(self.floor * group.size))
         return min(group.size, ceil(least / self.divisor) * self.divisor)
 
 
@@ -131,7 +132,7 @@ class Candidates:
                 high = middle
             else:
                 low = middle + 1
-        return ranks >= low
+        return self.graph.without_idle(ranks >= low)
 
     def close(self, score: Tensor, kept: Tensor, filters: float, ratio: float) -> Tensor:
         """Which channels stay when a number of filters with the lowest scores close, or fewer if the budget is met.
@@ -152,13 +153,13 @@ class Candidates:
             if closed >= filters or self.share(kept, total) <= ratio:
                 break
             block = ranks == rank
-            kept = kept & ~block
-            closed += int(self.graph.filters[block].sum())
+            before, kept = kept, self.graph.without_idle(kept & ~block)
+            closed += int(self.graph.filters[before & ~kept].sum())
         return kept
 
     def share(self, kept: Tensor, total: int) -> float:
         """Kept MACs / original MACs."""
-        return float(self.graph.cost(kept.double())) / total
+        return float(self.graph.cost(self.graph.without_idle(kept).double())) / total
 
 
 def below(score: Tensor, among: Tensor) -> Tensor:
@@ -188,6 +189,8 @@ def marginal_macs(graph: ChannelGraph, kept: Tensor) -> Tensor:
 def fill(candidates: Candidates, kept: Tensor, score: Tensor, ratio: float, among: Tensor | None = None) -> Tensor:
     """Open again, best score first, what still fits the budget; comes closest to it from below.
 
+    Blocks that are emptied stay so.
+
     Args:
         candidates: What may close.
         kept: (num_channels,) bool, a selection that meets the budget.
@@ -195,7 +198,9 @@ def fill(candidates: Candidates, kept: Tensor, score: Tensor, ratio: float, amon
         ratio: Kept MACs / original MACs, at most.
         among: (num_channels,) bool, which channels may be open; by default all.
     """
-    among = torch.ones_like(kept) if among is None else among
+    among = torch.ones_like(kept) if among is None else among.clone()
+    for group in candidates.graph.idle(kept):
+        among[group.span] = False
     ranks, total = candidates.ranks(below(score, among)), candidates.graph.macs()
     kept = kept.clone()
     blocked: set[int] = set()

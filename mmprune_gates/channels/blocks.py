@@ -14,14 +14,17 @@ from typing import Any
 from torch import fx
 
 from mmprune_gates.channels import pointwise
+from mmprune_gates.channels import shapes as ops
 from mmprune_gates.channels.labels import GATED, Flow, Value
 from mmprune_gates.channels.op import module_paths, op_name, shapes
 from mmprune_gates.channels.rules import TABLE
+from mmprune_gates.channels.tails import Tail, find_tail
 
 ELEMENTWISE = (
     *(pointwise.same, pointwise.zero_preserving, pointwise.any_function, pointwise.clamp, pointwise.power),
     *(pointwise.additive, pointwise.multiplicative),
 )
+ANY_WIDTH = (*ELEMENTWISE, ops.permute, ops.transpose)
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class Branch:
     Attributes:
         modules: Paths of the modules that make it up, in order of execution: as few and as large as possible.
         sites: Modules whose output a gate scales so that the branch's result is scaled.
+        tail: How its result follows from what its last layer reads, or None.
         terms: Numbers of its terms of the cost; none outside the inference graph.
     """
 
     modules: tuple[str, ...]
     sites: frozenset[str]
+    tail: Tail | None
     terms: tuple[int, ...] = ()
 
     @property
@@ -66,7 +71,7 @@ def find_branches(
             first, second = node.all_input_nodes
             for skip, end in ((first, second), (second, first)):
                 nodes = branch_nodes(node, skip, end, names)
-                if branch := nodes and branch_of(nodes, values[end], paths):
+                if branch := nodes and branch_of(nodes, end, values, names, paths):
                     cost = [number for one in nodes for number in terms.get(one, ())]
                     found.append(replace(branch, terms=tuple(sorted(cost))))
                     break
@@ -83,13 +88,13 @@ def branch_nodes(total: fx.Node, skip: fx.Node, end: fx.Node, names) -> set[fx.N
     return nodes if shapes(entries.pop())[0] == shapes(end)[0] == shapes(total)[0] else set()
 
 
-def branch_of(nodes: set[fx.Node], result: Value, paths: Mapping[fx.Node, list[str]]) -> Branch | None:
+def branch_of(nodes: set[fx.Node], end: fx.Node, values, names, paths) -> Branch | None:
     """The branch that calls make up, if cutting off whole modules removes it and gates can scale its result."""
-    modules, sites = largest_modules(nodes, paths), sites_of(result)
+    modules, sites = largest_modules(nodes, paths), sites_of(values[end])
     between = [node for node in nodes & paths.keys() if not any(path in modules for path in paths[node])]
-    if not sites or not all(within(site, modules) for site in sites) or not all(map(is_elementwise, between)):
+    if not sites or not all(within(site, modules) for site in sites) or not all(map(takes_any_width, between)):
         return None
-    return Branch(modules, sites)
+    return Branch(modules, sites, find_tail(end, modules, values, names, paths, keeps_constants))
 
 
 def is_input(node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
@@ -128,6 +133,11 @@ def within(path: str, modules: tuple[str, ...]) -> bool:
     return any(path == module or path.startswith(f'{module}.') for module in modules)
 
 
-def is_elementwise(node: fx.Node) -> bool:
-    """Whether a call between modules takes tensors of any width, one element at a time."""
-    return TABLE.get(op_name(node)) in ELEMENTWISE
+def takes_any_width(node: fx.Node) -> bool:
+    """Whether a call between modules says nothing of the width of its tensors."""
+    return TABLE.get(op_name(node)) in ANY_WIDTH
+
+
+def keeps_constants(node: fx.Node) -> bool:
+    """Whether a call makes of one value per channel again one value per channel."""
+    return takes_any_width(node) or op_name(node) == 'batch_norm'

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.cost import Cost
-from mmprune_gates.channels.graph import Block, ChannelGraph, FullWidth, Group, Layer, Read, Site
+from mmprune_gates.channels.graph import Block, ChannelGraph, FullWidth, Group, Layer, Read, Site, inside
 from mmprune_gates.channels.labels import GATED, Flow, Use
 
 WEIGHTED = (
@@ -23,6 +25,7 @@ WEIGHTED = (
     nn.ConvTranspose3d,
 )
 
+Channels = Callable[[np.ndarray], Tensor]  # ids to numbers of channels
 BLOCK = '@block'  # behind the name of a group that stands for a residual block
 BLOCKS_ONLY = 'only whole blocks are pruned'
 ALONE = 'all channels go together, so none can go'
@@ -41,7 +44,7 @@ def build_graph(flow: Flow, model: nn.Module, prune_channels: bool = True) -> Ch
     classes = flow.classes()
     reasons = freeze_reasons(flow, classes)
     groups, channel_of = number_channels(flow, classes, reasons)
-    groups = (*groups, *number_blocks(flow, classes, channel_of, int(starts(groups)[-1])))
+    with_gates = number_blocks(flow, classes, channel_of, int(starts(groups)[-1]))
 
     def channels(ids: np.ndarray) -> Tensor:
         return torch.from_numpy(channel_of[classes[ids]])
@@ -51,8 +54,29 @@ def build_graph(flow: Flow, model: nn.Module, prune_channels: bool = True) -> Ch
         for name, value in flow.tensors.items()
         if (found := {a.dim: c for a in value.axes if bool(((c := channels(a.ids)) >= 0).any())})
     }
+    full_width = {name: FullWidth(calls[0].dim, channels(calls[0].axis.ids)) for name, calls in flow.full_width.items()}
+    blocks = describe_blocks(flow, groups, slots, full_width, channels)
+    lasts = {block.last for block in blocks}
+    groups = tuple(replace(group, empties=group.name in lasts) for group in groups)
+    groups += tuple(replace(group, block=block) for group, block in zip(with_gates, blocks, strict=False))
     cost = Cost.of([(t.layer, t.positions, [channels(f) for f in t.factors]) for t in flow.terms])
-    reads = tuple(
+    return ChannelGraph(
+        groups=groups,
+        slots=slots,
+        layers=coverage(flow, model, groups, slots, reasons, classes, cost),
+        reads=describe_reads(flow, model, channels),
+        sites=describe_sites(flow, model, slots),
+        full_width=full_width,
+        blocks=blocks,
+        filters=count_filters(flow, groups, channels),
+        tainted=frozenset(flow.tainted),
+        cost=cost,
+    )
+
+
+def describe_reads(flow: Flow, model: nn.Module, channels: Channels) -> tuple[Read, ...]:
+    """Where channels are read: by layers, and by modules that keep their full width."""
+    by_layers = (
         Read(
             layer=read.layer,
             weight=read.weight,
@@ -67,7 +91,7 @@ def build_graph(flow: Flow, model: nn.Module, prune_channels: bool = True) -> Ch
         )
         for read in flow.reads
     )
-    reads += tuple(
+    by_others = (
         Read(
             layer=module,
             weight=None,
@@ -83,8 +107,12 @@ def build_graph(flow: Flow, model: nn.Module, prune_channels: bool = True) -> Ch
         for module, calls in flow.full_width.items()
         for call in calls
     )
-    full_width = {name: FullWidth(calls[0].dim, channels(calls[0].axis.ids)) for name, calls in flow.full_width.items()}
-    sites = tuple(
+    return (*by_layers, *by_others)
+
+
+def describe_sites(flow: Flow, model: nn.Module, slots) -> tuple[Site, ...]:
+    """Where a gate can stand behind what makes channels."""
+    return tuple(
         Site(
             module=module,
             weight_dim=site.weight_dim,
@@ -97,14 +125,17 @@ def build_graph(flow: Flow, model: nn.Module, prune_channels: bool = True) -> Ch
         for module, site in flow.sites.items()
         if site.weight_dim in slots.get(site.weight, {})
     )
+
+
+def count_filters(flow: Flow, groups: tuple[Group, ...], channels: Channels) -> Tensor:
+    """(num_channels,) rows of weights that make each channel or pass it on; of a block, all that it holds."""
     made = [channels(a.ids) for name, use in flow.layers.items() if (a := flow.tensors[name].along(use.out_dim))]
     made = torch.cat([torch.zeros(0, dtype=torch.long), *made])
     filters = torch.bincount(made[made >= 0], minlength=int(starts(groups)[-1]))
     for group in filter(lambda group: group.block, groups):
-        inside = [name for name in flow.layers if group.block.holds(name)]
-        filters[group.start] = sum(flow.tensors[name].shape[flow.layers[name].out_dim] for name in inside)
-    layers = coverage(flow, model, groups, slots, reasons, classes, cost)
-    return ChannelGraph(groups, slots, layers, reads, sites, full_width, filters, frozenset(flow.tainted), cost)
+        within = [name for name in flow.layers if group.block.holds(name)]
+        filters[group.start] = sum(flow.tensors[name].shape[flow.layers[name].out_dim] for name in within)
+    return filters
 
 
 def is_direct(model: nn.Module, path: str) -> bool:
@@ -156,14 +187,34 @@ def number_channels(flow: Flow, classes, reasons) -> tuple[tuple[Group, ...], np
     return tuple(groups), channel_of
 
 
+def describe_blocks(flow: Flow, groups: tuple[Group, ...], slots, full_width, channels) -> tuple[Block, ...]:
+    """All residual blocks, each with the groups that go with it and the one that makes it constant if it is empty."""
+    used = {name: list(dims.values()) for name, dims in slots.items()}
+    used |= {name: [module.index] for name, module in full_width.items()}
+    blocks = []
+    for branch in flow.branches:
+        index = channels(branch.tail.axis.ids) if branch.tail else torch.zeros(0, dtype=torch.long)
+        block = Block(branch.modules, branch.sites, (), None, branch.tail, index)
+        outside = torch.cat([torch.zeros(0).long(), *(i for n, own in used.items() if not block.holds(n) for i in own)])
+        inner = [group for group in groups if group.frozen is None and not bool(inside(outside, group).any())]
+        terms = [torch.cat([*map(channels, flow.terms[number].factors)]) for number in branch.terms]
+        paid = all(any(bool(inside(term, group).any()) for group in inner) for term in terms)
+        read = branch.tail and slots.get(branch.tail.weight, {}).get(flow.layers[branch.tail.weight].in_dim)
+        last = [group for group in inner if read is not None and bool(inside(read, group).all())]
+        if last and paid:
+            block = replace(block, inner=tuple(group.name for group in inner), last=last[0].name)
+        blocks.append(block)
+    return tuple(blocks)
+
+
 def number_blocks(flow: Flow, classes: np.ndarray, channel_of: np.ndarray, start: int) -> list[Group]:
-    """One group of one channel for each residual block, numbered from ``start``."""
+    """One group of one channel for each residual block that has a gate, numbered from ``start``."""
     groups: list[Group] = []
-    for branch, ids in flow.blocks:
+    for branch, ids in zip(flow.branches, flow.block_ids, strict=False):
         same = sum(group.name.startswith(f'{branch.name}{BLOCK}') for group in groups)
         name = f'{branch.name}{BLOCK}' + (f'#{same + 1}' if same else '')
         channel_of[classes[ids]] = start + len(groups)
-        groups.append(Group(name, 1, None, start + len(groups), Block(branch.modules, branch.sites)))
+        groups.append(Group(name, 1, None, start + len(groups)))
     return groups
 
 

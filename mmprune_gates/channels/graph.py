@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.channels.cost import Cost
+from mmprune_gates.channels.tails import Tail
 
 Kept = Mapping[str, Tensor]
 OUTPUT = 'an output of the model'  # why the channels of its outputs are frozen
@@ -21,10 +22,19 @@ class Block:
     Attributes:
         modules: Paths of the modules that go, in order of execution.
         sites: Paths of the modules whose output a gate on the block scales.
+        inner: Names of the free groups that go with it.
+        last: Name of the one among them that its last layer reads: where that is empty, the branch is a constant; None
+            if it cannot be emptied.
+        tail: How the constant follows.
+        index: (C,) channels of the constant, -1 for none.
     """
 
     modules: tuple[str, ...]
     sites: frozenset[str]
+    inner: tuple[str, ...]
+    last: str | None
+    tail: Tail | None
+    index: Tensor
 
     def holds(self, path: str) -> bool:
         """Whether a module, parameter or buffer goes with the block."""
@@ -41,6 +51,7 @@ class Group:
         frozen: None, or why none of them can be removed.
         start: Position of the first one among all channels of the graph.
         block: None, or the residual block that the group's only channel stands for.
+        empties: Whether none of its channels need stay: it is the last group of a residual block.
     """
 
     name: str
@@ -48,6 +59,7 @@ class Group:
     frozen: str | None
     start: int
     block: Block | None = None
+    empties: bool = False
 
     @property
     def span(self) -> slice:
@@ -164,6 +176,7 @@ class ChannelGraph:
         reads: Where channels are read, in order of execution.
         sites: Where a gate can stand behind what makes channels, in order of execution.
         full_width: Module path -> what it keeps, for each module that computes across channels.
+        blocks: Residual blocks in order of execution, with gates of their own or without.
         filters: (num_channels,) filters that go with each channel: rows of weights that make it or pass it on.
         tainted: Module paths of sites whose output is also used where a gate would not pass unchanged.
         cost: Multiply-accumulates of inference as a function of what is kept.
@@ -175,6 +188,7 @@ class ChannelGraph:
     reads: tuple[Read, ...]
     sites: tuple[Site, ...]
     full_width: Mapping[str, FullWidth]
+    blocks: tuple[Block, ...]
     filters: Tensor
     tainted: frozenset[str]
     cost: Cost
@@ -212,6 +226,11 @@ class ChannelGraph:
             reasons: Group name -> why none of its channels can be removed.
         """
         groups = tuple(replace(group, frozen=group.frozen or reasons.get(group.name)) for group in self.groups)
+        blocks = tuple(
+            replace(block, last=None) if any(map(reasons.get, block.inner)) else block for block in self.blocks
+        )
+        lasts = {block.last for block in blocks}
+        groups = tuple(replace(group, empties=group.empties and group.name in lasts) for group in groups)
         frozen = {group.name: group.frozen for group in groups}
 
         def side(names: tuple[str, ...], reason: str | None) -> str | None:
@@ -225,10 +244,12 @@ class ChannelGraph:
             )
             for layer in self.layers
         )
-        return replace(self, groups=groups, layers=layers)
+        return replace(self, groups=groups, layers=layers, blocks=blocks)
 
     def flat(self, kept: Kept | None) -> Tensor:
         """(num_channels,) bool over all channels from masks per group; groups not named are kept whole.
+
+        What stands idle in emptied blocks counts as removed, whatever its mask.
 
         Raises:
             ValueError: An unknown or frozen group, a mask of the wrong size, or one that keeps nothing.
@@ -239,6 +260,27 @@ class ChannelGraph:
             if name not in known:
                 raise ValueError(f'kept names an unknown channel group {name!r}; groups: {", ".join(known)}')
             vector[known[name].span] = checked(known[name], mask)
+        idle = self.idle(vector)
+        for group in map(known.get, kept or {}):
+            if not vector[group.span].any() and group.block is None and group not in idle:
+                raise ValueError(
+                    f'kept of group {group.name!r} removes all of its {group.size} channels; keep at least one'
+                )
+        return self.without_idle(vector)
+
+    def emptied(self, vector: Tensor) -> list[Block]:
+        """The blocks that are constant, as nothing of their last group is in a (num_channels,) bool vector."""
+        return [block for block in self.blocks if block.last and not vector[self.group(block.last).span].any()]
+
+    def idle(self, vector: Tensor) -> list[Group]:
+        """The groups inside blocks that are emptied."""
+        return [self.group(name) for block in self.emptied(vector) for name in block.inner]
+
+    def without_idle(self, vector: Tensor) -> Tensor:
+        """A (num_channels,) bool vector without the channels inside blocks that are emptied."""
+        vector = vector.clone()
+        for group in self.idle(vector):
+            vector[group.span] = False
         return vector
 
     def by_group(self, vector: Tensor) -> dict[str, Tensor]:
@@ -262,6 +304,11 @@ class ChannelGraph:
         return self.macs() - round(float(self.cost(value)))
 
 
+def inside(index: Tensor, group: Group) -> Tensor:
+    """Which positions hold channels of a group."""
+    return (index >= group.start) & (index < group.start + group.size)
+
+
 def checked(group: Group, mask: Tensor) -> Tensor:
     """``mask`` as a bool vector on the CPU, if it is one the group allows.
 
@@ -273,6 +320,4 @@ def checked(group: Group, mask: Tensor) -> Tensor:
         raise ValueError(f'kept of group {group.name!r} has shape {tuple(mask.shape)}, expected ({group.size},)')
     if group.frozen is not None and not mask.all():
         raise ValueError(f'group {group.name!r} is frozen: {group.frozen}; it must be kept whole')
-    if not mask.any() and group.block is None:
-        raise ValueError(f'kept of group {group.name!r} removes all of its {group.size} channels; keep at least one')
     return mask

@@ -158,7 +158,8 @@ class Flow:
     sites: dict[str, Site] = field(default_factory=dict)  # by module path
     calls: Counter[str] = field(default_factory=Counter)  # of modules without submodules, by path
     full_width: dict[str, list[FullWidth]] = field(default_factory=lambda: defaultdict(list))  # by module path
-    blocks: list[tuple[Any, np.ndarray]] = field(default_factory=list)  # branch and the id that stands for it
+    branches: list[Any] = field(default_factory=list)  # residual ones, in order of execution
+    block_ids: list[np.ndarray] = field(default_factory=list)  # the id that stands for each branch, if it has a gate
     layers: dict[str, Use] = field(default_factory=dict)  # by name of the weight, in order of execution
     num_ids: int = 0
     aliases: dict[str, str] = field(default_factory=dict)

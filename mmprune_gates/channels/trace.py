@@ -66,19 +66,20 @@ def trace_channels(
     branches = walk(flow, capture(model, forward, example_inputs, training=False), batch, counted=True)
     if train_forward is not None:
         trained = walk(flow, capture(model, train_forward, example_inputs, training=True), batch, counted=False)
-        known = {branch.modules for branch in trained}
-        branches = [branch for branch in branches if branch.modules in known]
+        known = {branch.sites: {*branch.modules} for branch in trained}  # drop path is a module in training only
+        branches = [branch for branch in branches if known.get(branch.sites, set()) >= {*branch.modules}]
     settle(flow)
+    flow.branches = [branch for branch in branches if branch.terms]
     if units != 'channels':
-        add_blocks(flow, branches)
+        add_blocks(flow)
     return build_graph(flow, model, prune_channels=units != 'blocks')
 
 
-def add_blocks(flow: Flow, branches: list[Branch]) -> None:
+def add_blocks(flow: Flow) -> None:
     """Let a new id stand for each branch: what the branch costs, it costs only with that id."""
-    for branch in filter(lambda branch: branch.terms, branches):
+    for branch in flow.branches:
         ids = flow.fresh(0, 1).ids
-        flow.blocks.append((branch, ids))
+        flow.block_ids.append(ids)
         for number in branch.terms:
             term = flow.terms[number]
             flow.terms[number] = replace(term, factors=(*term.factors, ids))

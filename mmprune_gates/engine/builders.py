@@ -65,7 +65,7 @@ def build_gated_model(
 def build_slim_model(
     architecture: str,
     widths: Mapping[str, Mapping] | float,
-    removed: Sequence[str] = (),
+    removed: Mapping[str, Sequence[int] | None] | None = None,
     input_shape: Sequence[int] | None = None,
     **config: Any,
 ) -> nn.Module:
@@ -75,7 +75,8 @@ def build_slim_model(
         architecture: Type of the stock model.
         widths: Module path -> width attributes, as slimming writes them; or one number in (0, 1], the share of
             channels that every free group keeps (the "shrunk" baseline).
-        removed: Paths of the modules of removed residual blocks, as slimming writes them.
+        removed: Module path -> None, or the shape of the constant in its place, for the modules of residual blocks
+            that are gone, as slimming writes them.
         input_shape: (C, H, W) of the trace that a number needs; by default (3, *data_preprocessor.size).
         **config: The architecture's own keys. Pretrained weights in it are not loaded: they do not fit.
 
@@ -83,7 +84,7 @@ def build_slim_model(
         ValueError: Widths or paths that do not belong to the architecture.
     """
     model = build_architecture(architecture, without_pretrained(config))
-    remove_modules(model, removed)
+    remove_modules(model, removed or {})
     if isinstance(widths, Mapping):
         apply_widths(model, widths)
         return model

@@ -112,6 +112,7 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     )
     slimmed = copy.deepcopy(gated)
     graph, kept = fold_gates(slimmed)
+    kept = graph.by_group(graph.flat(kept))  # less what stands idle
     model_config = {'type': SLIM, **without_pretrained(own), **slim_model(slimmed, graph, kept)}
     rebuilt = MODELS.build(copy.deepcopy(model_config)).eval()
     load_weights(rebuilt, {'state_dict': slimmed.state_dict()}, 'slim.pth')
@@ -171,13 +172,14 @@ def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -
     channels = [kept[group.name] for group in graph.free if group.block is None]
     blocks = [group.name for group in graph.free if group.block is not None]
     gone = [name for name in blocks if not kept[name].all()]
+    emptied = [block.last for block in graph.emptied(graph.flat(kept))]
     return {
         'macs': {'before': macs[0], 'after': macs[1], 'removed': 1 - macs[1] / macs[0], 'input_shape': list(shape)},
         'params': {'before': slimmed.params[0], 'after': slimmed.params[1]},
         'parity_error': slimmed.parity,
         'parity_error_fp32': slimmed.parity_fp32,
         'channels': {'before': sum(map(len, channels)), 'after': sum(int(mask.sum()) for mask in channels)},
-        'blocks': {'before': len(blocks), 'after': len(blocks) - len(gone), 'removed': gone},
+        'blocks': {'before': len(blocks), 'after': len(blocks) - len(gone), 'removed': gone, 'constant': emptied},
         'groups': {
             group.name: {'size': group.size, 'kept': kept[group.name].nonzero().flatten().tolist()}
             for group in graph.free

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.channels.graph import ChannelGraph, Group
+from mmprune_gates.channels.graph import ChannelGraph, Group, inside
 from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate
-from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement, inside, place_gates
+from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement, place_gates
 
 NAME = 'gates'
 MakeGate = Callable[[int], Gate]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmprune_gates.channels.graph import ChannelGraph, Group, Read, Site
+from mmprune_gates.channels.graph import ChannelGraph, Group, Read, Site, inside
 
 AFFINE, OUTPUT, INPUT, WEIGHT = 'affine', 'output', 'input', 'weight'
 BEHIND = (AFFINE, OUTPUT)  # what makes the channels; the others stand before what reads them
@@ -68,11 +68,6 @@ def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
     named = frozenset().union(*(read.sites for read, _ in reads))
     own = {site.module for site in graph.sites if site.module in named and bool(inside(site.index, group).any())}
     return bool(reads) and gated and not own & graph.tainted
-
-
-def inside(index: Tensor, group: Group) -> Tensor:
-    """Which positions hold channels of a group."""
-    return (index >= group.start) & (index < group.start + group.size)
 
 
 def meets(a: Tensor, b: Tensor) -> bool:

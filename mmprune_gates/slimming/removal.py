@@ -1,8 +1,8 @@
-"""What stands where a residual block was: nothing that computes, and a zero of the right shape."""
+"""What stands where a residual block was: nothing that computes, and a zero or a constant of the right shape."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,24 +10,38 @@ from torch import Tensor, nn
 
 
 class Removed(nn.Module):
-    """In the place of a module of a removed block: zeros of its input's shape, whatever else it is given."""
+    """In the place of a module of a removed block: zeros of its input's shape, whatever else it is given.
+
+    Args:
+        shape: Shape of the constant that is left of the block, to be added to the zeros; none by default.
+    """
+
+    def __init__(self, shape: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.constant = None if shape is None else nn.Parameter(torch.zeros(tuple(shape)))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(N, C, ...) -> zeros of the same shape."""
-        return torch.zeros_like(x)
+        """(N, C, ...) -> zeros, or the constant, of the same shape."""
+        zeros = torch.zeros_like(x)
+        return zeros if self.constant is None else zeros + self.constant.to(x.dtype)
 
 
-def remove_modules(model: nn.Module, paths: Iterable[str]) -> None:
-    """Put nothing in the place of modules.
+def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]) -> None:
+    """Put nothing that computes in the place of modules.
+
+    Args:
+        model: The model.
+        removed: Module path -> None, or the shape of the constant that is left in its place.
 
     Raises:
         ValueError: A path that the model does not have.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    for path in paths:
+    like = next(model.parameters(), torch.zeros(()))
+    for path, shape in removed.items():
         if path not in modules:
             raise ValueError(
                 f'removed names the module {path!r}, which {type(model).__name__} does not have: the slim config '
                 'belongs to another architecture, or its keys were changed after slimming'
             )
-        model.set_submodule(path, Removed())
+        model.set_submodule(path, Removed(shape).to(like.device, like.dtype))

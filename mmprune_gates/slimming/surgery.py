@@ -32,9 +32,28 @@ def full_width_masks(graph: ChannelGraph, kept: Kept) -> dict[str, Tensor]:
 
 
 def removed_blocks(graph: ChannelGraph, kept: Kept) -> list[Block]:
-    """The residual blocks that are not kept."""
+    """The residual blocks whose own gate is closed."""
     vector = graph.flat(kept)
     return [group.block for group in graph.free if group.block is not None and not vector[group.start]]
+
+
+def gone_blocks(model: nn.Module, graph: ChannelGraph, kept: Kept) -> list[tuple[Block, Tensor | None]]:
+    """The blocks of which nothing is left to compute, and the constant that is left of those that were emptied.
+
+    Blocks inside others that go are not named.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    gone = [(block, None) for block in removed_blocks(graph, kept)]
+    vector = torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])  # index -1: always kept
+    for block in graph.emptied(vector[:-1]):
+        constant = block.tail.constant(tensors).detach()
+        stays = vector[block.index].nonzero().flatten().to(constant.device)
+        gone.append((block, constant.index_select(block.tail.axis.dim, stays)))
+    outer: list[tuple[Block, Tensor | None]] = []
+    for block, constant in sorted(gone, key=lambda pair: -len(pair[0].modules)):
+        if not any(all(map(other.holds, block.modules)) for other, _ in outer):
+            outer.append((block, constant))
+    return outer
 
 
 def owners(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, str]]]:
@@ -93,15 +112,17 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
 
     Returns:
         ``dict(widths=..., removed=...)``, the specification that ``SlimModel`` takes: widths of the modules that
-        are narrower, and paths of the modules of removed blocks.
+        are narrower, and for the modules of blocks that go None, or the shape of the constant left in their place.
 
     Raises:
         ValueError: ``kept`` is not one the graph allows, or the model is not the one that was traced.
     """
-    blocks = removed_blocks(graph, kept)
-    masks = {
-        name: dims for name, dims in slot_masks(graph, kept).items() if not any(block.holds(name) for block in blocks)
-    }
+    blocks = gone_blocks(model, graph, kept)
+
+    def stays(name: str) -> bool:
+        return not any(block.holds(name) for block, _ in blocks)
+
+    masks = {name: dims for name, dims in slot_masks(graph, kept).items() if stays(name)}
     places = owners(model)
     slim = {name: shrunk(name, places, dims) for name, dims in masks.items()}  # check all, then change
     changed: dict[str, list[str]] = defaultdict(list)
@@ -115,10 +136,14 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
             widths[path] = found
     for path, mask in full_width_masks(graph, kept).items():
         module = model.get_submodule(path)
-        if not mask.all() or has_full_width(module):
+        if stays(path) and (not mask.all() or has_full_width(module)):
             widths[path] = {FULL_WIDTH: narrow(module, graph.full_width[path].dim, mask)}
-    removed = [path for block in blocks for path in block.modules]
+    removed = dict.fromkeys(path for block, _ in blocks for path in block.modules)
+    left = {block.tail.module: constant for block, constant in blocks if constant is not None}
+    removed |= {path: list(constant.shape) for path, constant in left.items()}
     remove_modules(model, removed)
+    for path, constant in left.items():
+        model.get_submodule(path).constant = nn.Parameter(constant)
     return {'widths': widths, 'removed': removed}
 
 
