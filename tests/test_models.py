@@ -59,6 +59,8 @@ def traced(name):
 BACKBONES = {
     'shufflenet-v2': ({'type': 'ShuffleNetV2'}, 0.75),  # its first stage slices at a fixed size
     'efficientnet-b0': ({'type': 'EfficientNet', 'arch': 'b0'}, 0.99),
+    'poolformer-s12': ({'type': 'PoolFormer', 'arch': 's12'}, 0.99),  # group norms over all channels
+    'convnext-v2': ({'type': 'ConvNeXt', 'arch': 'atto', 'use_grn': True, 'layer_scale_init_value': 0.0}, 0.99),
     'densenet-121': ({'type': 'DenseNet', 'arch': '121'}, 0.99),
     'res2net-50': ({'type': 'Res2Net', 'depth': 50, 'scales': 4, 'base_width': 26}, 0.8),  # splits at a fixed size
 }

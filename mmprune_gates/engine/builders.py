@@ -7,12 +7,14 @@ and stock code that reads ``cfg.model.backbone`` goes on working.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import is_distributed
+from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
@@ -121,11 +123,19 @@ def build_gate(config: Mapping[str, Any], size: int) -> Gate:
 def trace(model: nn.Module, input_shape: Sequence[int], units: str = 'channels') -> ChannelGraph:
     """The channel graph of an OpenMMLab model, every head included; the model does not change.
 
-    Groups whose number of channels the model's code fixes are frozen: a rehearsal of slimming finds them.
+    Groups whose number of channels the model's code fixes are frozen: a rehearsal of slimming finds them. Of a model
+    whose training pass is not implemented only the inference pass is traced, with a warning.
     """
     example = torch.zeros(2, *input_shape)  # two: batch norm over one value cannot train
     plain = revert_sync_batchnorm(copy.deepcopy(model)).cpu()
-    graph = trace_channels(plain, (example,), inference_forward, training_forward, units)
+    try:
+        graph = trace_channels(plain, (example,), inference_forward, training_forward, units)
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, NotImplementedError):
+            raise
+        message = f'{type(model).__name__} has no training pass ({error.__cause__}); only its inference pass is traced'
+        print_log(message, 'current', logging.WARNING)
+        graph = trace_channels(plain, (example,), inference_forward, units=units)
     one = example[:1].to('meta')  # with two samples, `view(-1, width)` of half a width would make one of them
     return graph.with_frozen(stiff_groups(plain.eval(), graph, lambda model: training_forward(model, one)))
 
