@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.cost import Cost
-from mmprune_gates.channels.graph import Block, ChannelGraph, FullWidth, Group, Layer, Read, Site, inside
+from mmprune_gates.channels.graph import Block, ChannelGraph, FullWidth, Group, Layer, Read, Site
 from mmprune_gates.channels.labels import GATED, Flow, Use
 
 WEIGHTED = (
@@ -189,22 +189,28 @@ def number_channels(flow: Flow, classes, reasons) -> tuple[tuple[Group, ...], np
 
 def describe_blocks(flow: Flow, groups: tuple[Group, ...], slots, full_width, channels) -> tuple[Block, ...]:
     """All residual blocks, each with the groups that go with it and the one that makes it constant if it is empty."""
-    used = {name: list(dims.values()) for name, dims in slots.items()}
-    used |= {name: [module.index] for name, module in full_width.items()}
+    used = {name: set().union(*(owners(groups, index) for index in dims.values())) for name, dims in slots.items()}
+    used |= {name: owners(groups, module.index) for name, module in full_width.items()}
+    free = {number for number, group in enumerate(groups) if group.frozen is None}
     blocks = []
     for branch in flow.branches:
         index = channels(branch.tail.axis.ids) if branch.tail else torch.zeros(0, dtype=torch.long)
         block = Block(branch.modules, branch.sites, (), None, branch.tail, index)
-        outside = torch.cat([torch.zeros(0).long(), *(i for n, own in used.items() if not block.holds(n) for i in own)])
-        inner = [group for group in groups if group.frozen is None and not bool(inside(outside, group).any())]
-        terms = [torch.cat([*map(channels, flow.terms[number].factors)]) for number in branch.terms]
-        paid = all(any(bool(inside(term, group).any()) for group in inner) for term in terms)
+        inner = free.difference(*(numbers for name, numbers in used.items() if not block.holds(name)))
+        factors = ([owners(groups, channels(ids)) for ids in flow.terms[number].factors] for number in branch.terms)
         read = branch.tail and slots.get(branch.tail.weight, {}).get(flow.layers[branch.tail.weight].in_dim)
-        last = [group for group in inner if read is not None and bool(inside(read, group).all())]
-        if last and paid:
-            block = replace(block, inner=tuple(group.name for group in inner), last=last[0].name)
+        last = set() if read is None or bool((read < 0).any()) else owners(groups, read)
+        if len(last) == 1 and last <= inner and all(inner & set().union(*numbers) for numbers in factors):
+            names = [groups[number].name for number in sorted(inner)]
+            block = replace(block, inner=tuple(names), last=groups[last.pop()].name)
         blocks.append(block)
     return tuple(blocks)
+
+
+def owners(groups: tuple[Group, ...], index: Tensor) -> set[int]:
+    """Numbers of the groups that have channels in a vector."""
+    present = index[index >= 0].numpy()
+    return set(np.unique(np.searchsorted(starts(groups), present, side='right') - 1).tolist())
 
 
 def number_blocks(flow: Flow, classes: np.ndarray, channel_of: np.ndarray, start: int) -> list[Group]:
@@ -230,10 +236,9 @@ def coverage(flow: Flow, model, groups, slots, reasons, classes, cost: Cost) -> 
         axis = flow.tensors[weight].along(dim)
         if axis is None:
             return (), 'a single channel'
-        index = slots.get(weight, {}).get(dim, torch.zeros(0))
-        owners = np.unique(np.searchsorted(starts(groups), index[index >= 0].numpy(), side='right') - 1)
+        index = slots.get(weight, {}).get(dim, torch.zeros(0, dtype=torch.long))
         why = [reasons.get(number) for number in classes[axis.ids].tolist()]
-        return tuple(groups[i].name for i in owners), None if None in why else why[0]
+        return tuple(groups[i].name for i in sorted(owners(groups, index))), None if None in why else why[0]
 
     def layer(weight: str, use: Use) -> Layer:
         (out_groups, out_frozen), (in_groups, in_frozen) = side(weight, use.out_dim), side(weight, use.in_dim)
