@@ -139,31 +139,43 @@ def test_nothing_is_written_when_parity_fails(gated_run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_with_gates_on_blocks_ends_in_a_model_without_some(tiny_config, tmp_path):
-    config = tiny_config(tmp_path / 'run', iterations=10, **{'model.units': 'blocks'})
-    config.custom_hooks[0].update(steps=2, target_macs=0.8)
-    runner = Runner.from_cfg(config)
-    runner.train()
-    gated = runner.model.eval()
-    config.dump(tmp_path / 'gated.py')
-    report = export_slim(Config.fromfile(tmp_path / 'gated.py'), tmp_path / 'run' / 'iter_10.pth', tmp_path / 'slim')
+@pytest.fixture
+def slimmed_run(tiny_config, tmp_path):
+    """From hook arguments and units of a short run to the gated model, the report, and a slim model fine-tuned."""
+
+    def run(units, **arguments):
+        config = tiny_config(tmp_path / 'run', iterations=10, **{'model.units': units})
+        config.custom_hooks[0].update(steps=2, **arguments)
+        runner = Runner.from_cfg(config)
+        runner.train()
+        config.dump(tmp_path / 'gated.py')
+        folder, checkpoint = tmp_path / 'slim', tmp_path / 'run' / 'iter_10.pth'
+        report = export_slim(Config.fromfile(tmp_path / 'gated.py'), checkpoint, folder)
+        slim = init_model(str(folder / 'slim.py'), str(folder / 'slim.pth'), device='cpu')
+        example = torch.randn(2, 3, 32, 48)
+        assert relative_error(outputs(runner.model.eval(), example), outputs(slim, example)) <= 1e-5
+        slim_config = Config.fromfile(folder / 'slim.py')
+        changes = {'work_dir': str(tmp_path / 'tune'), 'train_cfg.max_iters': 2, 'experiment_name': 'tune'}
+        slim_config.merge_from_dict({**changes, 'visualizer.name': 'tune'})
+        Runner.from_cfg(slim_config).train()  # fine-tuning works with blocks gone
+        return report, slim, slim_config.model.removed
+
+    return run
+
+
+def test_a_run_with_gates_on_blocks_ends_in_a_model_without_some(slimmed_run):
+    report, slim, removed = slimmed_run('blocks', target_macs=0.8)
     blocks = report['blocks']
     assert blocks['after'] == blocks['before'] - len(blocks['removed']) < blocks['before']
     assert report['macs']['after'] <= 0.8 * report['macs']['before'] and not report['groups']
-    slim = init_model(str(tmp_path / 'slim' / 'slim.py'), str(tmp_path / 'slim' / 'slim.pth'), device='cpu')
-    removed = Config.fromfile(tmp_path / 'slim' / 'slim.py').model.removed
-    assert removed and not [
-        name for name in slim.state_dict() if name.startswith(tuple(f'{path}.' for path in removed))
-    ]
-    example = torch.randn(2, 3, 32, 48)
-    assert relative_error(outputs(gated, example), outputs(slim, example)) <= 1e-5
-    slim_config = Config.fromfile(tmp_path / 'slim' / 'slim.py')
-    slim_config.merge_from_dict(
-        {
-            'work_dir': str(tmp_path / 'tune'),
-            'train_cfg.max_iters': 2,
-            'experiment_name': 'tune',
-            'visualizer.name': 'tune',
-        }
-    )
-    Runner.from_cfg(slim_config).train()  # fine-tuning works with blocks gone
+    assert removed and not set(removed.values()) - {None}
+    assert not [name for name in slim.state_dict() if name.startswith(tuple(f'{path}.' for path in removed))]
+
+
+def test_a_run_without_a_floor_empties_blocks_whose_constants_stay(slimmed_run):
+    report, slim, removed = slimmed_run('channels', target_macs=0.03, floor=0.0)
+    blocks = report['blocks']
+    assert blocks['removed'] == blocks['constant'] != []
+    constants = {f'{path}.constant': tuple(shape) for path, shape in removed.items() if shape}
+    assert len(constants) == len(blocks['constant'])
+    assert constants.items() <= {name: tuple(value.shape) for name, value in slim.state_dict().items()}.items()

@@ -193,10 +193,10 @@ def describe_blocks(flow: Flow, groups: tuple[Group, ...], slots, full_width, ch
     used |= {name: owners(groups, module.index) for name, module in full_width.items()}
     free = {number for number, group in enumerate(groups) if group.frozen is None}
     blocks = []
-    for branch in flow.branches:
+    for name, branch in zip(block_names(flow), flow.branches, strict=True):
         index = channels(branch.tail.axis.ids) if branch.tail else torch.zeros(0, dtype=torch.long)
-        block = Block(branch.modules, branch.sites, (), None, branch.tail, index)
-        inner = free.difference(*(numbers for name, numbers in used.items() if not block.holds(name)))
+        block = Block(name, branch.modules, branch.sites, (), None, branch.tail, index)
+        inner = free.difference(*(numbers for tensor, numbers in used.items() if not block.holds(tensor)))
         factors = ([owners(groups, channels(ids)) for ids in flow.terms[number].factors] for number in branch.terms)
         read = branch.tail and slots.get(branch.tail.weight, {}).get(flow.layers[branch.tail.weight].in_dim)
         last = set() if read is None or bool((read < 0).any()) else owners(groups, read)
@@ -216,12 +216,16 @@ def owners(groups: tuple[Group, ...], index: Tensor) -> set[int]:
 def number_blocks(flow: Flow, classes: np.ndarray, channel_of: np.ndarray, start: int) -> list[Group]:
     """One group of one channel for each residual block that has a gate, numbered from ``start``."""
     groups: list[Group] = []
-    for branch, ids in zip(flow.branches, flow.block_ids, strict=False):
-        same = sum(group.name.startswith(f'{branch.name}{BLOCK}') for group in groups)
-        name = f'{branch.name}{BLOCK}' + (f'#{same + 1}' if same else '')
+    for name, ids in zip(block_names(flow), flow.block_ids, strict=False):
         channel_of[classes[ids]] = start + len(groups)
         groups.append(Group(name, 1, None, start + len(groups)))
     return groups
+
+
+def block_names(flow: Flow) -> list[str]:
+    """A name for each residual block; ``#2`` and so on where several have the same path."""
+    paths = [f'{branch.name}{BLOCK}' for branch in flow.branches]
+    return [f'{path}#{n}' if (n := paths[: i + 1].count(path)) > 1 else path for i, path in enumerate(paths)]
 
 
 def coverage(flow: Flow, model, groups, slots, reasons, classes, cost: Cost) -> tuple[Layer, ...]:

@@ -20,6 +20,7 @@ class Block:
     """A residual block: its branch can go as a whole, since the sum that it enters is exact without it.
 
     Attributes:
+        name: ``PATH@block``, the path that its modules have in common.
         modules: Paths of the modules that go, in order of execution.
         sites: Paths of the modules whose output a gate on the block scales.
         inner: Names of the free groups that go with it.
@@ -29,6 +30,7 @@ class Block:
         index: (C,) channels of the constant, -1 for none.
     """
 
+    name: str
     modules: tuple[str, ...]
     sites: frozenset[str]
     inner: tuple[str, ...]

@@ -170,9 +170,11 @@ def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -
     macs = graph.macs(), graph.macs(kept)
     shape = default_input_shape(slimmed.config)
     channels = [kept[group.name] for group in graph.free if group.block is None]
-    blocks = [group.name for group in graph.free if group.block is not None]
-    gone = [name for name in blocks if not kept[name].all()]
-    emptied = [block.last for block in graph.emptied(graph.flat(kept))]
+    gated = {group.block.name for group in graph.free if group.block is not None}
+    blocks = [block.name for block in graph.blocks if block.name in gated or block.last]
+    closed = [name for name in blocks if name in gated and not kept[name].all()]
+    emptied = [block.name for block in graph.emptied(graph.flat(kept)) if block.name not in closed]
+    gone = [name for name in blocks if name in closed or name in emptied]
     return {
         'macs': {'before': macs[0], 'after': macs[1], 'removed': 1 - macs[1] / macs[0], 'input_shape': list(shape)},
         'params': {'before': slimmed.params[0], 'after': slimmed.params[1]},
