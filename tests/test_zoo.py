@@ -82,6 +82,19 @@ def test_totals_count_each_kind_on_its_own():
     assert len(rows) == 2 and note.endswith('does not run here: mmseg/d.')
 
 
+@pytest.mark.parametrize(
+    ('failures', 'exact'),
+    [
+        ({}, False),
+        ({'stock': 'E: x', 'training mode': 'E: x'}, True),
+        ({'stock': 'E: x', 'training mode': 'E: y'}, False),
+    ],
+)
+def test_only_a_model_without_a_training_mode_is_exact_without_it(failures, exact):
+    result = {name: value for name, value in GOOD.items() if name != 'training_error'}
+    assert zoo_table.slims({**result, 'failures': failures}) is exact
+
+
 def test_the_page_has_every_family_and_what_is_excluded():
     unbuilt = {'config': 'a/b.py', 'failures': {'build': 'KeyError: a|b <c>'}, 'seconds': {}}
     text = zoo_table.page(
