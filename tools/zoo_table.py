@@ -28,7 +28,8 @@ every group that is not frozen go, at random. Errors are the largest difference 
 largest value, in float64 (float32 where a model's code demands it).
 
 - *Masked vs slim*: in evaluation mode. *Rebuilt*: the model built again from its saved config and weights. *Training
-  mode*: with batch statistics. *Slim exactly* in the totals: all heads, both modes (as far as the stock model has them), to 1e-5.
+  mode*: with batch statistics. *Slim exactly* in the totals: all heads, both modes (as far as the stock model has
+  them), to 1e-5.
 - *Trains*: one loss and its gradients, in float32.
 - *Prunable*: MACs that go if every free channel goes. Segmentors run at 64×64 where they can, so that shares at full
   size differ a little where there is attention.
