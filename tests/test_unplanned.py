@@ -10,7 +10,8 @@ from mmengine.config import Config
 
 pytestmark = pytest.mark.models
 
-# A UNet with strided convolutions for pooling and leaky ReLU; HRNet with OCR, a cascade of two heads.
+# A UNet with strided convolutions for pooling and leaky ReLU; HRNet with OCR, a cascade of two heads; ConvNeXt, whose
+# residual streams pass through layer norms, with the optimizer of its config but for mixed precision.
 UNET = """
 _base_ = 'mmseg::unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128.py'
 custom_imports = dict(imports=['mmprune_gates'])
@@ -29,10 +30,23 @@ model = dict(
     type='mmprune_gates.GatedModel', architecture='CascadeEncoderDecoder', pretrained=None,
     data_preprocessor=dict(size=(32, 48)))
 """
+CONVNEXT = """
+_base_ = 'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'
+custom_imports = dict(imports=['mmpretrain.models', 'mmprune_gates'])
+model = dict(
+    type='mmprune_gates.GatedModel', architecture='EncoderDecoder', data_preprocessor=dict(size=(64, 96)),
+    backbone=dict(arch=dict(_delete_=True, depths=[1, 1, 2, 1], channels=[16, 24, 32, 48]), init_cfg=None),
+    decode_head=dict(in_channels=[16, 24, 32, 48], channels=16, num_classes=7),
+    auxiliary_head=dict(in_channels=32, channels=8, num_classes=7), test_cfg=dict(_delete_=True, mode='whole'))
+optim_wrapper = dict(
+    _delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    constructor='LearningRateDecayOptimizerConstructor',
+    paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise', num_layers=12))
+"""
 HOOK = "custom_hooks = [dict(type='mmprune_gates.PolarizationHook', target_macs=0.4, steps=2)]\n"
 
 
-@pytest.mark.parametrize('text', [UNET, OCR], ids=['unet', 'ocr'])
+@pytest.mark.parametrize('text', [UNET, OCR, CONVNEXT], ids=['unet', 'ocr', 'convnext'])
 def test_a_stock_config_is_gated_by_inheritance_and_nothing_else(text, tiny_config, tmp_path):
     path = tmp_path / 'gated.py'
     path.write_text(text + HOOK)

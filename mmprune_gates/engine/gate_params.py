@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from itertools import compress
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -11,6 +12,7 @@ from mmengine.optim import BaseOptimWrapper
 from torch import nn
 
 from mmprune_gates.gates import GateSet
+from mmprune_gates.gates.attach import NAME
 
 STATE = 'mmprune_gates'  # key of a hook's state in a checkpoint
 
@@ -24,12 +26,16 @@ def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float)
     """Move the gates' parameters to a last group of the optimiser, without weight decay.
 
     Parameter schedulers exist by now and go over the groups they know, so no group is taken away, even if it is
-    left empty.
+    left empty. Where groups name their parameters (layer-wise decay), all do.
     """
-    own = {id(parameter) for parameter in gates.parameters()}
+    names, own = zip(*gates.named_parameters(prefix=NAME), strict=True)
+    identities = set(map(id, own))
     for group in optimizer.param_groups:
-        group['params'] = [parameter for parameter in group['params'] if id(parameter) not in own]
-    optimizer.add_param_group({'params': list(gates.parameters()), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0})
+        stays = [id(parameter) not in identities for parameter in group['params']]
+        group |= {key: list(compress(group[key], stays)) for key in ('params', 'param_names') if key in group}
+    group = {'params': list(own), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0}
+    named = any('param_names' in group for group in optimizer.param_groups)
+    optimizer.add_param_group({**group, 'param_names': list(names)} if named else group)
 
 
 def matching_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
