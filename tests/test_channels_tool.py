@@ -80,3 +80,9 @@ def test_the_tree_has_every_module_once_and_its_shares_add_up(report):
 
 def test_blocks_are_counted_together(report):
     assert len(report['blocks']) == 12 and 0 < report['block_macs'] == sum(block['macs'] for block in report['blocks'])
+
+
+def test_what_keeps_its_full_width_is_counted(report):
+    assert report['full_width'] == [] and not any('full width' in line for line in channels.table(report))
+    lines = channels.table({**report, 'full_width': ['a.norm', 'b.norm']})
+    assert '2 modules compute across channels and keep their full width' in lines

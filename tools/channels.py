@@ -40,6 +40,7 @@ def table(report: dict) -> list[str]:
     free = [group for group in report['groups'] if group['frozen'] is None]
     number, part = len(report['blocks']), share(report['block_macs'], report).strip()
     blocks = [f'{number} residual blocks that can go as a whole, with {part} of the MACs']
+    wide = [f'{len(report["full_width"])} modules compute across channels and keep their full width']
     whole = [layer['name'] for layer in report['layers'] if not layer['prunable']]
     return [
         *(line.rstrip() for line in lines),
@@ -49,6 +50,7 @@ def table(report: dict) -> list[str]:
         f'{len(report["layers"])} layers, {len(report["layers"]) - len(whole)} prunable; {len(free)} groups '
         f'of {sum(group["size"] for group in free)} channels that can be pruned',
         *(blocks if number else []),
+        *(wide if report['full_width'] else []),
         *([f'not prunable: {", ".join(whole)}'] if whole else []),
     ]
 

@@ -50,6 +50,7 @@ def coverage(graph: ChannelGraph) -> dict[str, Any]:
         'groups': [{'name': g.name, 'size': g.size, 'frozen': g.frozen} for g in graph.groups if g.block is None],
         'blocks': [{'name': group.name, 'macs': macs_of(graph, [group])} for group in blocks],
         'block_macs': macs_of(graph, blocks),
+        'full_width': [path for path, module in graph.full_width.items() if bool((module.index >= 0).any())],
         'layers': [
             {
                 'name': layer.name,
