@@ -1,5 +1,7 @@
 """What both updates share: the phases, the settled state, the figures; a small run with each."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,6 +76,19 @@ def test_limits_hold_at_every_step(update):
         for group in run.gates.graph.free:
             assert int(kept[group.name].sum()) >= run.controller.candidates.limits.least(group), (i, group.name)
         assert bool((run.gates['b1.0']() == 1).all()), i
+
+
+@both
+def test_without_a_floor_blocks_are_emptied_and_every_step_can_be_slimmed(update):
+    run = Run(update, 0.06, floor=0.0)
+    x = example((3, 8, 8), dtype=torch.float32)
+    for i in range(STEPS):
+        run.step(i)
+        gated, slim = (copy.deepcopy(run.model).eval() for _ in range(2))
+        slim_model(slim, *fold_gates(slim))
+        assert torch.allclose(slim(x), gated(x), rtol=1e-4, atol=1e-5), i
+    graph = run.gates.graph
+    assert run.share() <= 0.06 and graph.emptied(graph.flat(run.gates.kept()))
 
 
 @both
