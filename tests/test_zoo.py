@@ -29,6 +29,7 @@ GOOD = {
     'gate_error': 0.0,
     'slim_error': 1e-15,
     'rebuilt_error': 1e-15,
+    'block_error': 2e-15,
     'training_error': 1e-14,
     'loss': 2.3,
 }
@@ -47,6 +48,7 @@ def cells(line):
     [
         ({}, None),
         ({'slim_error': 2e-5}, 'slim error 2.0e-05'),
+        ({'block_error': 2e-5}, 'block error 2.0e-05'),
         ({'gate_error': 1e-9}, 'gates change the output by 1.0e-09'),
         ({'failures': {'rebuild': 'ValueError: no'}}, 'rebuild: ValueError: no'),
         ({'notes': ['it is odd']}, 'it is odd'),
@@ -113,6 +115,7 @@ def test_the_page_has_every_family_and_what_is_excluded():
         'trace (export) s': '2.0 (1.5)',
         'masked vs slim': '1e-15',
         'rebuilt': '1e-15',
+        'blocks gone': '2e-15',
         'training mode': '1e-14',
         'trains': 'yes',
         'frozen': '–',

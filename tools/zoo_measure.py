@@ -58,6 +58,7 @@ STAGES = {
     'gates': ('trace',),
     'slim': ('trace',),
     'rebuild': ('slim',),
+    'blocks': ('slim',),
     'training mode': ('slim',),
     'train': ('slim', 'stock'),
 }
@@ -153,7 +154,7 @@ class Probe:
         begin = time.perf_counter()
         with timed_export(spent):
             try:
-                self.graph = trace(self.model, self.record['shape'])
+                self.graph = trace(self.model, self.record['shape'], 'both')
             finally:
                 self.record.update(trace_s=round(time.perf_counter() - begin, 2), export_s=round(sum(spent), 2))
         self.record.update(covered(self.graph))
@@ -202,6 +203,21 @@ class Probe:
             self.record['notes'] = [f'the stock model does not load {len(refused)} keys of its own state dict']
         with default_dtype(self.dtype):
             self.record['rebuilt_error'] = relative_error(outputs(rebuilt, self.inputs()), self.expected)
+
+    def blocks(self) -> None:
+        """Of the residual blocks a third goes by its own gate, and of those that can be emptied another third."""
+        kept = dict(self.kept)
+        for number, block in enumerate(self.graph.blocks):
+            if number % 3 == 0:
+                kept[block.name] = torch.zeros(1)
+            elif number % 3 == 1 and block.last:
+                kept[block.last] = torch.zeros(self.graph.group(block.last).size)
+        if self.graph.blocks:
+            slimmed = copy.deepcopy(self.whole)
+            slim_model(slimmed, self.graph, kept)
+            with default_dtype(self.dtype):
+                expected = outputs(masked_copy(self.whole, self.graph, kept), self.inputs())
+                self.record['block_error'] = relative_error(outputs(slimmed, self.inputs()), expected)
 
     def training_mode(self) -> None:
         """The slim model equals the masked one in training mode as well."""
@@ -273,8 +289,10 @@ def covered(graph: ChannelGraph) -> dict[str, Any]:
     return {
         'macs': total,
         'prunable_share': graph.prunable_macs() / total if total else 0.0,
-        'groups': len(graph.groups),
-        'free_groups': len(graph.free),
+        'groups': sum(group.block is None for group in graph.groups),
+        'free_groups': sum(group.block is None for group in graph.free),
+        'blocks': len(graph.blocks),
+        'full_width': len(graph.full_width),
         'frozen': [
             {'reason': reason, 'channels': channels[reason], 'macs_share': macs[reason] / max(1, total)}
             for reason in reasons
