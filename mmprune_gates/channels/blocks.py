@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
+import numpy as np
 from torch import fx
 
 from mmprune_gates.channels import pointwise
@@ -34,14 +35,23 @@ class Branch:
     Attributes:
         modules: Paths of the modules that make it up, in order of execution: as few and as large as possible.
         sites: Modules whose output a gate scales so that the branch's result is scaled.
+        entry: Labels of the tensor it is computed from.
+        end: Labels of its result.
         tail: How its result follows from what its last layer reads, or None.
         terms: Numbers of its terms of the cost; none outside the inference graph.
     """
 
     modules: tuple[str, ...]
     sites: frozenset[str]
+    entry: Value
+    end: Value
     tail: Tail | None
     terms: tuple[int, ...] = ()
+
+    def keeps_channels(self, classes: np.ndarray) -> bool:
+        """Whether it ends in the channels that it begins with, so that they go together."""
+        channels = [{axis.dim: classes[axis.ids].tolist() for axis in value.axes} for value in (self.entry, self.end)]
+        return channels[0] == channels[1]
 
     @property
     def name(self) -> str:
@@ -65,13 +75,15 @@ def find_branches(
     for node in values:
         if node.op == 'call_function' and any(s in paths or is_input(s, names) for s in node.all_input_nodes):
             paths[node] = [flow.canonical(path) for path in module_paths(node)]
+    needs = {node: needed(node, paths[node], names) for node in paths}
     found = []
     for node in paths:
         if op_name(node) == 'add' and len(node.all_input_nodes) == 2:
             first, second = node.all_input_nodes
             for skip, end in ((first, second), (second, first)):
                 nodes = branch_nodes(node, skip, end, names)
-                if branch := nodes and branch_of(nodes, end, values, names, paths):
+                outside = flow.odd.union(*(needs[other] for other in needs if other not in nodes)) if nodes else set()
+                if branch := nodes and branch_of(nodes, end, values, names, paths, outside):
                     cost = [number for one in nodes for number in terms.get(one, ())]
                     found.append(replace(branch, terms=tuple(sorted(cost))))
                     break
@@ -81,20 +93,27 @@ def find_branches(
 def branch_nodes(total: fx.Node, skip: fx.Node, end: fx.Node, names) -> set[fx.Node]:
     """The calls that only ``end``, an operand of ``total``, needs; empty if they are no branch of a single tensor."""
     nodes = above(end) - above(skip)
-    entries = {source for node in nodes for source in node.all_input_nodes} - nodes - names.keys()
+    entries = entries_of(nodes, names)
     readers = {user for node in nodes for user in node.users} - nodes
     if readers != {total} or len(entries) != 1:
         return set()
     return nodes if shapes(entries.pop())[0] == shapes(end)[0] == shapes(total)[0] else set()
 
 
-def branch_of(nodes: set[fx.Node], end: fx.Node, values, names, paths) -> Branch | None:
-    """The branch that calls make up, if cutting off whole modules removes it and gates can scale its result."""
-    modules, sites = largest_modules(nodes, paths), sites_of(values[end])
+def entries_of(nodes: set[fx.Node], names: Mapping[fx.Node, str]) -> set[fx.Node]:
+    """What calls read besides each other and parameters."""
+    return {source for node in nodes for source in node.all_input_nodes} - nodes - names.keys()
+
+
+def branch_of(nodes: set[fx.Node], end: fx.Node, values, names, paths, outside: set[str]) -> Branch | None:
+    """The branch that calls make up, if whole modules that nothing ``outside`` needs are all there is to cut off."""
+    modules, sites = largest_modules(nodes, paths, outside), sites_of(values[end])
     between = [node for node in nodes & paths.keys() if not any(path in modules for path in paths[node])]
     if not sites or not all(within(site, modules) for site in sites) or not all(map(takes_any_width, between)):
         return None
-    return Branch(modules, sites, find_tail(end, modules, values, names, paths, keeps_constants))
+    (entry,) = entries_of(nodes, names)
+    tail = find_tail(end, modules, values, names, paths, keeps_constants)
+    return Branch(modules, sites, values[entry], values[end], tail)
 
 
 def is_input(node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
@@ -114,9 +133,19 @@ def above(node: fx.Node) -> set[fx.Node]:
     return seen
 
 
-def largest_modules(nodes: set[fx.Node], paths: Mapping[fx.Node, list[str]]) -> tuple[str, ...]:
-    """The outermost modules of which every call is among ``nodes``, in order of execution."""
-    outside = {path for node, own in paths.items() if node not in nodes for path in own}
+def needed(node: fx.Node, paths: list[str], names: Mapping[fx.Node, str]) -> set[str]:
+    """Paths of all modules that a call needs: that it is made in, that hold its parameters, and those around these."""
+    held = [names[source].rpartition('.')[0] for source in node.all_input_nodes if source in names]
+    return {path[:end] for path in (*paths, *held) for end in ends(path)}
+
+
+def ends(path: str) -> list[int]:
+    """Where the path of a module and of each module around it ends."""
+    return [place for place, letter in enumerate(path) if letter == '.'] + [len(path)]
+
+
+def largest_modules(nodes: set[fx.Node], paths: Mapping[fx.Node, list[str]], outside: set[str]) -> tuple[str, ...]:
+    """The outermost modules around ``nodes`` that are not ``outside``, in order of execution."""
     ordered = [node for node in paths if node in nodes]
     outermost = (next((path for path in paths[node] if path and path not in outside), None) for node in ordered)
     return tuple(dict.fromkeys(path for path in outermost if path))

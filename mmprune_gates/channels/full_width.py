@@ -7,6 +7,7 @@ for single ops can say so: what counts is that a module without submodules turns
 
 from __future__ import annotations
 
+import copy
 from collections import ChainMap, defaultdict
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
@@ -14,15 +15,17 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from torch import fx
+import torch
+from torch import fx, nn
 
+from mmprune_gates.channels.calls import Options
 from mmprune_gates.channels.labels import LOST, Axis, Flow, FullWidth, Value
 from mmprune_gates.channels.op import is_inplace, module_path, shapes
-from mmprune_gates.channels.pointwise import DIVIDES, NO_RULE
 
 Apply = Callable[[Flow, fx.Node, Mapping[fx.Node, Any]], Any]
-INFINITE = {NO_RULE, DIVIDES}  # what may be of a channel that is zero
 UNLIKE = 'called in different ways by a module that computes across channels'
+INFINITE = 'not finite where channels are zero, by a module that computes across channels'
+OWN = 'held by a module that keeps its full width'
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def find_calls(flow: Flow, graph: fx.Graph, constants: Container[fx.Node]) -> li
     """Such calls in an exported graph, in order of execution.
 
     Args:
-        flow: Counts the calls of all modules without submodules.
+        flow: Counts the calls of all modules without submodules, and knows which modules take and return one tensor.
         graph: The graph.
         constants: Its parameters and buffers.
     """
@@ -53,7 +56,10 @@ def find_calls(flow: Flow, graph: fx.Graph, constants: Container[fx.Node]) -> li
             outer.update(stack[:-1])
     calls = []
     for nodes in (nodes for name, nodes in runs.items() if name not in outer):
-        flow.calls[flow.canonical(module_path(nodes[-1]))] += 1
+        module = flow.canonical(module_path(nodes[-1]))
+        flow.calls[module] += 1
+        if module in flow.odd:
+            continue
         inside = set(nodes)
         entries = {source for node in nodes for source in node.all_input_nodes if source not in constants} - inside
         ends = [node for node in nodes if set(node.users) - inside]
@@ -68,7 +74,7 @@ def keep_whole(flow: Flow, call: Call, values: Mapping[fx.Node, Any], apply: App
     """The output axis of a module that keeps its full width; None if the rules for its single ops do as well.
 
     Args:
-        flow: What the walk has found so far; the call is noted in it.
+        flow: What the walk has found so far; the call is noted in it unless the result is None.
         call: The call.
         values: Labels of all tensors before it.
         apply: Labels of the result of one op.
@@ -81,22 +87,37 @@ def keep_whole(flow: Flow, call: Call, values: Mapping[fx.Node, Any], apply: App
     draft, own = flow.draft(), {}
     for node in call.nodes:
         own[node] = apply(draft, node, ChainMap(own, values))
-    reasons = {reason.partition(' (')[0] for ids, reason in draft.frozen if np.isin(ids, axes[0].ids).any()}
-    if draft.layers or not reasons or reasons & INFINITE:
+    if draft.layers or not any(np.isin(ids, axes[0].ids).any() for ids, _ in draft.frozen):
         return None
     module = flow.canonical(module_path(call.nodes[-1]))
     dim = -1 if axes[0].dim == len(entry.shape) - 1 else axes[0].dim
-    flow.full_width[module].append(FullWidth(dim, axes[0], prod(entry.shape) / batch))
+    flow.full_width[module].append(FullWidth(dim, axes[0], entry.shape, prod(entry.shape) / batch))
     flow.terms += draft.terms
+    sources = {source for node in call.nodes for source in node.all_input_nodes} - own.keys() - {call.entry}
+    flow.freeze([axis for source in sources for axis in values[source].axes], f'{OWN} ({module})')
     return replace(axes[0], state=np.full_like(axes[0].state, LOST), sites=frozenset())
 
 
-def settle(flow: Flow) -> None:
-    """Tie the channels of all calls of each module that keeps its full width; freeze them where the calls differ."""
-    for module, calls in flow.full_width.items():
+def settle(flow: Flow, model: nn.Module) -> None:
+    """Tie the channels of all calls of each module that keeps its full width; freeze those for which it cannot."""
+    for path, calls in flow.full_width.items():
         axes = [call.axis for call in calls]
-        if len(calls) == flow.calls[module] and len({(call.dim, len(call.axis.ids)) for call in calls}) == 1:
+        alike = len({(call.dim, len(call.axis.ids)) for call in calls}) == 1
+        if path in flow.odd or len(calls) != flow.calls[path] or not alike:
+            flow.freeze(axes, f'{UNLIKE} ({path})')
+        elif not is_finite(model.get_submodule(path), calls[0], flow.plain[path]):
+            flow.freeze(axes, f'{INFINITE} ({path})')
+        else:
             for axis in axes[1:]:
                 flow.unite(axes[0].ids, axis.ids)
-        else:
-            flow.freeze(axes, f'{UNLIKE} ({module})')
+
+
+@torch.no_grad()
+def is_finite(module: nn.Module, call: FullWidth, options: Options) -> bool:
+    """Whether a module's result is finite if all channels, or every other one, are zero."""
+    like = next((x for x in (*module.parameters(), *module.buffers()) if x.is_floating_point()), torch.zeros(()))
+    x = torch.randn(call.shape, generator=torch.Generator().manual_seed(0)).to(like)
+    x.index_fill_(call.dim, torch.arange(0, x.shape[call.dim], 2, device=x.device), 0)
+    module = copy.deepcopy(module).eval()
+    args, kwargs = options
+    return all(bool(module(value, *args, **kwargs).isfinite().all()) for value in (x, torch.zeros_like(x)))

@@ -105,11 +105,13 @@ class FullWidth:
     Attributes:
         dim: Channel dimension of its input and output; -1 if it is the last.
         axis: The channels of its input and, at the same places, of its output.
+        shape: Shape of its input.
         input_size: Elements of its input per sample.
     """
 
     dim: int
     axis: Axis
+    shape: tuple[int, ...]
     input_size: float
 
 
@@ -156,6 +158,8 @@ class Flow:
     tainted: set[str] = field(default_factory=set)
     tensors: dict[str, Value] = field(default_factory=dict)
     sites: dict[str, Site] = field(default_factory=dict)  # by module path
+    plain: dict[str, Any] = field(default_factory=dict)  # options by path of modules that take and return one tensor
+    odd: set[str] = field(default_factory=set)  # paths of modules that are called in other ways
     calls: Counter[str] = field(default_factory=Counter)  # of modules without submodules, by path
     full_width: dict[str, list[FullWidth]] = field(default_factory=lambda: defaultdict(list))  # by module path
     branches: list[Any] = field(default_factory=list)  # residual ones, in order of execution

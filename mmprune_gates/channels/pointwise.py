@@ -10,8 +10,6 @@ from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Value
 from mmprune_gates.channels.op import Op, shapes
 
 MIXED = 'combined with a tensor that has no removable channels there'
-NO_RULE = 'no rule for this op'
-DIVIDES = 'divides'
 
 
 def same(op: Op) -> Value:
@@ -82,7 +80,7 @@ def power(op: Op) -> Value:
 
 def unknown(op: Op):
     """An op without a rule: nothing it touches can be removed."""
-    op.freeze([axis for value in op.tensors for axis in value.axes], NO_RULE)
+    op.freeze([axis for value in op.tensors for axis in value.axes], 'no rule for this op')
     results = [Value(shape) for shape in shapes(op.node)]
     return results if isinstance(op.node.meta.get('val'), (list, tuple)) else results[0]
 
@@ -117,7 +115,7 @@ def multiplicative(op: Op) -> Value:
 def quotient(op: Op) -> Value:
     """div: homogeneous in the numerator; a channel in the denominator must not become zero."""
     if isinstance(denominator := op.arg(1), Value):
-        op.freeze(denominator.axes, DIVIDES)
+        op.freeze(denominator.axes, 'divides')
     return elementwise(op, np.minimum.reduce, broadcast=GATED)
 
 

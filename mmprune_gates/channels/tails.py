@@ -98,11 +98,11 @@ def find_tail(
     module = module or enclosing(node, modules, paths)
     last = steps[0] if steps else node
     value = values[last]
-    if module is None or len(value.axes) != 1 or node.args[1] not in names:
+    bias = node.args[2] if len(node.args) > 2 else None
+    if module is None or len(value.axes) != 1 or any(x and x not in names for x in (node.args[1], bias)):
         return None
     dim = len(shapes(node)[0]) - 1 if op_name(node) == 'linear' else 1
     shape = tuple(size if d == dim else 1 for d, size in enumerate(shapes(node)[0]))
-    bias = node.args[2] if len(node.args) > 2 else None
     written = tuple((step.target, written_args(step, names)) for step in reversed(steps))
     return Tail(module, names[node.args[1]], bias and names[bias], shape, written, value.axes[0])
 

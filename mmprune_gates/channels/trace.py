@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind
 
 from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
+from mmprune_gates.channels.calls import noted_calls
 from mmprune_gates.channels.full_width import find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.labels import Flow, Value
@@ -63,13 +64,14 @@ def trace_channels(
         raise ValueError(f'units must be one of {", ".join(UNITS)}, got {units!r}')
     flow = Flow(aliases=aliases(model))
     batch = example_inputs[0].shape[0]
-    branches = walk(flow, capture(model, forward, example_inputs, training=False), batch, counted=True)
+    branches = walk(flow, capture(flow, model, forward, example_inputs, training=False), batch, counted=True)
     if train_forward is not None:
-        trained = walk(flow, capture(model, train_forward, example_inputs, training=True), batch, counted=False)
+        trained = walk(flow, capture(flow, model, train_forward, example_inputs, training=True), batch, counted=False)
         known = {branch.sites: {*branch.modules} for branch in trained}  # drop path is a module in training only
         branches = [branch for branch in branches if known.get(branch.sites, set()) >= {*branch.modules}]
-    settle(flow)
-    flow.branches = [branch for branch in branches if branch.terms]
+    settle(flow, model)
+    classes = flow.classes()
+    flow.branches = [branch for branch in branches if branch.terms and branch.keeps_channels(classes)]
     if units != 'channels':
         add_blocks(flow)
     return build_graph(flow, model, prune_channels=units != 'blocks')
@@ -92,12 +94,15 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(x, name) for items in named for name, x in items(remove_duplicate=False)}
 
 
-def capture(model: nn.Module, forward: Forward | None, inputs: tuple, training: bool) -> torch.export.ExportedProgram:
+def capture(
+    flow: Flow, model: nn.Module, forward: Forward | None, inputs: tuple, training: bool
+) -> torch.export.ExportedProgram:
     """The ATen graph of one pass, in training or evaluation mode; the modes of all modules are restored."""
     modes = {module: module.training for module in model.modules()}
     model.train(training)
     try:
-        return torch.export.export(_Captured(model, forward), inputs, strict=False)
+        with noted_calls(model, flow.plain, flow.odd):
+            return torch.export.export(_Captured(model, forward), inputs, strict=False)
     except Exception as error:
         shape = [tuple(getattr(x, 'shape', ())) for x in inputs]
         raise RuntimeError(

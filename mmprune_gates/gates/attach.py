@@ -155,6 +155,8 @@ class Scale:
         """Forward hook, called even if the forward fails: scale the output, or let the parameters show again."""
         if self.placement.kind == OUTPUT:
             return None if output is None else self.scaled(output, self.value())
+        if self.placement.kind == INPUT:
+            return None
         for name, _ in self.targets():
             vars(module).pop(name, None)
         return None

@@ -11,29 +11,30 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-INDEX, SCALE = 'kept_index', 'kept_scale'
+INDEX, SCALE = 'kept_index', 'kept_scale'  # buffers
+WIDTH = 'mmprune_gates_width'  # attribute: dimension and full number of channels
 
 
-def keep_full_width(module: nn.Module, dim: int, channels: int, kept: int) -> None:
+def keep_full_width(module: nn.Module, like: Tensor, dim: int, channels: int, kept: int) -> None:
     """Let a module take and give the first ``kept`` of its channels; :func:`narrow` chooses others.
 
     Args:
         module: Turns one tensor, its first argument, into one of the same shape.
+        like: A parameter of the model, for device and type of the buffers.
         dim: Channel dimension of that tensor.
         channels: Full width.
         kept: Width of what it takes and gives.
     """
-    like = next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), torch.zeros(()))
     module.register_buffer(INDEX, torch.arange(kept, device=like.device))
     module.register_buffer(SCALE, torch.ones(kept, device=like.device, dtype=like.dtype))
-    module.full_width = {'dim': dim, 'channels': channels}
+    setattr(module, WIDTH, {'dim': dim, 'channels': channels})
     module.register_forward_pre_hook(partial(widened, dim=dim, channels=channels))
     module.register_forward_hook(partial(narrowed, dim=dim))
 
 
 def has_full_width(module: nn.Module) -> bool:
     """Whether :func:`keep_full_width` was called."""
-    return hasattr(module, 'full_width')
+    return hasattr(module, WIDTH)
 
 
 @torch.no_grad()
@@ -42,27 +43,28 @@ def scale_input(module: nn.Module, dim: int, scale: Tensor) -> None:
     if bool((scale == 1).all()):
         return
     if not has_full_width(module):
-        keep_full_width(module, dim, len(scale), len(scale))
+        keep_full_width(module, scale, dim, len(scale), len(scale))
     getattr(module, SCALE).mul_(scale)
 
 
-def narrow(module: nn.Module, dim: int, mask: Tensor) -> dict[str, int]:
+def narrow(module: nn.Module, like: Tensor, dim: int, mask: Tensor) -> dict[str, int]:
     """Let a module take and give fewer channels than it does.
 
     Args:
         module: The module.
+        like: A parameter of the model.
         dim: Channel dimension of its input.
         mask: (C,) bool, True = keep.
 
     Returns:
-        The arguments of :func:`keep_full_width` for a module as narrow.
+        The last three arguments of :func:`keep_full_width` for a module as narrow.
     """
     if not has_full_width(module):
-        keep_full_width(module, dim, len(mask), len(mask))
+        keep_full_width(module, like, dim, len(mask), len(mask))
     for name in (INDEX, SCALE):
         value = getattr(module, name)
         setattr(module, name, value[mask.nonzero().flatten().to(value.device)])
-    return {**module.full_width, 'kept': int(mask.sum())}
+    return {**getattr(module, WIDTH), 'kept': int(mask.sum())}
 
 
 def widened(module: nn.Module, args: tuple, dim: int, channels: int) -> tuple:

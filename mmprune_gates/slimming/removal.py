@@ -44,4 +44,6 @@ def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]
                 f'removed names the module {path!r}, which {type(model).__name__} does not have: the slim config '
                 'belongs to another architecture, or its keys were changed after slimming'
             )
-        model.set_submodule(path, Removed(shape).to(like.device, like.dtype))
+        removed = Removed(shape).to(like.device, like.dtype)
+        for alias in (alias for alias, module in modules.items() if module is modules[path]):
+            model.set_submodule(alias, removed)

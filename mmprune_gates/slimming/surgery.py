@@ -49,11 +49,14 @@ def gone_blocks(model: nn.Module, graph: ChannelGraph, kept: Kept) -> list[tuple
         constant = block.tail.constant(tensors).detach()
         stays = vector[block.index].nonzero().flatten().to(constant.device)
         gone.append((block, constant.index_select(block.tail.axis.dim, stays)))
-    outer: list[tuple[Block, Tensor | None]] = []
-    for block, constant in sorted(gone, key=lambda pair: -len(pair[0].modules)):
-        if not any(all(map(other.holds, block.modules)) for other, _ in outer):
-            outer.append((block, constant))
-    return outer
+    blocks = [block for block, _ in gone]
+
+    def is_inside(number: int, other: int) -> bool:
+        same = set(blocks[number].modules) == set(blocks[other].modules)
+        return all(map(blocks[other].holds, blocks[number].modules)) and (other < number if same else other != number)
+
+    numbers = range(len(gone))
+    return [gone[number] for number in numbers if not any(is_inside(number, other) for other in numbers)]
 
 
 def owners(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, str]]]:
@@ -95,7 +98,7 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
                 gone = (~mask).nonzero().flatten().to(tensors[name].device)
                 tensors[name].index_fill_(dim, gone, 0)
         for path, mask in full_width_masks(graph, kept).items():
-            scale_input(model.get_submodule(path), graph.full_width[path].dim, mask)
+            scale_input(model.get_submodule(path), graph.full_width[path].dim, mask.to(next(model.parameters())))
         for site in (site for block in removed_blocks(graph, kept) for site in block.sites):
             for parameter in model.get_submodule(site).parameters(recurse=False):
                 parameter.zero_()
@@ -131,13 +134,14 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
             value = replace_tensor(module, attribute, value)  # one tensor in all places, as before
             changed[path].append(attribute)
     widths: Widths = {}
-    for path in changed:
+    for path in filter(stays, changed):
         if found := sync_attributes(model.get_submodule(path), changed[path]):
             widths[path] = found
+    like = next(model.parameters())
     for path, mask in full_width_masks(graph, kept).items():
         module = model.get_submodule(path)
         if stays(path) and (not mask.all() or has_full_width(module)):
-            widths[path] = {FULL_WIDTH: narrow(module, graph.full_width[path].dim, mask)}
+            widths[path] = {FULL_WIDTH: narrow(module, like, graph.full_width[path].dim, mask)}
     removed = dict.fromkeys(path for block, _ in blocks for path in block.modules)
     left = {block.tail.module: constant for block, constant in blocks if constant is not None}
     removed |= {path: list(constant.shape) for path, constant in left.items()}

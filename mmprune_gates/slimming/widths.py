@@ -104,7 +104,10 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
                 f'widths name the module {path!r}, which {type(model).__name__} does not have: the slim config '
                 'belongs to another architecture, or its keys were changed after slimming'
             )
-        resize(modules[path], path, attributes)
+        if FULL_WIDTH in attributes:
+            keep_full_width(modules[path], next(model.parameters()), **attributes[FULL_WIDTH])
+        else:
+            resize(modules[path], path, attributes)
     for (owner, name), (other, other_name) in tied:
         setattr(other, other_name, getattr(owner, name))
 
@@ -122,9 +125,6 @@ def tied_parameters(model: nn.Module) -> list[tuple[tuple[nn.Module, str], tuple
 
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
     """Set width attributes of one module and replace its tensors by new ones of the shapes that follow."""
-    if FULL_WIDTH in attributes:
-        keep_full_width(module, **attributes[FULL_WIDTH])
-        return
     if missing := [name for name in attributes if not hasattr(module, name)]:
         raise ValueError(f'widths of {path!r}: {type(module).__name__} has no attribute {missing[0]!r}')
     shapes = next((shapes for applies, _, shapes in TABLE if applies(module)), None)
