@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -228,11 +228,6 @@ class ChannelGraph:
             reasons: Group name -> why none of its channels can be removed.
         """
         groups = tuple(replace(group, frozen=group.frozen or reasons.get(group.name)) for group in self.groups)
-        blocks = tuple(
-            replace(block, last=None) if any(map(reasons.get, block.inner)) else block for block in self.blocks
-        )
-        lasts = {block.last for block in blocks}
-        groups = tuple(replace(group, empties=group.empties and group.name in lasts) for group in groups)
         frozen = {group.name: group.frozen for group in groups}
 
         def side(names: tuple[str, ...], reason: str | None) -> str | None:
@@ -246,7 +241,14 @@ class ChannelGraph:
             )
             for layer in self.layers
         )
-        return replace(self, groups=groups, layers=layers, blocks=blocks)
+        whole = [block.last for block in self.blocks if any(map(reasons.get, block.inner))]
+        return replace(self, groups=groups, layers=layers).without_emptying(whole)
+
+    def without_emptying(self, names: Container[str]) -> ChannelGraph:
+        """The graph with at least one channel to stay in groups of these names."""
+        groups = tuple(replace(group, empties=group.empties and group.name not in names) for group in self.groups)
+        blocks = tuple(replace(block, last=None) if block.last in names else block for block in self.blocks)
+        return replace(self, groups=groups, blocks=blocks)
 
     def flat(self, kept: Kept | None) -> Tensor:
         """(num_channels,) bool over all channels from masks per group; groups not named are kept whole.

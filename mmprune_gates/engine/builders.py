@@ -23,7 +23,7 @@ from mmprune_gates.channels import ChannelGraph, trace_channels
 from mmprune_gates.engine.forwards import inference_forward, training_forward
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import DecoratorGate, Gate, PolarizationGate, attach_gates
-from mmprune_gates.slimming import apply_widths, remove_modules, slim_model, stiff_groups
+from mmprune_gates.slimming import apply_widths, rehearse, remove_modules, slim_model
 
 GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
 
@@ -137,7 +137,7 @@ def trace(model: nn.Module, input_shape: Sequence[int], units: str = 'channels')
         print_log(message, 'current', logging.WARNING)
         graph = trace_channels(plain, (example,), inference_forward, units=units)
     one = example[:1].to('meta')  # with two samples, `view(-1, width)` of half a width would make one of them
-    return graph.with_frozen(stiff_groups(plain.eval(), graph, lambda model: training_forward(model, one)))
+    return rehearse(plain.eval(), graph, lambda model: training_forward(model, one))
 
 
 def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -9,23 +9,32 @@ from __future__ import annotations
 import copy
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mmprune_gates.channels.graph import ChannelGraph, Group
+from mmprune_gates.channels.graph import Block, ChannelGraph, Group, Kept
 from mmprune_gates.slimming.surgery import slim_model
 
 Run = Callable[[nn.Module], Any]
 SLIMMING = os.path.dirname(__file__)
 NOT_THE_MODEL = tuple(f'{folder}{os.sep}' for folder in (os.path.dirname(torch.__file__), os.path.dirname(SLIMMING)))
-ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
+ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AssertionError,
+    AttributeError,
+    NotImplementedError,
+)
 
 
-def stiff_groups(model: nn.Module, graph: ChannelGraph, run: Run) -> dict[str, str]:
-    """The groups that cannot become narrower, since code of the model fixes their number of channels.
+def rehearse(model: nn.Module, graph: ChannelGraph, run: Run) -> ChannelGraph:
+    """The graph less what the model's code cannot do without.
 
     Args:
         model: The model; it does not change.
@@ -33,41 +42,69 @@ def stiff_groups(model: nn.Module, graph: ChannelGraph, run: Run) -> dict[str, s
         run: Runs a copy of the model on the meta device.
 
     Returns:
-        Group name -> reason, which names the line that fails; empty if nothing does, or if the model cannot run on
-        the meta device at all.
+        The graph with groups frozen whose number of channels a line of code fixes, or whose block it cannot do without;
+        the reason names the line. Unchanged if nothing fails, or if the model cannot run on the meta device at all.
     """
     template = copy.deepcopy(model).to('meta')
 
-    def failing_line(groups: Sequence[Group]) -> str:
-        return failure(narrowed(template, graph, groups), run)
+    def attempt(kept: Kept) -> str:
+        slim = copy.deepcopy(template)
+        slim_model(slim, graph, kept)
+        return failure(slim, run)
 
-    free = [group for group in graph.free if group.block is None]
-    if not failing_line(free) or failing_line([]):
+    if attempt({}):
+        return graph
+    channels = [group for group in graph.free if group.block is None]
+    fewer = {group.name: less(group, number) for number, group in enumerate(channels)}
+    stiff = culprits(fewer, attempt)
+    graph = graph.with_frozen({name: f'{line} fixes its number of channels' for name, line in stiff.items()})
+    fewer = {name: mask for name, mask in fewer.items() if name not in stiff}
+
+    def gone(groups: Iterable[Group]) -> dict[str, str]:
+        return culprits(nothing_of(groups), lambda kept: attempt({**fewer, **kept}))
+
+    needed: dict[str, str] = {}
+    for blocks in levels(graph.blocks):
+        names = [block.name for block in blocks]
+        needed |= gone(group for group in graph.free if group.block is not None and group.name in names)
+        lasts = [block.last for block in blocks]
+        graph = graph.without_emptying(gone(group for group in graph.free if group.name in lasts))
+    return graph.with_frozen({name: f'{line} needs it' for name, line in needed.items()})
+
+
+def less(group: Group, number: int) -> Tensor:
+    """A mask that takes a number of channels from a group, another one from groups of other numbers."""
+    return torch.arange(group.size) < group.size - 1 - number % max(1, group.size // 2)
+
+
+def nothing_of(groups: Iterable[Group]) -> dict[str, Tensor]:
+    """Masks that take all of groups."""
+    return {group.name: torch.zeros(group.size, dtype=torch.bool) for group in groups}
+
+
+def levels(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Blocks that are inside no other, then the others, which would not be missed if the first were gone."""
+    inner = [any(other is not block and all(map(other.holds, block.modules)) for other in blocks) for block in blocks]
+    return [[block for block, inside in zip(blocks, inner, strict=True) if inside is level] for level in (False, True)]
+
+
+def culprits(masks: dict[str, Tensor], attempt: Callable[[Kept], str]) -> dict[str, str]:
+    """The masks that fail, found by halving, and the line that each fails at."""
+    found: dict[str, str] = {}
+    if not masks or not attempt(masks):
         return {}
-    reasons: dict[str, str] = {}
-    pending = [free]
+    pending = [list(masks)]
     while pending:
-        groups = pending.pop()
-        if line := failing_line(groups):
-            if len(groups) == 1:
-                reasons[groups[0].name] = f'{line} fixes its number of channels'
+        names = pending.pop()
+        if line := attempt({name: masks[name] for name in names}):
+            if len(names) == 1:
+                found[names[0]] = line
             else:
-                pending += [groups[: len(groups) // 2], groups[len(groups) // 2 :]]
-    rest = [group for group in free if group.name not in reasons]
-    if line := failing_line(rest):  # some fail only together
-        reasons |= {group.name: f'{line} fixes a number of channels' for group in rest}
-    return reasons
-
-
-def narrowed(model: nn.Module, graph: ChannelGraph, groups: Sequence[Group]) -> nn.Module:
-    """A copy in which each of the groups has lost another number of channels."""
-    model = copy.deepcopy(model)
-    kept = {}
-    for number, group in enumerate(groups):
-        lost = 1 + number % max(1, group.size // 2)
-        kept[group.name] = torch.arange(group.size) < group.size - lost
-    slim_model(model, graph, kept)
-    return model
+                pending += [names[: len(names) // 2], names[len(names) // 2 :]]
+    rest = {name: mask for name, mask in masks.items() if name not in found}
+    if rest and (line := attempt(rest)):
+        found |= dict.fromkeys(rest, line)  # some fail only together
+    return found
 
 
 def failure(model: nn.Module, run: Run) -> str:
