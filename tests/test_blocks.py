@@ -399,3 +399,120 @@ def test_a_frozen_group_keeps_its_block_from_being_emptied():
     _, graph, _ = traced(Squeezed)
     frozen = graph.with_frozen({'a.0': 'a reason'})
     assert frozen.blocks[0].last is None and not any(group.empties for group in frozen.groups)
+
+
+class Body(nn.Module):
+    """A branch as a module, whose first layer may be another's."""
+
+    def __init__(self, first=None):
+        super().__init__()
+        self.a = first or conv(6, 5)
+        self.norm, self.b = nn.BatchNorm2d(5), conv_bn(5, 6, act=nn.Identity)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.norm(self.a(x))))
+
+
+class TwoNames(Net):
+    """The branch is registered twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Body()
+        self.layers = nn.ModuleList([self.body])
+
+    def block(self, x):
+        return x + self.layers[0](x)
+
+
+class Sharing(Net):
+    """Two branches share their first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = Body()
+        self.q = Body(self.p.a)
+
+    def block(self, x):
+        x = x + self.p(x)
+        return x + self.q(torch.relu(x))
+
+
+class Tied(Sharing):
+    """Two branches share a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.q = Body()
+        self.q.a.weight, self.q.a.bias = self.p.a.weight, self.p.a.bias
+
+
+class Wrapped(Net):
+    """A block in a block, each a single module."""
+
+    class Outer(nn.Module):
+        """Around a block."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.b = Body(), Body()
+
+        def forward(self, x):
+            x = torch.relu(self.b(x))
+            return self.b.b(torch.relu(self.b.norm(self.b.a(x + self.inner(x)))))
+
+    def __init__(self):
+        super().__init__()
+        self.outer = self.Outer()
+
+    def block(self, x):
+        return x + self.outer(x)
+
+
+class Computed(Net):
+    """The last layer's bias is computed."""
+
+    class Doubled(nn.Conv2d):
+        """A convolution with twice its bias."""
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight, self.bias * 2)
+
+    def __init__(self):
+        super().__init__()
+        self.b = nn.Sequential(self.Doubled(5, 6, 1), nn.BatchNorm2d(6))
+
+
+class Elsewhere(Net):
+    """The branch begins in other channels than those it is added to, though as many."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = conv_bn(6, 6)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(torch.relu(self.other(x)) + self.b(self.a(x)))
+
+
+@pytest.mark.parametrize('net', [TwoNames, Sharing, Tied, Wrapped, Computed, Elsewhere])
+def test_whatever_is_offered_as_a_block_is_exact(net):
+    model, graph, inputs = traced(net)
+    every = [{name: torch.zeros(1)} for name in (group.name for group in blocks_of(graph))]
+    every += [{block.last: torch.zeros(graph.group(block.last).size)} for block in graph.blocks if block.last]
+    both = {name: mask for one in every for name, mask in one.items()}
+    for gone in (*every, both):
+        kept = random_kept(graph) | {group.name: torch.ones(1) for group in blocks_of(graph)} | gone
+        error, _, slim, spec = removal_errors(model, graph, inputs, kept)
+        assert error < 1e-12 and trace_channels(slim, (inputs,)).macs() == graph.macs(kept)
+        fresh = copy.deepcopy(model)
+        remove_modules(fresh, spec['removed'])
+        apply_widths(fresh, spec['widths'])
+        fresh.load_state_dict(slim.state_dict(), strict=True)
+        assert relative_error(call(fresh, inputs), call(slim, inputs)) == 0
+
+
+def test_what_is_no_block_is_none():
+    assert [block.modules for block in traced(TwoNames)[1].blocks] == [('body',)]
+    assert [block.modules for block in traced(Tied)[1].blocks] == [('q',)]
+    assert not traced(Elsewhere)[1].blocks

@@ -188,3 +188,95 @@ def test_a_slim_model_can_be_exported_again():
     slim_model(model, graph, random_kept(graph))
     program = torch.export.export(model, (inputs,), strict=False)
     assert relative_error([program.module()(inputs)], call(model, inputs)) < 1e-12
+
+
+class Keyword(Around):
+    """Called by keyword."""
+
+    def forward(self, x):
+        return self.head(self.module(input=self.a(x)))
+
+
+class Products(nn.Module):
+    """Two arguments, and what it makes of them."""
+
+    def forward(self, x, y):
+        return (x.flatten(2) @ y.flatten(2).transpose(1, 2) @ x.flatten(2)).view(x.shape)
+
+
+class SameTwice(Around):
+    """Called with one tensor twice."""
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.head(self.module(x, x))
+
+
+class WithSize(nn.GroupNorm):
+    """Returns a tuple."""
+
+    def forward(self, x):
+        return super().forward(x), x.shape[2:]
+
+
+class FirstOfTwo(Around):
+    """Takes the first of a tuple."""
+
+    def forward(self, x):
+        return self.head(self.module(self.a(x))[0])
+
+
+class Tied(Around):
+    """The norm's own weight is also that of another norm."""
+
+    def __init__(self, module):
+        super().__init__(module)
+        self.a[1].weight = module.weight
+
+
+@pytest.mark.parametrize(
+    ('net', 'reason'),
+    [
+        (lambda: Keyword(nn.GroupNorm(2, 6)), 'normalised over'),
+        (lambda: SameTwice(Products()), 'multiplied as a matrix'),
+        (lambda: FirstOfTwo(WithSize(2, 6)), 'normalised over'),
+        (lambda: Tied(nn.GroupNorm(2, 6)), 'held by a module'),
+    ],
+    ids=['keyword', 'same twice', 'tuple', 'tied'],
+)
+def test_only_what_takes_and_returns_one_tensor_and_shares_nothing_keeps_its_full_width(net, reason):
+    _, graph, _ = traced(net())
+    assert [reason in (group.frozen or '') for group in graph.groups if group.name == 'a.0'] == [True]
+
+
+class Temperature(nn.Module):
+    """A softmax over channels with a plain attribute called weight, and one called like ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.full_width = 0.5, True
+
+    def forward(self, x):
+        return (x * self.weight).softmax(1)
+
+
+def test_attributes_of_its_own_stay():
+    model, graph, x = traced(Around(Temperature()))
+    expected = call(model, x)
+    attach_gates(model, graph, PolarizationGate)
+    assert relative_error(call(model, x), expected) == 0 and model.module.weight == 0.5
+    spec = slim_model(model, *fold_gates(model))
+    assert spec['widths'] == {} and model.module.full_width is True
+
+
+def test_buffers_are_where_and_what_the_model_is():
+    for model in (Around(nn.Softmax(1)).double(), Around(nn.Softmax(1)).to('meta')):
+        _, graph, _ = traced(Around(nn.Softmax(1)))
+        spec = slim_model(copy.deepcopy(model), graph, random_kept(graph))
+        fresh = copy.deepcopy(model)
+        apply_widths(fresh, spec['widths'])
+        slim_model(model, graph, random_kept(graph))
+        for one in (model, fresh):
+            like = next(one.parameters())
+            assert one.module.kept_index.device == one.module.kept_scale.device == like.device
+            assert one.module.kept_scale.dtype == like.dtype

@@ -114,3 +114,42 @@ def test_a_model_that_cannot_run_without_data_is_left_as_it_is():
     assert {group.name for group in graph.free} == {'a.0', 'b.0', 'c.0'}
     x = example((3, 8, 8), dtype=torch.float32)
     assert relative_error(call(model, x), call(model, x)) == 0
+
+
+class Residual(nn.Module):
+    """A branch between whose modules, or beside which, code needs what goes with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.head = conv_bn(3, 6), conv(6, 5), conv_bn(5, 6, act=nn.Identity), conv(6, 4)
+        self.gamma = nn.Parameter(torch.rand(5, 1, 1))
+
+    def forward(self, inputs, mode='tensor'):
+        return self.head(self.block(self.stem(inputs)))
+
+    def block(self, x):
+        return x + self.b(torch.relu(self.a(x)))
+
+
+class Between(Residual):
+    """A factor of the inner width."""
+
+    def block(self, x):
+        return x + self.b(self.a(x) * self.gamma)
+
+
+class Attributes(Residual):
+    """Attributes of a layer."""
+
+    def block(self, x):
+        return x + self.b(torch.relu(self.a(x))) if self.a.out_channels > 1 else x
+
+
+@pytest.mark.parametrize('net', [Between, Attributes])
+def test_a_block_that_the_code_cannot_do_without_stays(net):
+    assert [group.block is not None for group in trace(built(Residual), (3, 8, 8), 'both').free] == [False] * 2 + [True]
+    graph = trace(built(net), (3, 8, 8), 'both')
+    assert not any(group.block or group.empties for group in graph.free)
+    (block,) = (group for group in graph.groups if group.block is not None)
+    assert block.frozen.startswith('test_rehearsal.py:') and block.frozen.endswith(' needs it')
+    assert {group.name for group in graph.free} == {'stem.0', 'a'}
