@@ -55,6 +55,17 @@ class Scaled(Net):
         return x + self.drop(self.b(self.a(x)) * self.gamma)
 
 
+class Layered(Scaled):
+    """The factor per channel is reached through an op, as in PoolFormer."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(6))
+
+    def block(self, x):
+        return x + self.b(self.a(x)) * self.gamma.unsqueeze(-1).unsqueeze(-1)
+
+
 class Nested(Net):
     """A block inside a block."""
 
@@ -126,7 +137,7 @@ class Reshaped(Net):
         return x + self.b(self.a(x).reshape(-1, 5, 8, 8))
 
 
-FOUND = {'Net': Net, 'Reversed': Reversed, 'Scaled': Scaled, 'Nested': Nested, 'Permuted': Permuted}
+FOUND = {'Net': Net, 'Reversed': Reversed, 'Scaled': Scaled, 'Layered': Layered, 'Nested': Nested, 'Permuted': Permuted}
 NOT = {net.__name__: net for net in (ReadElsewhere, TwoEntries, OtherWidth, Shifted, Reshaped)}
 found = pytest.mark.parametrize('net', FOUND.values(), ids=FOUND)
 
@@ -311,6 +322,7 @@ EMPTY = {
     Net: ('a.0', {'a.0'}),
     Reversed: ('a.0', {'a.0'}),
     Scaled: ('a.0', {'a.0'}),
+    Layered: ('a.0', {'a.0'}),
     Squeezed: ('b.0', {'a.0', 'b.0', 'se.squeeze'}),
 }
 emptied = pytest.mark.parametrize('net', EMPTY, ids=[net.__name__ for net in EMPTY])

@@ -81,15 +81,16 @@ def find_tail(
         modules: Paths of its modules.
         values: Labels of all tensors.
         names: Names of parameters and buffers.
-        paths: Paths of the modules that each call is made in.
+        paths: Paths of the modules that each call is made in, of calls that depend on the input.
         passes: Whether an op makes a constant of a constant, element by element or channel by channel.
     """
     node, outside, steps = end, True, []
     module = None
     while op_name(node) not in LAYERS:
         outside = outside and not any(path in modules for path in paths.get(node, ()))
-        sources = [source for source in node.all_input_nodes if source not in names]
-        if len(sources) != 1 or sources[0].op != 'call_function' or node.kwargs or not passes(node):
+        sources = [source for source in node.all_input_nodes if source in paths]
+        computed = [source for source in node.all_input_nodes if source not in paths and source not in names]
+        if len(sources) != 1 or (computed and not outside) or node.kwargs or not passes(node):
             return None
         if not outside:
             module = module or enclosing(node, modules, paths)

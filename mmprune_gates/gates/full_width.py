@@ -28,8 +28,8 @@ def keep_full_width(module: nn.Module, like: Tensor, dim: int, channels: int, ke
     module.register_buffer(INDEX, torch.arange(kept, device=like.device))
     module.register_buffer(SCALE, torch.ones(kept, device=like.device, dtype=like.dtype))
     setattr(module, WIDTH, {'dim': dim, 'channels': channels})
-    module.register_forward_pre_hook(partial(widened, dim=dim, channels=channels))
-    module.register_forward_hook(partial(narrowed, dim=dim))
+    module.register_forward_pre_hook(partial(among_zeros, dim=dim, channels=channels))
+    module.register_forward_hook(partial(kept_part, dim=dim))
 
 
 def has_full_width(module: nn.Module) -> bool:
@@ -67,7 +67,7 @@ def narrow(module: nn.Module, like: Tensor, dim: int, mask: Tensor) -> dict[str,
     return {**getattr(module, WIDTH), 'kept': int(mask.sum())}
 
 
-def widened(module: nn.Module, args: tuple, dim: int, channels: int) -> tuple:
+def among_zeros(module: nn.Module, args: tuple, dim: int, channels: int) -> tuple:
     """Forward pre-hook: the input, scaled, among zeros."""
     x, *rest = args
     shape = list(x.shape)
@@ -77,6 +77,6 @@ def widened(module: nn.Module, args: tuple, dim: int, channels: int) -> tuple:
     return (x.new_zeros(shape).index_copy(dim, getattr(module, INDEX), x * scale), *rest)
 
 
-def narrowed(module: nn.Module, args: tuple, output: Tensor, dim: int) -> Tensor:
+def kept_part(module: nn.Module, args: tuple, output: Tensor, dim: int) -> Tensor:
     """Forward hook: the kept channels of the output."""
     return output.index_select(dim, getattr(module, INDEX))
