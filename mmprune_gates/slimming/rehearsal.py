@@ -21,16 +21,7 @@ from mmprune_gates.slimming.surgery import slim_model
 Run = Callable[[nn.Module], Any]
 SLIMMING = os.path.dirname(__file__)
 NOT_THE_MODEL = tuple(f'{folder}{os.sep}' for folder in (os.path.dirname(torch.__file__), os.path.dirname(SLIMMING)))
-ERRORS = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    AssertionError,
-    AttributeError,
-    NotImplementedError,
-)
+ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
 
 
 def rehearse(model: nn.Module, graph: ChannelGraph, run: Run) -> ChannelGraph:
@@ -43,7 +34,7 @@ def rehearse(model: nn.Module, graph: ChannelGraph, run: Run) -> ChannelGraph:
 
     Returns:
         The graph with groups frozen whose number of channels a line of code fixes, or whose block it cannot do without;
-        the reason names the line. Unchanged if nothing fails, or if the model cannot run on the meta device at all.
+        the reason names the line. If the model cannot run on the meta device at all, no block can be emptied.
     """
     template = copy.deepcopy(model).to('meta')
 
@@ -52,11 +43,13 @@ def rehearse(model: nn.Module, graph: ChannelGraph, run: Run) -> ChannelGraph:
         slim_model(slim, graph, kept)
         return failure(slim, run)
 
-    if attempt({}):
-        return graph
     channels = [group for group in graph.free if group.block is None]
     fewer = {group.name: less(group, number) for number, group in enumerate(channels)}
-    stiff = culprits(fewer, attempt)
+    stiff: dict[str, str] = {}
+    if attempt(fewer):
+        if attempt({}):
+            return graph.without_emptying([group.name for group in channels])
+        stiff = culprits(fewer, attempt)
     graph = graph.with_frozen({name: f'{line} fixes its number of channels' for name, line in stiff.items()})
     fewer = {name: mask for name, mask in fewer.items() if name not in stiff}
 
@@ -65,10 +58,13 @@ def rehearse(model: nn.Module, graph: ChannelGraph, run: Run) -> ChannelGraph:
 
     needed: dict[str, str] = {}
     for blocks in levels(graph.blocks):
-        names = [block.name for block in blocks]
-        needed |= gone(group for group in graph.free if group.block is not None and group.name in names)
-        lasts = [block.last for block in blocks]
-        graph = graph.without_emptying(gone(group for group in graph.free if group.name in lasts))
+        names, lasts = {block.name for block in blocks}, {block.last for block in blocks}
+        closing = [group for group in graph.free if group.block is not None and group.name in names]
+        emptied = [group for group in graph.free if group.name in lasts]
+        alone = {block.name for block in blocks if block.last is None}
+        if attempt({**fewer, **nothing_of(emptied), **nothing_of(g for g in closing if g.name in alone)}):
+            needed |= gone(closing)
+            graph = graph.without_emptying(gone(emptied))
     return graph.with_frozen({name: f'{line} needs it' for name, line in needed.items()})
 
 
