@@ -67,7 +67,7 @@ def build_gated_model(
 def build_slim_model(
     architecture: str,
     widths: Mapping[str, Mapping] | float,
-    removed: Mapping[str, Sequence[int] | None] | None = None,
+    removed: Mapping[str, Sequence[int] | None] | Sequence[str] = (),
     input_shape: Sequence[int] | None = None,
     **config: Any,
 ) -> nn.Module:
@@ -78,7 +78,7 @@ def build_slim_model(
         widths: Module path -> width attributes, as slimming writes them; or one number in (0, 1], the share of
             channels that every free group keeps (the "shrunk" baseline).
         removed: Module path -> None, or the shape of the constant in its place, for the modules of residual blocks
-            that are gone, as slimming writes them.
+            that are gone, as slimming writes them; paths alone where no constant is left.
         input_shape: (C, H, W) of the trace that a number needs; by default (3, *data_preprocessor.size).
         **config: The architecture's own keys. Pretrained weights in it are not loaded: they do not fit.
 
@@ -86,7 +86,7 @@ def build_slim_model(
         ValueError: Widths or paths that do not belong to the architecture.
     """
     model = build_architecture(architecture, without_pretrained(config))
-    remove_modules(model, removed or {})
+    remove_modules(model, removed if isinstance(removed, Mapping) else dict.fromkeys(removed))
     if isinstance(widths, Mapping):
         apply_widths(model, widths)
         return model
