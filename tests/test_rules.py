@@ -37,6 +37,17 @@ def pairs(x):
     return x.view(x.shape[0], 2, x.shape[1] // 2, *x.shape[2:])
 
 
+class Single(nn.Module):
+    """A norm over one channel, for which the others are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        return self.norm(x.reshape(-1, 1, *x.shape[2:])).reshape(x.shape)
+
+
 def in_place(name):
     """The in-place form of an op."""
     return lambda x: getattr(x, name)()
@@ -169,6 +180,7 @@ ZERO = {  # zero stays zero, but a gate does not pass
     'pad(1)': lambda x: F.pad(x, (1, 1, 1, 1), value=1.0),
     'instance_norm': nn.InstanceNorm2d(6),
     'batch_norm': nn.BatchNorm2d(6, affine=False),
+    'batch_norm(1)': Single(),
 }
 FLAT = {  # in front of a linear layer
     'flatten': lambda x: x.flatten(1),

@@ -162,11 +162,11 @@ def batch_norm(op: Op) -> Value:
     own_axes = [value.along(0) for value in own if value is not None]
     axis = x.along(1)
     op.freeze([a for a in x.axes if a.dim > 1], 'normalised over a dimension that holds channels')
+    rest = [op.flow.weaken(a, LOST) for a in x.axes if a.dim != 1]
     if axis is None:
         op.freeze(own_axes, FIXED_INPUT)
-        return op.result(x.axes)
+        return op.result(rest)
     for other in own_axes:
         if other is not None:
             op.flow.unite(axis.ids, other.ids)
-    batch = [op.flow.weaken(a, LOST) for a in x.axes if a.dim == 0]
-    return op.result([*batch, gated(op, axis, 0)])
+    return op.result([*rest, gated(op, axis, 0)])
