@@ -244,4 +244,4 @@ def test_one_model_from_its_config_to_the_page(tmp_path):
     assert zoo.main(arguments) == 0 and path.stat().st_mtime_ns == changed  # finished ones are not run again
     assert zoo.main([*arguments, '--write', str(tmp_path / 'zoo.md')]) == 0
     assert '| lenet | lenet5_mnist | convolutional |' in (tmp_path / 'zoo.md').read_text()
-    assert list(json.loads((tmp_path / 'zoo' / 'zoo.json').read_text())['models']) == ['mmpretrain/lenet']
+    assert list(json.loads((tmp_path / 'zoo.json').read_text())['models']) == ['mmpretrain/lenet']

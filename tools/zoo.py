@@ -37,7 +37,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--only', default='*', metavar='PATTERN', help='SCOPE/FAMILY, with wildcards')
     parser.add_argument('--jobs', type=int, default=1, help='models at a time')
     parser.add_argument('--timeout', type=float, default=240, metavar='SECONDS', help='limit for one model')
-    parser.add_argument('--write', type=Path, metavar='FILE', help='write the table of what is there; measure nothing')
+    parser.add_argument(
+        '--write',
+        type=Path,
+        metavar='FILE',
+        help='write the table, and JSON beside it; measure nothing',
+    )
     parser.add_argument('--select', action='store_true', help='choose the models; measure nothing')
     parser.add_argument('--measure', nargs=3, metavar=('SCOPE', 'CONFIG', 'FILE'), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -54,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         results = collect(args.out_dir)
         missing = [name for name in (f'{scope}/{family}' for scope, family, _ in families()) if name not in results]
         write_text(args.write, page(results, zoo_models.EXCLUDED, missing))
-        cli.write_json(args.out_dir / 'zoo.json', {'models': results, 'excluded': zoo_models.EXCLUDED})
+        cli.write_json(args.write.with_suffix('.json'), {'models': results, 'excluded': zoo_models.EXCLUDED})
     else:
         sweep(args.out_dir, args.only, args.jobs, args.timeout)
     return 0

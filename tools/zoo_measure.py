@@ -222,8 +222,7 @@ class Probe:
     def training_mode(self) -> None:
         """The slim model equals the masked one in training mode as well."""
         with default_dtype(self.dtype):
-            masked = masked_copy(self.whole, self.graph, self.kept)
-            expected = outputs(masked, self.inputs(2), training=True)
+            expected = outputs(masked_copy(self.whole, self.graph, self.kept), self.inputs(2), training=True)
             found = outputs(copy.deepcopy(self.slimmed), self.inputs(2), training=True)
             self.record['training_error'] = relative_error(found, expected)
 

@@ -22,6 +22,7 @@ INTRO = """\
 # Coverage of the model zoos
 
 Written by `python tools/zoo.py --out-dir DIR --write docs/zoo.md`; the sweep is `python tools/zoo.py --out-dir DIR`.
+All that was measured, each frozen channel's reason included, stands in [zoo.json](zoo.json).
 
 One model for each family, that is, folder of configs, of the installed packages: the smallest by parameters
 (`tools/zoo_models.py`), built from its stock config with random weights. In each, 30 to 50 % of the channels of
@@ -139,7 +140,8 @@ def problems(result: Mapping) -> list[str]:
         failures = {stage: text for stage, text in failures.items() if text != refused}
     found += [f'{stage}: {text}' for stage, text in failures.items()] + list(result.get('notes', []))
     if traces(result) and not well_covered(result):
-        found.append(f'{result["prunable_share"]:.1%} prunable; frozen: {"; ".join(frozen(result)[:4])}')
+        why = '; '.join(frozen(result)[:4])
+        found.append(f'{result["prunable_share"]:.1%} prunable; frozen: {why or "parts of layers, and products"}')
     if 'gate_error' in result and not gates_exact(result):
         found.append(f'gates change the output by {result["gate_error"]:.1e}')
     found += [f'{name.replace("_", " ")} {result[name]:.1e}' for name in ERRORS if result.get(name, 0) > EXACT]
