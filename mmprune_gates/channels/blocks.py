@@ -16,6 +16,7 @@ from torch import fx
 
 from mmprune_gates.channels import pointwise
 from mmprune_gates.channels import shapes as ops
+from mmprune_gates.channels.graph import within
 from mmprune_gates.channels.labels import GATED, Flow, Value
 from mmprune_gates.channels.op import module_paths, op_name, shapes
 from mmprune_gates.channels.rules import TABLE
@@ -155,11 +156,6 @@ def sites_of(value: Value) -> frozenset[str]:
     """Where gates scale all of a tensor; empty if they cannot."""
     found = [axis for axis in value.axes if axis.sites and bool((axis.state == GATED).all())]
     return found[0].sites if len(found) == 1 else frozenset()
-
-
-def within(path: str, modules: tuple[str, ...]) -> bool:
-    """Whether a module is one of ``modules`` or below one."""
-    return any(path == module or path.startswith(f'{module}.') for module in modules)
 
 
 def takes_any_width(node: fx.Node) -> bool:

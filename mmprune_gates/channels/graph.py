@@ -40,7 +40,7 @@ class Block:
 
     def holds(self, path: str) -> bool:
         """Whether a module, parameter or buffer goes with the block."""
-        return any(path == module or path.startswith(f'{module}.') for module in self.modules)
+        return within(path, self.modules)
 
 
 @dataclass(frozen=True)
@@ -306,6 +306,11 @@ class ChannelGraph:
             if group.block is None:
                 value[group.span] = 0
         return self.macs() - round(float(self.cost(value)))
+
+
+def within(path: str, modules: tuple[str, ...]) -> bool:
+    """Whether a module, parameter or buffer is one of ``modules`` or below one."""
+    return any(path == module or path.startswith(f'{module}.') for module in modules)
 
 
 def inside(index: Tensor, group: Group) -> Tensor:

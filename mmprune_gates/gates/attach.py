@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels.graph import ChannelGraph, Group, inside
 from mmprune_gates.gates.full_width import scale_input
-from mmprune_gates.gates.gate import Gate
+from mmprune_gates.gates.gate import Gate, laid
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement, place_gates
 
 NAME = 'gates'
@@ -176,11 +176,6 @@ class Scale:
             parameter = getattr(self.module, name)
             # Groups of a convolution share their gates: its input may have more positions than its weight.
             parameter.mul_(laid(value[: parameter.shape[dim]], dim, parameter.dim()))
-
-
-def laid(value: Tensor, dim: int, rank: int) -> Tensor:
-    """A vector laid along dimension ``dim`` of a tensor of rank ``rank``."""
-    return value.reshape([-1 if d == dim % rank else 1 for d in range(rank)])
 
 
 def key(group: str) -> str:

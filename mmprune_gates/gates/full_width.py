@@ -11,6 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.gates.gate import laid
+
 INDEX, SCALE = 'kept_index', 'kept_scale'  # buffers
 WIDTH = 'mmprune_gates_width'  # attribute: dimension and full number of channels
 
@@ -72,8 +74,7 @@ def among_zeros(module: nn.Module, args: tuple, dim: int, channels: int) -> tupl
     x, *rest = args
     shape = list(x.shape)
     shape[dim] = channels
-    scale = getattr(module, SCALE).to(x.dtype)
-    scale = scale.reshape([-1 if d == dim % x.dim() else 1 for d in range(x.dim())])
+    scale = laid(getattr(module, SCALE), dim, x.dim()).to(x.dtype)
     return (x.new_zeros(shape).index_copy(dim, getattr(module, INDEX), x * scale), *rest)
 
 

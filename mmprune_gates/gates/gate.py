@@ -56,6 +56,11 @@ class Gate(nn.Module):
         return f'size={len(self.theta)}'
 
 
+def laid(value: Tensor, dim: int, rank: int) -> Tensor:
+    """A vector laid along dimension ``dim`` of a tensor of rank ``rank``."""
+    return value.reshape([-1 if d == dim % rank else 1 for d in range(rank)])
+
+
 class _Straight(torch.autograd.Function):
     """The second argument forward, the gradient to the first backward."""
 

@@ -14,9 +14,14 @@ from mmprune_gates.slimming.removal import remove_modules
 from mmprune_gates.slimming.widths import FULL_WIDTH, Widths, replace_tensor, sync_attributes
 
 
+def kept_vector(graph: ChannelGraph, kept: Kept) -> Tensor:
+    """(num_channels + 1,) bool; the last is for index -1, what always stays."""
+    return torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])
+
+
 def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
     """Tensor name -> dimension -> (size of the dimension,) bool, True = keep; only where something goes."""
-    vector = torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])  # index -1: always kept
+    vector = kept_vector(graph, kept)
     masks: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for name, dims in graph.slots.items():
         for dim, index in dims.items():
@@ -27,7 +32,7 @@ def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
 
 def full_width_masks(graph: ChannelGraph, kept: Kept) -> dict[str, Tensor]:
     """Path of each module that keeps its full width -> (C,) bool, True = keep."""
-    vector = torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])
+    vector = kept_vector(graph, kept)
     return {path: vector[module.index] for path, module in graph.full_width.items()}
 
 
@@ -44,7 +49,7 @@ def gone_blocks(model: nn.Module, graph: ChannelGraph, kept: Kept) -> list[tuple
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     gone = [(block, None) for block in removed_blocks(graph, kept)]
-    vector = torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])  # index -1: always kept
+    vector = kept_vector(graph, kept)
     for block in graph.emptied(vector[:-1]):
         constant = block.tail.constant(tensors).detach()
         stays = vector[block.index].nonzero().flatten().to(constant.device)
