@@ -10,8 +10,7 @@ from mmprune_gates import compat
 # Before everything else: the modules below may import what the cures repair.
 compat.apply_cures()
 
-from mmprune_gates.channels import trace_channels
-from mmprune_gates.slimming import masked_copy, slim_model
+from mmprune_gates.slimming import masked_copy, slim_model, trace_channels
 from mmprune_gates.version import __version__
 
 __all__ = ['__version__', 'masked_copy', 'slim_model', 'trace_channels']

@@ -40,7 +40,7 @@ stock = pytest.mark.parametrize('name', STOCK)
 
 
 @cache
-def traced(name):
+def traced(name, with_cp=False):
     """A stock model with random values, its channel graph, an input; not to be changed."""
     path, side, _ = STOCK[name]
     init_default_scope('mmseg')
@@ -49,10 +49,34 @@ def traced(name):
         config.backbone.depth = 18
         config.decode_head.in_channels, config.decode_head.channels = 512, 128
         config.auxiliary_head.in_channels = 256
+    if with_cp:
+        config.backbone.with_cp = True
     torch.manual_seed(0)
     model = randomize_(revert_sync_batchnorm(MODELS.build(config)))
     shape = (3, side, side)
     return model, trace(model, shape), example(shape, dtype=torch.float32)
+
+
+def covered(graph):
+    """All that a person sees of a graph."""
+    return graph.groups, graph.layers, graph.macs(), graph.prunable_macs(), graph.unreached
+
+
+@pytest.mark.parametrize('name', ['deeplabv3plus-r50', 'fcn-hrnet-w18s'])
+def test_checkpointing_hides_nothing_of_a_segmentor(name):
+    assert covered(traced(name, with_cp=True)[1]) == covered(traced(name)[1])
+
+
+@pytest.mark.parametrize(
+    'config',
+    [{'type': 'SwinTransformer', 'arch': 'tiny'}, {'type': 'ConvNeXt', 'arch': 'atto'}],
+    ids=lambda c: c['type'],
+)
+def test_checkpointing_hides_nothing_of_a_backbone(config):
+    init_default_scope('mmpretrain')
+    models = [MODELS.build({**config, 'with_cp': with_cp}) for with_cp in (False, True)]
+    plain, checkpointed = (trace_channels(model, torch.zeros(1, 3, 224, 224)) for model in models)
+    assert covered(checkpointed) == covered(plain) and plain.free
 
 
 # A backbone of mmpretrain, and the least share of the MACs that can go.

@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from helpers import call, example, random_kept, randomize_, relative_error, removal_errors
+from helpers import example, random_kept, randomize_, removal_errors
 from torch import nn
 from toy_nets import conv, conv_bn
 
 from mmprune_gates import trace_channels
 from mmprune_gates.engine.builders import trace
-from mmprune_gates.slimming import rehearse
 
 
 class Follows(nn.Module):
@@ -69,10 +68,6 @@ class Twice(Follows):
         return x.reshape(-1, self.width, 8, 8)
 
 
-def example_run(model):
-    return model(torch.zeros(1, 3, 8, 8, device='meta'))
-
-
 def built(net):
     torch.manual_seed(0)
     return randomize_(net().eval())
@@ -82,7 +77,7 @@ def test_code_that_follows_freezes_nothing():
     model = built(Follows)
     graph = trace(model, (3, 8, 8))
     assert {group.name for group in graph.free} == {'a.0', 'b.0', 'c.0'}
-    assert rehearse(model, graph, example_run).free == graph.free
+    assert graph.groups == trace_channels(model, torch.zeros(1, 3, 8, 8), rehearsal=False).groups
 
 
 @pytest.mark.parametrize(
@@ -92,8 +87,9 @@ def test_code_that_follows_freezes_nothing():
 def test_code_that_does_not_follow_is_found_and_frozen(net, free):
     model = built(net)
     before = copy.deepcopy(model.state_dict())
-    traced = trace_channels(model, (torch.zeros(2, 3, 8, 8),))
-    assert {group.name for group in rehearse(model, traced, example_run).free} == free
+    assert {group.name for group in trace_channels(model, torch.zeros(2, 3, 8, 8)).free} == free
+    unrehearsed = trace_channels(model, torch.zeros(2, 3, 8, 8), rehearsal=False)
+    assert {group.name for group in unrehearsed.free} == {'a.0', 'b.0', 'c.0'}
     graph = trace(model, (3, 8, 8))
     assert {group.name for group in graph.free} == free
     reasons = {group.frozen for group in graph.groups if group.frozen and 'fixes its number' in group.frozen}
@@ -103,17 +99,105 @@ def test_code_that_does_not_follow_is_found_and_frozen(net, free):
     assert error < 1e-12 and distance > 1e-3
 
 
-def test_a_model_that_cannot_run_without_data_is_left_as_it_is():
-    class Data(Follows):
+class NeedsData(Attribute):
+    """It does not run on the meta device."""
+
+    def forward(self, inputs, mode='tensor'):
+        assert inputs.device.type != 'meta'
+        return super().forward(inputs)
+
+
+def test_a_model_that_cannot_run_without_data_is_rehearsed_with_data():
+    assert {group.name for group in trace(built(NeedsData), (3, 8, 8)).free} == {'a.0', 'c.0'}
+
+
+class FixedBatch(Attribute):
+    """It does not run with one sample."""
+
+    def forward(self, inputs, mode='tensor'):
+        return super().forward(inputs.view(2, *inputs.shape[1:]))
+
+
+def test_a_model_that_fixes_its_batch_is_rehearsed_with_that_batch():
+    assert {group.name for group in trace_channels(built(FixedBatch), torch.zeros(2, 3, 8, 8)).free} == {'a.0', 'c.0'}
+
+
+def test_a_model_that_does_not_run_with_its_inputs():
+    class OnlyOnce(Follows):
         def forward(self, inputs, mode='tensor'):
-            assert inputs.device.type != 'meta'
+            assert torch.compiler.is_exporting()
             return super().forward(inputs)
 
-    model = built(Data)
-    graph = trace(model, (3, 8, 8))
-    assert {group.name for group in graph.free} == {'a.0', 'b.0', 'c.0'}
-    x = example((3, 8, 8), dtype=torch.float32)
-    assert relative_error(call(model, x), call(model, x)) == 0
+    with pytest.raises(RuntimeError, match='OnlyOnce does not run with the example inputs(.|\n)*Pass inputs'):
+        trace_channels(built(OnlyOnce), torch.zeros(1, 3, 8, 8))
+
+
+class ComputesWith(Follows):
+    """A factor of its width: it runs at any width, and computes something else at each."""
+
+    def shaped(self, x, inputs):
+        return x / x.shape[1]
+
+
+class Root(Follows):
+    """The same by a factor that is no whole number."""
+
+    def shaped(self, x, inputs):
+        return x * x.shape[1] ** -0.5
+
+
+class Constant(Follows):
+    """The same in a tensor."""
+
+    def shaped(self, x, inputs):
+        return x + torch.full((1, 1, 1, 1), 1 / x.shape[1], device=x.device)
+
+
+class Scalar(Follows):
+    """The same in a tensor of one number."""
+
+    def shaped(self, x, inputs):
+        return x * torch.tensor(x.shape[1] ** -0.5)
+
+
+class Branch(Follows):
+    """Another way for narrow tensors."""
+
+    def shaped(self, x, inputs):
+        return x * 0.5 if x.shape[1] > 8 else x
+
+
+@pytest.mark.parametrize('net', [ComputesWith, Root, Constant, Scalar, Branch])
+def test_code_that_computes_with_a_width_is_found_and_frozen(net):
+    model = built(net)
+    graph = trace_channels(model, torch.zeros(1, 3, 8, 8))
+    assert {group.name for group in graph.free} == {'a.0', 'c.0'}
+    assert graph.group('b.0').frozen.startswith('test_rehearsal.py:')
+    assert graph.group('b.0').frozen.endswith(' computes with its number of channels')
+    error, distance, *_ = removal_errors(model.double(), graph, example((3, 8, 8)), random_kept(graph))
+    assert error < 1e-12 and distance > 1e-3
+
+
+def test_the_rehearsal_sees_the_training_pass():
+    class Auxiliary(Follows):
+        """A training pass that fixes a width, and runs in training mode only."""
+
+        def train_forward(self, inputs):
+            assert self.training
+            x = self.b(self.a(inputs))
+            return self.head(self.c(x)), self.head(self.c(x.view(-1, 9, 8, 8)))
+
+    alone = trace_channels(built(Auxiliary), torch.zeros(2, 3, 8, 8), forward=Follows.forward)
+    assert {group.name for group in alone.free} == {'a.0', 'b.0', 'c.0'}
+    graph = trace_channels(built(Auxiliary), torch.zeros(2, 3, 8, 8), train_forward=Auxiliary.train_forward)
+    assert {group.name for group in graph.free} == {'a.0', 'c.0'}
+
+
+def test_the_trace_draws_no_random_numbers():
+    model = built(Follows)
+    state = torch.random.get_rng_state()
+    trace_channels(model, torch.zeros(1, 3, 8, 8))
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 class Residual(nn.Module):

@@ -18,7 +18,7 @@ from mmprune_gates.channels import pointwise
 from mmprune_gates.channels import shapes as ops
 from mmprune_gates.channels.graph import within
 from mmprune_gates.channels.labels import GATED, Flow, Value
-from mmprune_gates.channels.op import module_paths, op_name, shapes
+from mmprune_gates.channels.op import UNKNOWN, module_paths, op_name, shapes
 from mmprune_gates.channels.rules import TABLE
 from mmprune_gates.channels.tails import Tail, find_tail
 
@@ -98,7 +98,8 @@ def branch_nodes(total: fx.Node, skip: fx.Node, end: fx.Node, names) -> set[fx.N
     readers = {user for node in nodes for user in node.users} - nodes
     if readers != {total} or len(entries) != 1:
         return set()
-    return nodes if shapes(entries.pop())[0] == shapes(end)[0] == shapes(total)[0] else set()
+    shape = shapes(entries.pop())[0]
+    return nodes if shape == shapes(end)[0] == shapes(total)[0] and UNKNOWN not in shape else set()
 
 
 def entries_of(nodes: set[fx.Node], names: Mapping[fx.Node, str]) -> set[fx.Node]:

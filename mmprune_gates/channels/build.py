@@ -70,6 +70,7 @@ def build_graph(flow: Flow, model: nn.Module, prune_channels: bool = True) -> Ch
         blocks=blocks,
         filters=count_filters(flow, groups, channels),
         tainted=frozenset(flow.tainted),
+        unreached=unreached_modules(flow, model),
         cost=cost,
     )
 
@@ -257,6 +258,12 @@ def coverage(flow: Flow, model, groups, slots, reasons, classes, cost: Cost) -> 
         if isinstance(module, WEIGHTED) and name not in names
     ]
     return (*used, *unused)
+
+
+def unreached_modules(flow: Flow, model: nn.Module) -> tuple[str, ...]:
+    """Paths of the modules that hold parameters which no walk has met."""
+    unused = (name for name, _ in model.named_parameters() if name not in flow.tensors)
+    return tuple(dict.fromkeys(name.rpartition('.')[0] for name in unused))
 
 
 def starts(groups: tuple[Group, ...]) -> np.ndarray:

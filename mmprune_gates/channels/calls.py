@@ -1,16 +1,91 @@
-"""How modules are called: only what takes one tensor and returns one can be wrapped or replaced without knowing it."""
+"""How models and modules are called, and the tensors in what they take and return."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+Forward = Callable[..., Any]
 Options = tuple[tuple, dict[str, Any]]
+Inputs = Tensor | tuple | list | Mapping[str, Any]
+
+
+def call_options(example_inputs: Inputs) -> Options:
+    """Positional and keyword arguments from example inputs: a tensor, a sequence, or a mapping of keywords.
+
+    Raises:
+        TypeError: They are none of these, or hold no tensor that has a batch dimension.
+    """
+    if isinstance(example_inputs, Mapping):
+        options = (), dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        options = tuple(example_inputs), {}
+    else:
+        options = (example_inputs,), {}
+    if not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in tree_leaves(options)):
+        raise TypeError(
+            'example_inputs must hold tensors, with the batch as first dimension; '
+            f'got {type(example_inputs).__name__}: pass a tensor, a tuple of positional inputs, or a dict of keyword '
+            'inputs'
+        )
+    return options
+
+
+def batch_size(options: Options) -> int:
+    """First dimension of the first input that has one."""
+    return next(leaf.shape[0] for leaf in tree_leaves(options) if isinstance(leaf, Tensor) and leaf.dim())
+
+
+def first_sample(options: Options) -> Options:
+    """The same inputs with a batch of one."""
+    batch = batch_size(options)
+
+    def first(leaf: Any) -> Any:
+        return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch else leaf
+
+    return tree_map(first, options)
+
+
+def on_meta(options: Options) -> Options:
+    """The same inputs without data."""
+    return tree_map(lambda leaf: leaf.to('meta') if isinstance(leaf, Tensor) else leaf, options)
+
+
+def run(model: nn.Module, forward: Forward | None, options: Options) -> list[Tensor]:
+    """All output tensors of a model, or of a forward of one's own."""
+    args, kwargs = options
+    return tensors_in(model(*args, **kwargs) if forward is None else forward(model, *args, **kwargs))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of nested outputs: sequences, mappings and dataclasses, in order.
+
+    Raises:
+        TypeError: A part is of a type whose tensors cannot be found.
+    """
+    if isinstance(value, Tensor):
+        return [value]
+    if value is None or isinstance(value, (bool, int, float, str, torch.Size)):
+        return []
+    if isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    elif dataclasses.is_dataclass(value):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    else:
+        raise TypeError(
+            f'the output holds a {type(value).__name__}, whose tensors cannot be found: pass a `forward` that returns '
+            'tensors, or sequences, dicts or dataclasses of them'
+        )
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from mmprune_gates.channels.calls import Options
 from mmprune_gates.channels.labels import LOST, Axis, Flow, FullWidth, Value
-from mmprune_gates.channels.op import is_inplace, module_path, shapes
+from mmprune_gates.channels.op import UNKNOWN, is_inplace, module_path, shapes
 
 Apply = Callable[[Flow, fx.Node, Mapping[fx.Node, Any]], Any]
 UNLIKE = 'called in different ways by a module that computes across channels'
@@ -65,7 +65,7 @@ def find_calls(flow: Flow, graph: fx.Graph, constants: Container[fx.Node]) -> li
         ends = [node for node in nodes if set(node.users) - inside]
         if len(entries) == 1 and ends == nodes[-1:] and not any(map(is_inplace, nodes)):
             entry = entries.pop()
-            if shapes(entry)[0] == shapes(ends[0])[0]:
+            if shapes(entry)[0] == shapes(ends[0])[0] and UNKNOWN not in shapes(entry)[0]:
                 calls.append(Call(tuple(nodes), entry))
     return calls
 

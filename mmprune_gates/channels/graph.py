@@ -181,6 +181,7 @@ class ChannelGraph:
         blocks: Residual blocks in order of execution, with gates of their own or without.
         filters: (num_channels,) filters that go with each channel: rows of weights that make it or pass it on.
         tainted: Module paths of sites whose output is also used where a gate would not pass unchanged.
+        unreached: Module paths whose own parameters no traced pass uses.
         cost: Multiply-accumulates of inference as a function of what is kept.
     """
 
@@ -193,6 +194,7 @@ class ChannelGraph:
     blocks: tuple[Block, ...]
     filters: Tensor
     tainted: frozenset[str]
+    unreached: tuple[str, ...]
     cost: Cost
 
     @property

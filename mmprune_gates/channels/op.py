@@ -12,6 +12,8 @@ from torch import fx
 
 from mmprune_gates.channels.labels import LOST, Axis, Flow, Value
 
+UNKNOWN = -1  # a size that depends on data
+
 
 @dataclass(frozen=True)
 class Op:
@@ -73,20 +75,39 @@ class Op:
         """Freeze ``axes``, naming the op and the module."""
         self.flow.freeze(axes, f'{reason} ({self.name} in {self.layer or "the model itself"})')
 
+    def give_up(self, reason: str) -> Value | list[Value]:
+        """Labels of a result in which no channel is known: nothing that the op touches can be removed."""
+        self.freeze([axis for value in self.tensors for axis in value.axes], reason)
+        result = self.node.meta.get('val')
+        if isinstance(result, (list, tuple)):
+            return [Value(sizes(part)) for part in result]
+        return Value(self.shape)
+
     def rigid(self, dim: int, size: int, reason: str) -> Axis:
         """An axis of channels that must stay, for a piece of a tensor without labels."""
         axis = self.flow.fresh(dim, size)
         self.freeze([axis], reason)
         return Axis(dim, axis.ids, axis.state * LOST)
 
-    def per_sample(self, sizes) -> float:
-        """Product of ``sizes`` per sample of the batch."""
-        return prod(sizes) / self.batch
+    def per_sample(self, extents) -> float:
+        """Product of ``extents`` per sample of the batch.
+
+        Raises:
+            ValueError: One of them depends on data.
+        """
+        if UNKNOWN in extents:
+            raise ValueError('a size depends on data')
+        return prod(extents) / self.batch
 
 
 def op_name(node: fx.Node) -> str:
-    """An op without library, overload and the mark of its in-place form, for example ``conv2d``."""
-    return str(node.target).rsplit('.', 1)[0].removeprefix('aten.').rstrip('_')
+    """The op that a node calls, see :func:`base_name`."""
+    return base_name(node.target)
+
+
+def base_name(target: Any) -> str:
+    """An op without overload and the mark of its in-place form, for example ``conv2d``; others than ATen's in full."""
+    return str(target).rsplit('.', 1)[0].removeprefix('aten.').rstrip('_')
 
 
 def is_inplace(node: fx.Node) -> bool:
@@ -109,4 +130,9 @@ def shapes(node: fx.Node) -> list[tuple[int, ...]]:
     """Shapes of the results of a call."""
     value = node.meta.get('val')
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [tuple(v.shape) for v in values if isinstance(v, torch.Tensor)] or [()]
+    return [sizes(v) for v in values if isinstance(v, torch.Tensor)] or [()]
+
+
+def sizes(value: Any) -> tuple[int, ...]:
+    """Shape of a tensor, empty for anything else; :data:`UNKNOWN` where a size depends on data."""
+    return tuple(size if isinstance(size, int) else UNKNOWN for size in getattr(value, 'shape', ()))

@@ -66,7 +66,7 @@ def clamp(op: Op) -> Value:
     """Clamping keeps zero where its interval contains zero; ReLU is ``clamp(min=0)``."""
     low, high = op.arg(1, op.node.kwargs.get('min')), op.arg(2, op.node.kwargs.get('max'))
     if isinstance(low, Value) or isinstance(high, Value):
-        return unknown(op)
+        return op.give_up('clamped by tensors')
     if low == 0 and high is None:
         return same(op)
     return passed(op, ZERO if (low is None or low <= 0) and (high is None or high >= 0) else LOST)
@@ -75,14 +75,9 @@ def clamp(op: Op) -> Value:
 def power(op: Op) -> Value:
     """pow with a constant exponent: keeps zero where it is positive."""
     exponent = op.arg(1)
-    return passed(op, ZERO) if isinstance(exponent, (int, float)) and exponent > 0 else unknown(op)
-
-
-def unknown(op: Op):
-    """An op without a rule: nothing it touches can be removed."""
-    op.freeze([axis for value in op.tensors for axis in value.axes], 'no rule for this op')
-    results = [Value(shape) for shape in shapes(op.node)]
-    return results if isinstance(op.node.meta.get('val'), (list, tuple)) else results[0]
+    if isinstance(exponent, (int, float)) and exponent > 0:
+        return passed(op, ZERO)
+    return op.give_up('not zero where a channel is')
 
 
 def prelu(op: Op) -> Value:

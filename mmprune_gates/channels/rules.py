@@ -98,12 +98,26 @@ TABLE: dict[str, Callable[[Op], object]] = {
     'replication_pad2d': shapes.pad,
 }
 
+# Ops on one element at a time: numbers that they are given are never sizes.
+ELEMENTWISE = frozenset(
+    name
+    for name, rule in TABLE.items()
+    if rule in (pointwise.same, pointwise.zero_preserving, pointwise.any_function, pointwise.clamp, pointwise.power)
+    or rule in (pointwise.additive, pointwise.multiplicative, pointwise.quotient, pointwise.comparison)
+)
+
 
 def apply_rule(op: Op) -> object:
-    """Labels of the op's result (a list for several results); unknown ops freeze their operands.
+    """Labels of the op's result (a list for several results).
 
-    The in-place form of an op (``relu_``) follows the same rule.
+    An op without a rule freezes its operands, and so does a call that its rule cannot handle: a gap in a rule costs
+    coverage, never a trace. The in-place form of an op (``relu_``) follows the same rule.
     """
-    if op.node.target is getitem:
-        return shapes.getitem(op)
-    return TABLE.get(op_name(op.node), pointwise.unknown)(op)
+    rule = shapes.getitem if op.node.target is getitem else TABLE.get(op_name(op.node))
+    if rule is None:
+        return op.give_up('no rule for this op')
+    try:
+        return rule(op)
+    except Exception as error:
+        sizes = [value.shape for value in op.tensors]
+        return op.give_up(f'its rule cannot handle this call on shapes {sizes}: {type(error).__name__}: {error}')

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from mmprune_gates.channels.labels import Axis, Value
-from mmprune_gates.channels.op import Op, shapes
+from mmprune_gates.channels.op import UNKNOWN, Op, shapes
 from mmprune_gates.channels.pointwise import meet
 from mmprune_gates.channels.reshape import grid, runs, spread
 
@@ -19,10 +19,12 @@ def view(op: Op) -> Value:
     code, or else the last; channels at the same place of the other parts are tied (groups of a shuffle, heads).
     """
     x, axes = op.arg(0), []
+    if UNKNOWN in (*x.shape, *op.shape):
+        return op.give_up('viewed in a shape that depends on data')
     for before, after in runs(x.shape, op.shape):
         inside = [axis for axis in x.axes if axis.dim in before]
         if len(inside) == 1:
-            axes.append(relaid(op, inside[0], x.shape, before, after))
+            axes += relaid(op, inside[0], x.shape, before, after)
         elif len(before) == len(after) == 1:
             axes += inside
         else:
@@ -30,12 +32,15 @@ def view(op: Op) -> Value:
     return op.result(axes)
 
 
-def relaid(op: Op, axis: Axis, shape: tuple[int, ...], before: range, after: range) -> Axis:
-    """One axis within one run of dimensions."""
+def relaid(op: Op, axis: Axis, shape: tuple[int, ...], before: range, after: range) -> list[Axis]:
+    """One axis within one run of dimensions; none where all its channels go together, as after many shuffles."""
     inner = tuple(shape[d] for d in before)
     outer, dim = tuple(op.shape[d] for d in after), axis.dim - before.start
     positions = spread(axis.ids, dim, inner, outer)
     varying = [d for d, size in enumerate(positions.shape) if size > 1]
+    if not varying:
+        op.freeze([axis], 'all of them tied to each other, and viewed in another shape')
+        return []
     inferred = inferred_dim(op)
     shrinks = inferred - after.start if inferred is not None and inferred - after.start in varying else varying[-1]
     for d in varying:
@@ -45,7 +50,7 @@ def relaid(op: Op, axis: Axis, shape: tuple[int, ...], before: range, after: ran
             positions = first
     others = tuple(d for d in range(len(outer)) if d != shrinks)
     state = grid(axis.state, dim, inner, outer).min(axis=others)
-    return replace(axis, dim=after.start + shrinks, ids=axis.ids[positions.ravel()], state=state)
+    return [replace(axis, dim=after.start + shrinks, ids=axis.ids[positions.ravel()], state=state)]
 
 
 def inferred_dim(op: Op) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from operator import getitem
 from typing import Any
@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
 
 from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
-from mmprune_gates.channels.calls import noted_calls
+from mmprune_gates.channels.calls import Forward, Options, batch_size, noted_calls, run
 from mmprune_gates.channels.full_width import find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
+from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Flow, Value
 from mmprune_gates.channels.op import Op, is_inplace, shapes
 from mmprune_gates.channels.rules import apply_rule
 
-Forward = Callable[..., Any]
 UNITS = ('channels', 'blocks', 'both')
 
 
@@ -32,29 +33,25 @@ class _Captured(nn.Module):
         self.model = model
         self.call = forward
 
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        return self.model(*inputs) if self.call is None else self.call(self.model, *inputs)
+    def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        return run(self.model, self.call, (args, kwargs))
 
 
-def trace_channels(
+def read_graph(
     model: nn.Module,
-    example_inputs: tuple[torch.Tensor, ...],
+    options: Options,
     forward: Forward | None = None,
     train_forward: Forward | None = None,
     units: str = 'channels',
 ) -> ChannelGraph:
-    """The channel graph of a model.
+    """The channel graph of a model, as its ops alone tell; what its code fixes besides is not in them.
 
     Args:
         model: Any module; neither its parameters nor its mode change.
-        example_inputs: Tensors the model is called with; their size is the one that MACs are stated for.
-        forward: ``forward(model, *example_inputs)`` where a plain call is not the inference pass.
-        train_forward: A second function captured in training mode, for what only training reaches (auxiliary
-            heads). It adds constraints and coverage, never MACs.
+        options: Positional and keyword arguments that the model is called with.
+        forward: ``forward(model, *args, **kwargs)`` where a plain call is not the inference pass.
+        train_forward: A second function captured in training mode.
         units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
-
-    Returns:
-        Groups of channels, MACs and coverage.
 
     Raises:
         RuntimeError: ``torch.export`` cannot capture the model.
@@ -63,10 +60,10 @@ def trace_channels(
     if units not in UNITS:
         raise ValueError(f'units must be one of {", ".join(UNITS)}, got {units!r}')
     flow = Flow(aliases=aliases(model))
-    batch = example_inputs[0].shape[0]
-    branches = walk(flow, capture(flow, model, forward, example_inputs, training=False), batch, counted=True)
+    batch = batch_size(options)
+    branches = walk(flow, capture(flow, model, forward, options, training=False), batch, counted=True)
     if train_forward is not None:
-        trained = walk(flow, capture(flow, model, train_forward, example_inputs, training=True), batch, counted=False)
+        trained = walk(flow, capture(flow, model, train_forward, options, training=True), batch, counted=False)
         known = {branch.sites: {*branch.modules} for branch in trained}  # drop path is a module in training only
         branches = [branch for branch in branches if known.get(branch.sites, set()) >= {*branch.modules}]
     settle(flow, model)
@@ -95,23 +92,26 @@ def aliases(model: nn.Module) -> dict[str, str]:
 
 
 def capture(
-    flow: Flow, model: nn.Module, forward: Forward | None, inputs: tuple, training: bool
+    flow: Flow, model: nn.Module, forward: Forward | None, options: Options, training: bool
 ) -> torch.export.ExportedProgram:
     """The ATen graph of one pass, in training or evaluation mode; the modes of all modules are restored."""
     modes = {module: module.training for module in model.modules()}
     model.train(training)
     try:
         with noted_calls(model, flow.plain, flow.odd):
-            return torch.export.export(_Captured(model, forward), inputs, strict=False)
+            program = torch.export.export(_Captured(model, forward), *options, strict=False)
     except Exception as error:
-        shape = [tuple(getattr(x, 'shape', ())) for x in inputs]
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves(options) if isinstance(leaf, torch.Tensor)]
         raise RuntimeError(
-            f'torch.export cannot capture {type(model).__name__} with inputs {shape}: {error}\n'
-            'Give `forward` a function that runs the part of the model to be pruned without data-dependent branches.'
+            f'torch.export cannot capture {type(model).__name__} with inputs {shapes}: {error}\n'
+            'Give `forward` a function that runs the part of the model to be pruned without data-dependent branches '
+            'and returns its tensors; inputs by keyword go into a dict.'
         ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
+    inline_contexts(program.graph_module)
+    return program
 
 
 def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted: bool) -> list[Branch]:
@@ -157,13 +157,14 @@ def labels(op: Op) -> Any:
     """Labels of an op's result.
 
     Whoever reads a tensor after it was changed in place reads the result of that op: ``torch.export`` sees to it.
-    It does not for views, of which the labels here would then be out of date.
+    It does not for views, nor across the graphs of contexts; the labels of what is read there would be out of date.
     """
     result = apply_rule(op)
     if is_inplace(op.node):
         operand = op.node.args[0]
         viewed = is_view(operand) or any(is_view(user) for user in operand.users)
-        if viewed and changed(op.values[operand], result):
+        read_later = any(user not in op.values and user is not op.node for user in operand.users)
+        if (viewed or read_later) and changed(op.values[operand], result):
             op.freeze(result.axes, 'changed in place through a view')
     return result
 

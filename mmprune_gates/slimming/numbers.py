@@ -1,0 +1,86 @@
+"""The numbers that a model computes with: sizes may change when it becomes narrower, they may not.
+
+Code such as ``x / x.shape[1]`` runs with any number of channels and computes something else with each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmprune_gates.channels.op import base_name
+from mmprune_gates.channels.rules import ELEMENTWISE
+
+FILLING = frozenset('full full_like new_full fill scalar_tensor'.split())
+Step = tuple[str, tuple[float, ...]]
+
+
+class Deviation(RuntimeError):
+    """A narrower copy computes with a number that the whole model does not have there."""
+
+
+class Numbers(TorchDispatchMode):
+    """Notes the numbers that ops are given: all of element-wise ops, elsewhere those that cannot be sizes."""
+
+    supports_higher_order_operators = True  # torch.cond and the like
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Step] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Note the numbers of one call, and make it."""
+        kwargs = kwargs or {}
+        name = base_name(func)
+        kinds = (int, float) if name in ELEMENTWISE or name in FILLING else float
+        given = (*args, *kwargs.values())
+        without_data = any(isinstance(arg, Tensor) and arg.is_meta for arg in given)
+        numbers = [number(arg, without_data) for arg in given]
+        if own := tuple(value for value in numbers if isinstance(value, kinds)):
+            self.note((name, own))
+        return func(*args, **kwargs)
+
+    def note(self, step: Step) -> None:
+        """Take in a call with numbers."""
+        self.found.append(step)
+
+
+class SameNumbers(Numbers):
+    """Compares them with those of the whole model.
+
+    Args:
+        expected: What :class:`Numbers` found; None to compare nothing.
+    """
+
+    def __init__(self, expected: list[Step] | None) -> None:
+        super().__init__()
+        self.expected = expected
+
+    def note(self, step: Step) -> None:
+        """Compare a call.
+
+        Raises:
+            Deviation: It computes with other numbers.
+        """
+        if self.expected is None:
+            return
+        place = len(self.found)
+        super().note(step)
+        known = self.expected[place] if place < len(self.expected) else None
+        if repr(step) != repr(known):  # not by value: NaN is the same number here
+            raise Deviation(f'computes {step}, expected {known}')
+
+
+def number(arg: Any, without_data: bool) -> Any:
+    """An argument, or the number that it holds.
+
+    Args:
+        arg: The argument.
+        without_data: Whether the model's own tensors have no data, so that a tensor of one number is a constant.
+    """
+    if isinstance(arg, bool):
+        return None
+    is_constant = without_data and isinstance(arg, Tensor) and arg.dim() == 0 and not arg.is_meta
+    return arg.item() if is_constant else arg

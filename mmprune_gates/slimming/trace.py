@@ -1,0 +1,45 @@
+"""The channel graph of any module, safe to slim by: read from its ops, then rehearsed on its code."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mmprune_gates.channels import ChannelGraph, read_graph
+from mmprune_gates.channels.calls import Forward, Inputs, call_options
+from mmprune_gates.slimming.rehearsal import rehearse
+
+
+def trace_channels(
+    model: nn.Module,
+    example_inputs: Inputs,
+    forward: Forward | None = None,
+    train_forward: Forward | None = None,
+    units: str = 'channels',
+    rehearsal: bool = True,
+) -> ChannelGraph:
+    """The channel graph of a model.
+
+    Args:
+        model: Any module; neither its parameters nor its mode change.
+        example_inputs: What the model is called with: a tensor, a tuple of positional inputs, or a dict of keyword
+            inputs. The first dimension of tensors is the batch; MACs are stated for one sample of their size.
+        forward: ``forward(model, *args, **kwargs)`` where a plain call is not the inference pass. What is returned
+            may be nested: sequences, dicts, dataclasses.
+        train_forward: A second function captured in training mode, for what only training reaches (auxiliary
+            heads). It adds constraints and coverage, never MACs.
+        units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
+        rehearsal: Whether to freeze what the model's code cannot do without, found by running narrower copies of the
+            model. Without it a slim model's forward may fail, or compute something else.
+
+    Returns:
+        Groups of channels, MACs and coverage.
+
+    Raises:
+        RuntimeError: ``torch.export`` cannot capture the model, or it does not run with these inputs.
+        TypeError: Inputs without tensors, or outputs in which tensors cannot be found.
+        ValueError: ``units`` is none of the three.
+    """
+    options = call_options(example_inputs)
+    graph = read_graph(model, options, forward, train_forward, units)
+    passes = (forward,) if train_forward is None else (forward, train_forward)
+    return rehearse(model, graph, passes, options) if rehearsal else graph
