@@ -106,6 +106,31 @@ def test_scores_are_summed_over_ranks_before_ranking():
     assert not torch.equal(run.kept, alone.kept)
 
 
+def test_mini_batches_that_overflow_are_skipped():
+    run, clean = cycle_of(), cycle_of()
+    for one in (run, clean):
+        go(one, steps=3)
+    one = random_grads(clean, 5)
+    overflow = {name: grad * torch.inf for name, grad in random_grads(clean, 6).items()}
+    partly = {
+        name: grad.clone().fill_(torch.nan) if number == 0 else grad for number, (name, grad) in enumerate(one.items())
+    }
+    clean.observe(one)
+    for grads in (overflow, one, partly):
+        run.observe(grads)
+    assert torch.equal(run.score, clean.score) and run.score.any()
+    run.close(), clean.close()
+    assert torch.equal(run.kept, clean.kept) and not run.kept.all() and run.wasted == 0
+
+
+def test_a_tick_without_a_finite_mini_batch_closes_nothing():
+    run = cycle_of()
+    go(run, steps=3)
+    run.observe({name: grad * torch.nan for name, grad in random_grads(run, 5).items()})
+    run.close()
+    assert run.kept.all() and run.wasted == 1
+
+
 def test_what_is_closed_stays_exactly_zero():
     run = cycle_of()
     go(run, steps=9)
@@ -122,7 +147,7 @@ def test_importance_per_mac_prefers_costly_channels():
     graph = plain.gates.graph
     cheap, dear = sorted(graph.free, key=lambda group: graph.macs() - graph.macs({group.name: first_only(group)}))
     for run in (plain, costly):
-        run.score[cheap.span], run.score[dear.span] = 1.0, 1.01
+        run.score[cheap.span], run.score[dear.span], run.usable = 1.0, 1.01, torch.ones(())
         run.close()
     assert not plain.kept[cheap.span].all() and plain.kept[dear.span].all()
     assert not costly.kept[dear.span].all() and costly.kept[cheap.span].all()

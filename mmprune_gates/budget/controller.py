@@ -70,14 +70,20 @@ class Controller(Pruner):
 
     def __init__(self, gates: GateSet, schedule: Schedule, limits: Limits) -> None:
         super().__init__(gates, schedule.target, limits)
-        self.schedule, self.settled = schedule, False
+        self.schedule = schedule
+        self.kept: Tensor | None = None
         for gate in gates.by_group.values():
             gate.straight_through = self.straight_through
 
+    @property
+    def settled(self) -> bool:
+        """Whether gates are exactly 0 or 1 for good."""
+        return self.kept is not None
+
     def step(self, progress: float) -> None:
         """Move the gates after an optimiser step; ``progress`` is the share of the run that is done."""
-        if self.settled:
-            self.gates.set_theta((self.gates.theta() > 0.5).float())  # an optimiser's momentum may still push
+        if self.kept is not None:
+            self.gates.set_theta(self.kept.float())  # an optimiser's momentum may still push
             return
         self.gates.set_eps(self.schedule.eps_at(progress))
         if progress >= self.schedule.settle:
@@ -100,19 +106,10 @@ class Controller(Pruner):
         """Set every gate to exactly 0 or 1 such that the budget is met as closely as the limits allow."""
         score = self.ranking().cpu()
         kept = self.candidates.select(score, self.schedule.target)
-        kept = fill(self.candidates, kept, score, self.schedule.target)
-        self.gates.set_theta(kept.float())
-        self.settled = True
+        self.kept = fill(self.candidates, kept, score, self.schedule.target)
+        self.gates.set_theta(self.kept.float())
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
         """Adds eps; the share of MACs is a soft one, by gate values."""
         return {**self.figures(self.gates.vector().clamp(0, 1)), 'gate_eps': self.gates.eps()}
-
-    def state_dict(self) -> dict:
-        """State to resume from; tensors and plain values only."""
-        return {'settled': self.settled}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Continue from a saved state."""
-        self.settled = bool(state['settled'])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mmprune_gates.budget.selection import Candidates, Limits
-from mmprune_gates.gates import GateSet
+from mmprune_gates.gates import GateSet, listed
 
 
 def checked_target(target: float) -> float:
@@ -28,9 +31,16 @@ class Pruner:
         target: Kept MACs / original MACs.
         limits: What must stay.
 
+    Attributes:
+        kept: (num_channels,) bool, True = keep; None as long as nothing is closed for good.
+        settled: Whether nothing will close any more.
+
     Raises:
         ValueError: The target is out of range, or out of reach under the limits.
     """
+
+    kept: Tensor | None
+    settled: bool
 
     def __init__(self, gates: GateSet, target: float, limits: Limits) -> None:
         self.gates, self.target = gates, checked_target(target)
@@ -38,6 +48,30 @@ class Pruner:
         self.total = gates.graph.macs()
         everything = torch.zeros(gates.graph.num_channels)
         self.candidates.select(everything, target)  # raises here, not hours later, if out of reach
+
+    def check(self) -> None:
+        """Ask whether what is closed for good is what is closed, and respects the limits.
+
+        Raises:
+            RuntimeError: It is not, or does not.
+        """
+        if self.kept is None:
+            return
+        self.candidates.check(self.kept)
+        free = self.gates.graph.by_group(self.kept)
+        if changed := [name for name, own in self.gates.kept().items() if not torch.equal(own, free[name])]:
+            raise RuntimeError(
+                f'the gates of {listed(changed)} are not those that were chosen: something else moves them'
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to resume from; tensors and plain values only."""
+        kept = None if self.kept is None else self.kept.clone()
+        return {'target': self.target, 'settled': self.settled, 'kept': kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.kept = None if state['kept'] is None else state['kept'].clone()
 
     def figures(self, value: Tensor) -> dict[str, float]:
         """Figures to log: share of MACs, and share of gates closed.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.channels.graph import ChannelGraph, Group
+from mmprune_gates.gates import listed
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Candidates:
         kept_whole: set[int] = set()
         for pattern in limits.exclude:
             owners = [name for name in graph.slots if fnmatch(name.rpartition('.')[0], pattern)]
-            if not owners:
+            if not owners and not any(fnmatch(path, pattern) for path in graph.unreached):
                 raise ValueError(f'exclude pattern {pattern!r} matches no module with channels')
             kept_whole.update(i for name in owners for index in graph.slots[name].values() for i in index.tolist())
             kept_whole.update(g.start for g in graph.free if g.block and any(map(g.block.holds, owners)))
@@ -77,8 +78,13 @@ class Candidates:
 
         Args:
             score: (num_channels,) higher = keep. A block has the mean of its channels.
+
+        Raises:
+            ValueError: A score of a channel that may close is not a number.
         """
         score = score.detach().cpu().double()
+        if unknown := [group.name for group in self.groups if score[group.span].isnan().any()]:
+            raise ValueError(f'the scores of {listed(unknown)} are not numbers (NaN): nothing can be chosen by them')
         numbers, counts = self.blocks(score)
         closes, count = numbers >= 0, sum(counts)
         mean = torch.zeros(count, dtype=score.dtype).index_add(0, numbers[closes], score[closes])
@@ -156,6 +162,27 @@ class Candidates:
             before, kept = kept, self.graph.without_idle(kept & ~block)
             closed += int(self.graph.filters[before & ~kept].sum())
         return kept
+
+    def check(self, kept: Tensor) -> None:
+        """Ask whether a selection respects the limits.
+
+        Args:
+            kept: (num_channels,) bool, True = keep.
+
+        Raises:
+            RuntimeError: It does not.
+        """
+        idle = {group.name for group in self.graph.idle(kept)}
+        may_shrink = {group.name for group in self.groups}
+        for group in self.graph.groups:
+            own, least = kept[group.span], self.limits.least(group) if group.name in may_shrink else group.size
+            open_ = int(own.sum())
+            uneven = open_ % self.limits.divisor if group.block is None and open_ < group.size else 0
+            if group.name not in idle and (open_ < least or uneven):
+                raise RuntimeError(
+                    f'{open_} of {group.size} channels of {group.name} are open, which the limits do not allow: at '
+                    f'least {least}, in multiples of {self.limits.divisor}'
+                )
 
     def share(self, kept: Tensor, total: int) -> float:
         """Kept MACs / original MACs."""

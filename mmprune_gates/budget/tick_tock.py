@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from mmprune_gates.budget.selection import Limits, fill, per_mac
 from mmprune_gates.gates import GateSet
 
 TICK, TOCK, FINETUNE = 'tick', 'tock', 'finetune'
+PLACE = ('phase', 'done', 'length', 'ticks', 'scored', 'wasted')  # in the cycle: what a saved state holds
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class TickTock(Pruner):
         self.phase, self.done, self.length, self.ticks, self.scored = TOCK, 0, cycle.tock, 0, 0
         self.kept = torch.ones(gates.graph.num_channels, dtype=torch.bool)
         self.score = torch.zeros(gates.graph.num_channels, dtype=torch.double)
+        self.usable, self.wasted = torch.zeros(()), 0  # mini-batches of this Tick; Ticks without any
+
+    @property
+    def settled(self) -> bool:
+        """Whether no Tick follows."""
+        return self.phase == FINETUNE
 
     @property
     def share(self) -> float:
@@ -95,7 +103,10 @@ class TickTock(Pruner):
             like = next(iter(grads.values()))
             found = {name: self.gates[name].importance(grad) for name, grad in grads.items()}
             rows = [found.get(group.name, like.new_zeros(group.size)) for group in self.gates.graph.groups]
-            self.score = self.score.to(like.device) + torch.cat(rows).double()
+            score = torch.cat(rows).double()
+            finite = score.isfinite().all()  # not where mixed precision has overflowed, and the step is skipped
+            self.score = self.score.to(like.device) + torch.where(finite, score, 0)
+            self.usable = self.usable.to(like.device) + finite
         self.scored += 1
 
     def step(self, remaining: int) -> bool:
@@ -124,12 +135,19 @@ class TickTock(Pruner):
     def begin(self, phase: str, length: int) -> None:
         """Begin a phase; scores are gathered anew."""
         self.phase, self.done, self.length = phase, 0, length
-        self.score = torch.zeros_like(self.score)
+        self.score, self.usable = torch.zeros_like(self.score), torch.zeros_like(self.usable)
 
     def close(self) -> None:
-        """Close the filters of least importance, as many as a Tick may, and no more than the target asks for."""
-        score = self.score.clone()
-        self.reduce(score)
+        """Close the filters of least importance, as many as a Tick may, and no more than the target asks for.
+
+        Nothing closes if no mini-batch of the Tick had finite gradients.
+        """
+        gathered = torch.cat([self.score, self.usable.double().reshape(1)])
+        self.reduce(gathered)
+        score, usable = gathered[:-1], gathered[-1]
+        if not usable:
+            self.wasted += 1
+            return
         score = per_mac(score, self.gates.graph, self.kept, self.exponent)
         kept = self.candidates.close(score, self.kept, self.cycle.fraction * self.filters, self.target)
         if self.candidates.share(kept, self.total) <= self.target:  # the last Tick closes no more than it must
@@ -149,12 +167,14 @@ class TickTock(Pruner):
         """Figures to log: share of MACs kept, share of gates closed, Ticks done."""
         return {**self.figures(self.kept.double()), 'ticks': float(self.ticks)}
 
-    def state_dict(self) -> dict:
-        """State to resume from; tensors and plain values only."""
-        names = ('phase', 'done', 'length', 'ticks', 'scored')
-        return {**{name: getattr(self, name) for name in names}, 'kept': self.kept.clone(), 'score': self.score.cpu()}
+    def state_dict(self) -> dict[str, Any]:
+        """Adds the place in the cycle and the scores."""
+        own = {name: getattr(self, name) for name in PLACE}
+        return {**super().state_dict(), **own, 'score': self.score.cpu(), 'usable': self.usable.cpu()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        for name, value in state.items():
-            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+        super().load_state_dict(state)
+        for name in PLACE:
+            setattr(self, name, state[name])
+        self.score, self.usable = state['score'].clone(), state['usable'].clone()

@@ -29,7 +29,8 @@ class GateSet(nn.Module):
         placements_of: Those of each group; none of a frozen one.
         by_group: Gate of each free group; dots in group names are colons in keys.
         scales: What acts at each placement.
-        handles: Hooks of the scales.
+        owner: Who moves the gates; None as long as nobody does.
+        warned: Whether a user was told that nobody does.
     """
 
     def __init__(self, graph: ChannelGraph, make_gate: MakeGate) -> None:
@@ -43,7 +44,8 @@ class GateSet(nn.Module):
         for group in graph.free:
             self[group.name].set_members(len(self.members(group)))
         self.scales: list[Scale] = []
-        self.handles: list = []
+        self.owner: str | None = None
+        self.warned = False
 
     def members(self, group: Group) -> list[Placement]:
         """The placements of a group, in the order in which its gate numbers them."""
@@ -55,6 +57,28 @@ class GateSet(nn.Module):
 
     def __getitem__(self, group: str) -> Gate:
         return self.by_group[key(group)]
+
+    def claim(self, owner: str) -> None:
+        """Let one pruner or hook move the gates.
+
+        Raises:
+            ValueError: Another one does already.
+        """
+        if self.owner is not None:
+            raise ValueError(
+                f'{owner}: the gates of this model are moved by {self.owner} already; keep one of the two (in a config '
+                'both stand in custom_hooks)'
+            )
+        self.owner = owner
+
+    def follow(self, model: nn.Module) -> None:
+        """Let the gates act on what has taken the place of their modules, such as norms converted to SyncBN.
+
+        Raises:
+            RuntimeError: A module has gone, or was replaced by one that does not hold its parameters.
+        """
+        for scale in self.scales:
+            scale.move_to(module_at(model, scale.placement.module))
 
     def vector(self) -> Tensor:
         """(num_channels,) strength of the gates over all channels of the graph; 1 where there is no gate."""
@@ -114,10 +138,14 @@ class Scale:
         module: The module.
         placement: What to scale.
         gates: Where the values come from.
+
+    Attributes:
+        acted: Whether it has acted; whoever asks sets it back.
     """
 
     def __init__(self, module: nn.Module, placement: Placement, gates: GateSet) -> None:
-        self.module, self.placement = module, placement
+        self.placement, self.acted = placement, False
+        self.attach(module)
         index = placement.index
         groups = [group for group in gates.graph.free if bool(inside(index, group).any())]
         self.sources = [(gates[group.name], gates.number(placement, group)) for group in groups]
@@ -126,6 +154,33 @@ class Scale:
         local[channels] = torch.arange(len(channels))
         picked = local[index]
         self.pick = None if torch.equal(picked, torch.arange(len(channels))) else picked
+
+    def attach(self, module: nn.Module) -> None:
+        """Begin to act on a module."""
+        self.module = module
+        before = module.register_forward_pre_hook(self.before)
+        self.handles = before, module.register_forward_hook(self.after, always_call=True)
+
+    def detach(self) -> None:
+        """Act no more."""
+        for handle in self.handles:
+            handle.remove()
+
+    def move_to(self, module: nn.Module) -> None:
+        """Act on a module that has taken the place of the one before.
+
+        Raises:
+            RuntimeError: It does not hold the same parameters.
+        """
+        if module is self.module:
+            return
+        if any(getattr(module, name, None) is not value for name, value in self.module.named_parameters()):
+            raise RuntimeError(
+                f'{self.placement.module}: the {type(self.module).__name__} that a gate acts on was replaced by a '
+                f'{type(module).__name__} with other parameters; replace it before gates are attached, or exclude it'
+            )
+        self.detach()
+        self.attach(module)
 
     def value(self) -> Tensor:
         """(C,) factor for each position of the scaled dimension."""
@@ -141,6 +196,7 @@ class Scale:
 
     def before(self, module: nn.Module, args: tuple):
         """Forward pre-hook: scale the input, or let scaled tensors stand before the parameters."""
+        self.acted = True
         if self.placement.kind == OUTPUT:
             return None
         value = self.value()
@@ -176,6 +232,18 @@ class Scale:
             parameter = getattr(self.module, name)
             # Groups of a convolution share their gates: its input may have more positions than its weight.
             parameter.mul_(laid(value[: parameter.shape[dim]], dim, parameter.dim()))
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path that gates act on.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise RuntimeError(f'{path}: a gate acts on this module, which the model no longer has') from error
 
 
 def key(group: str) -> str:
@@ -221,9 +289,6 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
     like = next(model.parameters())
     gates = GateSet(graph, make_gate).to(like.device, like.dtype)
     gates.scales = [Scale(model.get_submodule(p.module), p, gates) for p in gates.placements]
-    for scale in gates.scales:
-        gates.handles.append(scale.module.register_forward_pre_hook(scale.before))
-        gates.handles.append(scale.module.register_forward_hook(scale.after, always_call=True))
     model.add_module(NAME, gates)
     return gates
 
@@ -231,8 +296,8 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
 def detach_gates(model: nn.Module) -> ChannelGraph:
     """Take the gates off: the model is again what it was, with the weights it has now. Returns its graph."""
     gates = gates_of(model)
-    for handle in gates.handles:
-        handle.remove()
+    for scale in gates.scales:
+        scale.detach()
     delattr(model, NAME)
     return gates.graph
 

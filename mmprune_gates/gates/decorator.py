@@ -22,6 +22,8 @@ class DecoratorGate(Gate):
         size: Number of channels of the group.
     """
 
+    per_module = True
+
     def __init__(self, size: int) -> None:
         super().__init__(size)
         self.set_members(1)

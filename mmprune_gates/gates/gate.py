@@ -15,7 +15,12 @@ class Gate(nn.Module):
 
     Args:
         size: Number of channels of the group.
+
+    Attributes:
+        per_module: Whether each module that the gate acts on has values of its own.
     """
+
+    per_module = False
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -1,0 +1,89 @@
+"""Evidence that the gates of a model in training act: on modules that it runs, with gradients that they receive.
+
+The parity of a slim model says nothing of that: it holds whatever the gates are. Modules that were replaced, fused or
+bypassed after gates were attached would leave the gates without effect, and what closes them without information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.gates.attach import GateSet, module_at
+
+SHOWN = 3  # names in a message
+
+
+class GatesDoNotAct(RuntimeError):
+    """Gates without effect, or without a gradient."""
+
+
+class Evidence:
+    """What has been seen of the gates since the last check.
+
+    Args:
+        model: The model, without a distributed wrapper.
+        gates: Its gates.
+    """
+
+    def __init__(self, model: nn.Module, gates: GateSet) -> None:
+        self.model, self.gates = model, gates
+        self.sizes = {group.name: gates[group.name].theta.numel() for group in gates.graph.free}
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.seen: Tensor | None = None
+        for scale in self.gates.scales:
+            scale.acted = False
+
+    def note(self, grads: Mapping[str, Tensor]) -> None:
+        """Take in the gradients of one iteration.
+
+        Args:
+            grads: Group name -> gradient of its gate's theta; groups without one are absent.
+        """
+        like = next(iter(grads.values()), torch.zeros(()))
+        absent = like.new_full((max(self.sizes.values()),), torch.nan)
+        rows = [grads[name].flatten() if name in grads else absent[:size] for name, size in self.sizes.items()]
+        finite = torch.cat(rows).isfinite()
+        self.seen = finite if self.seen is None else self.seen | finite
+
+    def check(self) -> None:
+        """Ask whether every gate has acted and has received a finite gradient since the last check, and begin anew.
+
+        Before the first iteration only whether they are where they should be.
+
+        Raises:
+            GatesDoNotAct: One is not, or has not; names modules and groups, and what may have done it.
+        """
+        for scale in self.gates.scales:
+            path = scale.placement.module
+            if (module := module_at(self.model, path)) is not scale.module:
+                raise GatesDoNotAct(
+                    f'{path} is a {type(module).__name__} that no gate acts on: it took the place of the '
+                    f'{type(scale.module).__name__} that the gate was attached to. Convert norms and fuse layers '
+                    'before training begins, or not at all'
+                )
+        if self.seen is None:
+            return  # no iteration yet
+        if idle := [scale.placement.module for scale in self.gates.scales if not scale.acted]:
+            raise GatesDoNotAct(
+                f'the model computes without the gates at {listed(idle)}: these modules were not called. Something '
+                'bypasses them (fused kernels, a replaced forward), or their part of the model does not train'
+            )
+        finite = dict(zip(self.sizes, self.seen.cpu().split(list(self.sizes.values())), strict=True))
+        if without := [name for name, own in finite.items() if not own.all()]:
+            raise GatesDoNotAct(
+                f'no finite gradient has reached the gates of {listed(without)}: the loss is not finite (NaN weights, '
+                'a learning rate or loss scale that is too high), or does not depend on them'
+            )
+        self.forget()
+
+
+def listed(names: list[str]) -> str:
+    """The first of many names."""
+    more = len(names) - SHOWN
+    return ', '.join(names[:SHOWN]) + (f' and {more} more' if more > 0 else '')
