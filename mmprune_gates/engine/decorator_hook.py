@@ -6,22 +6,21 @@ import functools
 from collections.abc import Sequence
 
 from mmengine.dist import all_reduce
-from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
 
 from mmprune_gates.budget import Cycle, Limits, TickTock, checked_target
 from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
-from mmprune_gates.engine.gate_params import STATE, loss_scale, matching_modules, own_param_group, unwrapped
+from mmprune_gates.engine.gate_params import matching_modules, own_param_group, unwrapped
+from mmprune_gates.engine.pruning_hook import PruningHook
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.tick_data import Alternating, endless, epoch_length, subset_loader
-from mmprune_gates.gates import DecoratorGate, GateSet, gated_norms, gates_of, take_over_affine
+from mmprune_gates.gates import gated_norms, take_over_affine
 
 
 @HOOKS.register_module()
-class GateDecoratorHook(Hook):
+class GateDecoratorHook(PruningHook):
     """Tick-Tock pruning of a ``GatedModel`` with ``gates=dict(type='DecoratorGate')``.
 
     A Tock first, then ``ticks`` Ticks and a Tock in turn until the MACs target is met; the rest of the run is the
@@ -47,6 +46,7 @@ class GateDecoratorHook(Hook):
         ValueError: A value out of range; a model without such gates; a target out of reach under the limits.
     """
 
+    per_module, needs = True, 'DecoratorGate'
     priority = 'ABOVE_NORMAL'  # before the hook that seeds the sampler of an epoch's data
 
     def __init__(
@@ -67,9 +67,10 @@ class GateDecoratorHook(Hook):
         exclude: Sequence[str] = (),
         classifier: Sequence[str] = (),
     ) -> None:
+        super().__init__(exclude)
         self.target = checked_target(target_macs)
         self.lengths, self.by_epoch = Cycle(tick, tock, ticks, fraction), by_epoch
-        self.limits = Limits(floor, divisor, tuple(exclude))
+        self.limits = Limits(floor, divisor, self.exclude)
         if not 0 < subset <= 1:
             raise ValueError(f'GateDecoratorHook: subset is a share of the training data, in (0, 1]; got {subset}')
         if penalty < 0:
@@ -77,16 +78,19 @@ class GateDecoratorHook(Hook):
         self.subset, self.penalty, self.macs_exponent = subset, penalty, macs_exponent
         self.tick_lr, (self.low, self.high) = tick_lr, tock_lr
         self.classifier = tuple(classifier)
-        self.cycle: TickTock | None = None
-        self.loaded: dict | None = None
-        self.grads: dict[str, Tensor] = {}
 
-    def before_run(self, runner) -> None:
-        """Before training, set up the cycle and give the gates an optimiser group of their own."""
-        if not isinstance(runner.optim_wrapper, BaseOptimWrapper):
-            return  # validation and test leave the optimiser a config
+    @property
+    def cycle(self) -> TickTock:
+        """The pruner."""
+        return self.pruner
+
+    def make_pruner(self, runner) -> TickTock:
+        """The cycle; the gates get an optimiser group of their own.
+
+        Raises:
+            ValueError: A distributed run that does not look for unused parameters.
+        """
         model = unwrapped(runner)
-        self.gates = checked_gates(gates_of(model))
         if is_model_wrapper(runner.model) and not getattr(runner.model, 'find_unused_parameters', True):
             raise ValueError(
                 'GateDecoratorHook freezes weights in its Ticks: set find_unused_parameters=True in the config'
@@ -97,7 +101,7 @@ class GateDecoratorHook(Hook):
         self.multipliers = [group.get('initial_lr', group['lr']) / base for group in optimizer.param_groups]
         self.set_up_data(runner)
         reduce = functools.partial(all_reduce, op='sum')
-        self.cycle = TickTock(self.gates, self.target, self.limits, self.phases, self.macs_exponent, reduce)
+        cycle = TickTock(self.gates, self.target, self.limits, self.phases, self.macs_exponent, reduce)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.learning = self.learning_sets(model)
         if runner.param_schedulers:
@@ -107,6 +111,7 @@ class GateDecoratorHook(Hook):
                 f"{self.high} and back): the config's param_scheduler ({names}) is not used"
             )
         runner.param_schedulers = []
+        return cycle
 
     def set_up_data(self, runner) -> None:
         """The data of Ticks and of Tocks, and the lengths of the phases in iterations.
@@ -144,18 +149,15 @@ class GateDecoratorHook(Hook):
         return {TICK: tick, TOCK: tock, FINETUNE: tock}
 
     def before_train(self, runner) -> None:
-        """Go on where a resumed run was, or let the gates take over; start to watch the gradients."""
-        if self.loaded is not None and runner.iter > 0:
-            self.cycle.load_state_dict(self.loaded)
-        else:
+        """Go on where a resumed run was, or let the gates take over."""
+        super().before_train(runner)
+        if not self.resumes(runner):
             take_over_affine(self.gates)
             self.log_plan(runner)
         if self.subset < 1 and not self.epochs:
             full, part = runner.train_loop.dataloader_iterator, endless(self.part)
             in_tick = functools.partial(lambda cycle: cycle.phase == TICK, self.cycle)
             runner.train_loop.dataloader_iterator = Alternating(full, part, in_tick, runner.iter, self.cycle.scored)
-        for group in self.gates.graph.free:
-            self.gates[group.name].theta.register_hook(self.watch(group.name))
         self.prepare(runner)
 
     def before_train_epoch(self, runner) -> None:
@@ -163,33 +165,27 @@ class GateDecoratorHook(Hook):
         if self.epochs:
             runner.train_loop.dataloader = self.part if self.cycle.phase == TICK else self.full
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Remember what gradients are scaled with."""
-        self.scale = loss_scale(runner.optim_wrapper)
-
-    def watch(self, name: str):
-        """A hook that keeps the gradient of a gate in a Tick, and adds the penalty's in a Tock."""
-
-        def keep(grad: Tensor) -> Tensor:
-            if self.cycle.phase == TICK:
-                self.grads[name] = self.grads.get(name, 0) + grad.detach() / self.scale
-            if self.cycle.phase == TOCK:
-                return grad + self.scale * self.penalty * self.gates[name].theta.detach().sign()
+    def altered(self, name: str, grad: Tensor) -> Tensor:
+        """With the penalty's gradient in a Tock."""
+        if self.cycle.phase != TOCK:
             return grad
-
-        return keep
+        return grad + self.scale * self.penalty * self.gates[name].theta.detach().sign()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """One step of the cycle; get ready for the next iteration; publish figures."""
-        self.cycle.hold()
-        if self.cycle.phase == TICK:
-            self.cycle.observe(self.grads)
-            self.grads = {}
-        before = self.cycle.phase
-        if self.cycle.step(self.remaining(runner)):
-            runner.logger.info(f'{before} ended, {self.cycle.phase} begins: {self.cycle.summary()}')
+        """One step of the cycle; get ready for the next iteration; publish figures. Gates close only if they act."""
+        cycle, before, wasted = self.cycle, self.cycle.phase, self.cycle.wasted
+        cycle.hold()
+        grads = self.taken_grads()
+        if before == TICK:
+            cycle.observe(grads)
+            if cycle.done + 1 >= cycle.length and cycle.usable:
+                self.prove(runner)
+        if cycle.step(self.remaining(runner)):
+            runner.logger.info(f'{before} ended, {cycle.phase} begins: {cycle.summary()}')
+        if cycle.wasted > wasted:
+            runner.logger.warning('GateDecoratorHook: no mini-batch of this Tick had finite gradients; nothing closed')
         self.prepare(runner)
-        for name, value in self.cycle.scalars().items():
+        for name, value in cycle.scalars().items():
             runner.message_hub.update_scalar(f'train/{name}', value)
 
     def after_train(self, runner) -> None:
@@ -230,26 +226,3 @@ class GateDecoratorHook(Hook):
             f'in each Tick; about {ticks} Ticks of {phases.tick} and {tocks} Tocks of {phases.tock} iterations, '
             f'{ticks * phases.tick + tocks * phases.tock} in all, before the fine-tune'
         )
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Save what a resumed run needs."""
-        if self.cycle is not None:
-            checkpoint[STATE] = self.cycle.state_dict()
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Keep the saved state until it is known whether the run resumes."""
-        self.loaded = checkpoint.get(STATE)
-
-
-def checked_gates(gates: GateSet) -> GateSet:
-    """The gates, if they are Gate Decorator's.
-
-    Raises:
-        ValueError: They are of another kind.
-    """
-    kinds = {type(gate).__name__ for gate in gates.by_group.values() if not isinstance(gate, DecoratorGate)}
-    if kinds:
-        raise ValueError(
-            f"GateDecoratorHook needs model.gates=dict(type='DecoratorGate'), the model has {', '.join(sorted(kinds))}"
-        )
-    return gates

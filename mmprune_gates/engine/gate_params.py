@@ -14,7 +14,7 @@ from torch import nn
 from mmprune_gates.gates import GateSet
 from mmprune_gates.gates.attach import NAME
 
-STATE = 'mmprune_gates'  # key of a hook's state in a checkpoint
+STATE = 'mmprune_gates'  # key of a hook's state in a checkpoint, and of the gates' group in an optimiser
 
 
 def unwrapped(runner) -> torch.nn.Module:
@@ -22,20 +22,33 @@ def unwrapped(runner) -> torch.nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> None:
-    """Move the gates' parameters to a last group of the optimiser, without weight decay.
+def take_out(optimizer: torch.optim.Optimizer, gates: GateSet) -> None:
+    """Take the gates' parameters out of an optimiser.
 
     Parameter schedulers exist by now and go over the groups they know, so no group is taken away, even if it is
-    left empty. Where groups name their parameters (layer-wise decay), all do.
+    left empty.
     """
-    names, own = zip(*gates.named_parameters(prefix=NAME), strict=True)
-    identities = set(map(id, own))
+    own = set(map(id, gates.parameters()))
     for group in optimizer.param_groups:
-        stays = [id(parameter) not in identities for parameter in group['params']]
+        stays = [id(parameter) not in own for parameter in group['params']]
         group |= {key: list(compress(group[key], stays)) for key in ('params', 'param_names') if key in group}
-    group = {'params': list(own), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0}
+
+
+def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> None:
+    """Move the gates' parameters to a group of their own, without weight decay.
+
+    Where groups name their parameters (layer-wise decay), all do.
+    """
+    take_out(optimizer, gates)
+    names, own = zip(*gates.named_parameters(prefix=NAME), strict=True)
+    group = {'params': list(own), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0, STATE: True}
     named = any('param_names' in group for group in optimizer.param_groups)
     optimizer.add_param_group({**group, 'param_names': list(names)} if named else group)
+
+
+def gates_group(optimizer: torch.optim.Optimizer) -> dict:
+    """The gates' own group, as :func:`own_param_group` has made it."""
+    return next(group for group in optimizer.param_groups if group.get(STATE))
 
 
 def matching_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:

@@ -8,20 +8,18 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.hooks import Hook
-from mmengine.optim import BaseOptimWrapper
 from torch import Tensor
 
 from mmprune_gates.budget import Controller, GradientController, Limits, Schedule, WaterlineController
-from mmprune_gates.engine.gate_params import STATE, own_param_group, unwrapped
+from mmprune_gates.engine.gate_params import gates_group, own_param_group, take_out
+from mmprune_gates.engine.pruning_hook import PruningHook, flat_grads, forget_grads
 from mmprune_gates.engine.registry import HOOKS
-from mmprune_gates.gates import GateSet, gates_of
 
 UPDATES: dict[str, type[Controller]] = {'waterline': WaterlineController, 'gradient': GradientController}
 
 
 @HOOKS.register_module()
-class PolarizationHook(Hook):
+class PolarizationHook(PruningHook):
     """Anneals and closes the gates of a ``GatedModel`` until a MACs target is met, then lets the model settle.
 
     Args:
@@ -57,69 +55,57 @@ class PolarizationHook(Hook):
         known = list(inspect.signature(UPDATES[update]).parameters)[3:]  # after gates, schedule, limits
         if unknown := sorted(options.keys() - set(known)):
             raise ValueError(f'PolarizationHook: no argument {unknown} with update={update!r}, which takes {known}')
+        super().__init__(exclude)
         self.schedule = Schedule(target_macs, begin, end, settle, tuple(eps))
-        self.limits = Limits(floor, divisor, tuple(exclude))
+        self.limits = Limits(floor, divisor, self.exclude)
         self.update, self.gate_lr, self.options = update, gate_lr, options
-        self.controller: Controller | None = None
-        self.loaded: dict | None = None
-        self.grads: dict[str, Tensor] = {}
+        self.phase = 0
 
-    def before_run(self, runner) -> None:
-        """Before training, build the controller and give the gates an optimiser group of their own."""
-        if not isinstance(runner.optim_wrapper, BaseOptimWrapper):
-            return  # validation and test leave the optimiser a config
-        self.gates = gates_of(unwrapped(runner))
-        self.controller = UPDATES[self.update](self.gates, self.schedule, self.limits, **self.options)
-        own_param_group(runner.optim_wrapper.optimizer, self.gates, self.gate_lr)
+    def make_pruner(self, runner) -> Controller:
+        """The controller; gates that it alone moves leave the optimiser, others get a group of their own."""
+        pruner = UPDATES[self.update](self.gates, self.schedule, self.limits, **self.options)
+        optimizer = runner.optim_wrapper.optimizer
+        if pruner.straight_through:
+            take_out(optimizer, self.gates)
+        else:
+            own_param_group(optimizer, self.gates, self.gate_lr)
+        return pruner
 
     def before_train(self, runner) -> None:
-        """Restore a resumed run's state; start to watch the gradients."""
-        if self.loaded is not None and runner.iter > 0:
-            self.controller.load_state_dict(self.loaded)
-        for group in self.gates.graph.free:
-            self.gates[group.name].theta.register_hook(self.watch(group.name))
+        """Find the place in the schedule."""
+        super().before_train(runner)
+        self.phase = self.phase_at(runner.iter / runner.max_iters) if runner.iter else 0
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Set the gates' own learning rate, which no scheduler knows; 0 where the controller alone moves them."""
-        still = self.controller.straight_through or self.controller.settled
-        runner.optim_wrapper.optimizer.param_groups[-1]['lr'] = 0.0 if still else self.gate_lr
+        """Set the gates' own learning rate, which no scheduler knows."""
+        super().before_train_iter(runner, batch_idx, data_batch)
+        if not self.pruner.straight_through:
+            gates_group(runner.optim_wrapper.optimizer)['lr'] = 0.0 if self.pruner.settled else self.gate_lr
 
-    def watch(self, name: str):
-        """A hook that keeps the gradient of a group's gate, and hides it from the optimiser if need be."""
+    def altered(self, name: str, grad: Tensor) -> Tensor:
+        """None once the gates have settled."""
+        return torch.zeros_like(grad) if self.pruner.settled else grad
 
-        def keep(grad: Tensor) -> Tensor:
-            self.grads[name] = self.grads.get(name, 0) + grad.detach()
-            hide = self.controller.straight_through or self.controller.settled
-            return torch.zeros_like(grad) if hide else grad
-
-        return keep
+    def phase_at(self, progress: float) -> int:
+        """0 while scores gather, 1 while gates move, 2 when they settle."""
+        return sum(progress >= edge for edge in (self.schedule.begin, self.schedule.settle))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """One step of the controller; publish its figures."""
-        if self.grads:
-            self.controller.observe(gathered(self.gates, self.grads))
-            self.grads = {}
-        was_settled = self.controller.settled
-        self.controller.step((runner.iter + 1) / runner.max_iters)
-        if self.controller.settled and not was_settled:
-            runner.logger.info(f'Gates settled: {self.controller.summary()}')
-        for name, value in self.controller.scalars().items():
+        """One step of the controller; publish its figures. Gates move, and settle, only if they have acted."""
+        if grads := self.taken_grads():
+            grad = flat_grads(self.gates, grads)
+            all_reduce(grad, 'mean')
+            self.pruner.observe(grad)
+        if self.pruner.straight_through:
+            forget_grads(self.gates)
+        progress, before = (runner.iter + 1) / runner.max_iters, self.phase
+        self.phase = self.phase_at(progress)
+        if self.phase != before:
+            self.prove(runner)
+        was_settled = self.pruner.settled
+        self.pruner.step(progress)
+        if self.pruner.settled and not was_settled:
+            self.pruner.check()
+            runner.logger.info(f'Gates settled: {self.pruner.summary()}')
+        for name, value in self.pruner.scalars().items():
             runner.message_hub.update_scalar(f'train/{name}', value)
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Save what a resumed run needs."""
-        if self.controller is not None:
-            checkpoint[STATE] = self.controller.state_dict()
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Keep the saved state until it is known whether the run resumes."""
-        self.loaded = checkpoint.get(STATE)
-
-
-def gathered(gates: GateSet, grads: dict[str, Tensor]) -> Tensor:
-    """(num_channels,) gradients from one vector per group, averaged over the ranks of a distributed run."""
-    grad = torch.cat(
-        [grads.get(g.name, torch.zeros(g.size)).to(next(iter(grads.values()))) for g in gates.graph.groups]
-    )
-    all_reduce(grad, 'mean')
-    return grad
