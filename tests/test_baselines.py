@@ -195,22 +195,34 @@ def test_the_metric_is_one_of_the_tests():
 # ---- the command
 
 
-@pytest.fixture(scope='module')
-def compared(tiny_config, tmp_path_factory):
-    """(arguments, work directory) of a finished comparison; not to be changed."""
-    folder = tmp_path_factory.mktemp('compared')
+def compare(tiny_config, folder, **overrides):
+    """(arguments, work directory) of a finished comparison."""
     paths = [str(folder / name) for name in ('start.py', 'prune.py')]
     start = tiny_config(folder, 'demo/dense_deeplabv3plus_scenes.py', iterations=4)
     start.param_scheduler[0].end = start.param_scheduler[1].begin = 2
     start.param_scheduler[1].end = 4
     start.dump(paths[0])
-    prune = tiny_config(folder, iterations=12)
+    prune = tiny_config(folder, iterations=12, **overrides)
     prune.custom_hooks[0].steps = 2
     prune.dump(paths[1])
     out = folder / 'out'
     arguments = [*paths, '--seeds', '3', '--jobs', '1', '--work-dir', str(out)]
     assert compare_baselines.main(arguments) == 0
     return arguments, out
+
+
+@pytest.fixture(scope='module')
+def compared(tiny_config, tmp_path_factory):
+    """A finished comparison; not to be changed."""
+    return compare(tiny_config, tmp_path_factory.mktemp('compared'))
+
+
+def test_a_run_with_gates_on_blocks_is_compared(tiny_config, tmp_path):
+    _, out = compare(tiny_config, tmp_path, **{'model.units': 'blocks', 'custom_hooks.0.target_macs': 0.8})
+    kinds = json.loads((out / 'comparison.json').read_text())['kinds']
+    macs = {name: kind['macs_mean'] for name, kind in kinds.items()}
+    assert macs['shrunk'] <= macs['pruned'] == macs['scratch'] < macs['dense']
+    assert 'units' not in Config.fromfile(out / 'seed_3' / 'dense.py').model
 
 
 def test_four_models_are_compared(compared):

@@ -17,11 +17,12 @@ def config(tiny_config, tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
-def test_figures(config, tmp_path, capsys, dtype):
+@pytest.mark.parametrize(('dtype', 'units'), [('fp32', 'channels'), ('bf16', 'channels'), ('fp32', 'blocks')])
+def test_figures(config, tmp_path, capsys, dtype, units):
     out = tmp_path / 'out.json'
+    options = ['--cfg-options', f'model.units={units}', 'custom_hooks.0.target_macs=0.8']
     args = ['--crop', '32', '48', '--pairs', '3', '--amp-dtype', dtype, '--json', str(out)]
-    assert benchmark.main([config, *args]) == 0
+    assert benchmark.main([config, *args, *options]) == 0
     report = json.loads(out.read_text())
     times = report['seconds']
     assert len(times['gated']) == len(times['ungated']) == 3

@@ -15,8 +15,9 @@ from toy_nets import conv, conv_bn
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.budget import Candidates, Limits
 from mmprune_gates.budget.selection import fill
-from mmprune_gates.engine.builders import trace, without_pretrained
+from mmprune_gates.engine.builders import trace
 from mmprune_gates.engine.forwards import training_forward
+from mmprune_gates.engine.model_config import without_pretrained
 from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates, fold_gates
 from mmprune_gates.slimming import apply_widths, remove_modules
 

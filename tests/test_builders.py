@@ -9,8 +9,8 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmprune_gates.engine.builders import without_pretrained
 from mmprune_gates.engine.forwards import inference_forward, training_forward
+from mmprune_gates.engine.model_config import without_pretrained
 from mmprune_gates.gates import gates_of, has_gates
 
 STOCK = 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-40k_voc12aug-512x512.py'

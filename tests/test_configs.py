@@ -6,7 +6,7 @@ import cli
 import pytest
 from mmengine.registry import MODELS, init_default_scope
 
-from mmprune_gates.engine.builders import without_pretrained
+from mmprune_gates.engine.model_config import without_pretrained
 from mmprune_gates.gates import has_gates
 
 pytestmark = pytest.mark.models

@@ -11,8 +11,9 @@ from mmengine.registry import MODELS, init_default_scope
 from toy_nets import NETS, NoNorm, Plain, Residual, SiluNet, TwiceTheSame
 
 from mmprune_gates import masked_copy, slim_model
-from mmprune_gates.engine.builders import trace, without_pretrained
+from mmprune_gates.engine.builders import trace
 from mmprune_gates.engine.forwards import training_forward
+from mmprune_gates.engine.model_config import without_pretrained
 from mmprune_gates.gates import (
     DecoratorGate,
     attach_gates,

@@ -11,7 +11,7 @@ from conftest import CONFIGS
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmprune_gates.engine.builders import without_pretrained
+from mmprune_gates.engine.model_config import without_pretrained
 from mmprune_gates.gates import gates_of
 
 pytestmark = pytest.mark.models

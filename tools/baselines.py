@@ -18,19 +18,26 @@ import mmprune_gates  # noqa: F401  (cures come before the imports below)
 from mmengine.config import Config
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.engine.builders import uniform, without_pretrained
-from mmprune_gates.engine.export import GATED, SLIM
+from mmprune_gates.engine.builders import uniform
+from mmprune_gates.engine.model_config import (
+    GATED,
+    RUN_KEYS,
+    SLIM,
+    stock_model,
+    with_our_import,
+    without_our_hooks,
+    without_pretrained,
+)
 
 # Keys of train_cfg and of parameter schedulers that count iterations or epochs from the beginning of the run.
 TIMES = ('max_iters', 'max_epochs', 'begin', 'end', 'T_max', 'milestones', 'periods', 'step_size', 'total_steps')
 UNITS = {'max_iters': 'iterations', 'max_epochs': 'epochs'}
-OURS = ('type', 'architecture', 'gates', 'input_shape')  # keys of model that a GatedModel adds
 FOREVER = 10**9  # mmengine's default of ``end``
 
 
 def plain(config: Config) -> dict[str, Any]:
     """A config's values without those that belong to one run."""
-    return {key: value for key, value in config.to_dict().items() if key not in ('work_dir', 'resume', 'launcher')}
+    return {key: value for key, value in config.to_dict().items() if key not in RUN_KEYS}
 
 
 def check_pair(start: Config, prune: Config) -> None:
@@ -70,10 +77,8 @@ def run_length(config: Config) -> tuple[int, str]:
 def dense_config(prune: Config) -> Config:
     """The gated config without gates: the stock config that its user began with."""
     result = plain(prune)
-    model = {key: value for key, value in result['model'].items() if key not in OURS}
-    result['model'] = {'type': result['model']['architecture'], **model}
-    hooks = result.pop('custom_hooks', None) or []
-    if kept := [hook for hook in hooks if not str(hook['type']).startswith('mmprune_gates.')]:
+    result['model'] = stock_model(result['model'])
+    if kept := without_our_hooks(result.pop('custom_hooks', None)):
         result['custom_hooks'] = kept
     return Config(result)
 
@@ -106,10 +111,7 @@ def scaled(value: Any, factor: Fraction) -> Any:
 def from_scratch(start: Config, model: Mapping[str, Any], factor: Fraction) -> Config:
     """The recipe of the dense start, stretched, for a model with random weights."""
     result = plain(stretched(start, factor))
-    custom = result.get('custom_imports') or {}
-    imports = custom.get('imports') or []
-    imports = [imports] if isinstance(imports, str) else list(imports)
-    result['custom_imports'] = {**custom, 'imports': list(dict.fromkeys(['mmprune_gates', *imports]))}
+    result['custom_imports'] = with_our_import(result.get('custom_imports'))
     return Config({**result, 'model': without_pretrained(model), 'load_from': None})
 
 

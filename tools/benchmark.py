@@ -26,8 +26,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmprune_gates.budget.tick_tock import TICK, TOCK
-from mmprune_gates.engine.builders import default_input_shape, without_pretrained
 from mmprune_gates.engine.decorator_hook import GateDecoratorHook
+from mmprune_gates.engine.model_config import GATED, default_input_shape, stock_model, without_pretrained
 from mmprune_gates.engine.registry import HOOKS
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16}
@@ -132,15 +132,14 @@ def pair(config: Config, args: argparse.Namespace) -> tuple[Trainee, Trainee, tu
     Raises:
         ValueError: The config has no gates.
     """
-    if config.model.get('type') != 'mmprune_gates.GatedModel':
-        raise ValueError(f'{args.config}: model.type is {config.model.get("type")!r}, not mmprune_gates.GatedModel')
+    if config.model.get('type') != GATED:
+        raise ValueError(f'{args.config}: model.type is {config.model.get("type")!r}, not {GATED}')
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = without_pretrained(config.model.to_dict())
     shape = (3, *args.crop) if args.crop else default_input_shape(model)
     model['input_shape'] = shape  # where gates go may depend on it
-    plain = {key: value for key, value in model.items() if key not in ('architecture', 'gates', 'input_shape')}
     gated = trainee(config, model, args)
-    ungated = trainee(config, {**plain, 'type': model['architecture']}, args)
+    ungated = trainee(config, stock_model(model), args)
     ungated.model.load_state_dict(gated.model.state_dict(), strict=False)  # all but the gates
     return gated, ungated, shape
 
@@ -154,6 +153,8 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
     optim_config.pop('loss_scale', None)
     optim = build_optim_wrapper(model, ConfigDict(optim_config))
     runner = SimpleNamespace(
+        cfg=config,
+        hooks=[],
         model=model,
         optim_wrapper=optim,
         iter=FIRST_ITER,
@@ -163,7 +164,7 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
         logger=MMLogger.get_current_instance(),
         message_hub=MessageHub.get_instance('benchmark'),
     )
-    gated = 'architecture' in model_config
+    gated = model_config['type'] == GATED
     hooks = [HOOKS.build(hook) for hook in pruning_hooks(config)] if gated else []
     for hook in hooks:
         hook.before_run(runner)

@@ -21,12 +21,14 @@ import mmprune_gates  # cures come before mmengine's imports
 from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS
 
+from mmprune_gates.engine.model_config import is_ours
+
 # mmengine's loader has no argument for it, and that of the onedl fork falls back to the unsafe way by itself.
 os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
 OURS = (Path(mmprune_gates.__file__).parent, Path(__file__).parent)
 # Which errors are about the input, by the code that raised them; all others keep their stack trace.
-EXPECTED = ((ValueError, OSError), OURS), ((KeyError, TypeError), ('mmengine.registry',))
+EXPECTED = ((ValueError, OSError, RuntimeError), OURS), ((KeyError, TypeError), ('mmengine.registry',))
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
@@ -104,7 +106,7 @@ def runner_config(args: argparse.Namespace) -> Config:
                 own['persistent_workers'] = config[name].get('num_workers', 0) > 0
                 config[name] = {**own, **config[name]}
     for hook in config.get('custom_hooks') or []:
-        if isinstance(hook, dict) and str(hook.get('type')).startswith('mmprune_gates.'):
+        if isinstance(hook, dict) and is_ours(hook):
             HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})  # refuses bad arguments
     return config
 

@@ -35,9 +35,9 @@ from jobs import Jobs, read_json
 from mmengine.config import Config
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.engine.builders import default_input_shape
 from mmprune_gates.engine.coverage import graph_of_config
 from mmprune_gates.engine.datasets import check_datasets
+from mmprune_gates.engine.model_config import default_input_shape
 
 KINDS = ('dense', 'pruned', 'shrunk', 'scratch')
 

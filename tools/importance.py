@@ -26,10 +26,10 @@ from rich.progress import track
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from mmprune_gates.engine.builders import without_pretrained
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.datasets import check_datasets
 from mmprune_gates.engine.decorator_hook import checked_gates
+from mmprune_gates.engine.model_config import without_pretrained
 from mmprune_gates.gates import GateSet, gates_of, take_over_affine
 
 SEED = 0

@@ -22,8 +22,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmprune_gates.engine.builders import default_input_shape, without_pretrained
 from mmprune_gates.engine.forwards import inference_forward
+from mmprune_gates.engine.model_config import default_input_shape, without_pretrained
 
 
 def build(config_path: str) -> tuple[nn.Module, tuple[int, ...]]:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import cli
 import zoo_models
+from zoo_libraries import SECTION
 from zoo_select import SCOPES, module_text, select
 from zoo_table import page
 
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     elif args.write:
         results = collect(args.out_dir)
         missing = [name for name in (f'{scope}/{family}' for scope, family, _ in families()) if name not in results]
-        write_text(args.write, page(results, zoo_models.EXCLUDED, missing))
+        others = args.write.read_text().partition(SECTION)[1:] if args.write.is_file() else ()
+        write_text(args.write, page(results, zoo_models.EXCLUDED, missing) + ''.join(others))
         cli.write_json(args.write.with_suffix('.json'), {'models': results, 'excluded': zoo_models.EXCLUDED})
     else:
         sweep(args.out_dir, args.only, args.jobs, args.timeout)

@@ -22,7 +22,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmprune_gates.engine.builders import without_pretrained
+from mmprune_gates.engine.model_config import without_pretrained
 
 SCOPES = ('mmseg', 'mmpretrain')
 ARCHITECTURES = ('EncoderDecoder', 'CascadeEncoderDecoder', 'ImageClassifier')

@@ -19,13 +19,13 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from mmprune_gates.channels import ChannelGraph, trace_channels
+from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.forwards import inference_forward, training_forward
+from mmprune_gates.engine.model_config import default_input_shape, without_pretrained
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import DecoratorGate, Gate, PolarizationGate, attach_gates
-from mmprune_gates.slimming import apply_widths, rehearse, remove_modules, slim_model
-
-GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
+from mmprune_gates.gates.attach import NAME
+from mmprune_gates.slimming import apply_widths, remove_modules, slim_model, trace_channels
 
 for kind in (PolarizationGate, DecoratorGate):
     MODELS.register_module(module=kind)
@@ -60,6 +60,7 @@ def build_gated_model(
         # The Runner would do this later and lose what is attached to the old modules.
         model = revert_sync_batchnorm(model)
     attach_gates(model, graph, lambda size: build_gate(gates or {}, size))
+    model.register_forward_pre_hook(warn_if_unmoved)
     return model
 
 
@@ -120,41 +121,35 @@ def build_gate(config: Mapping[str, Any], size: int) -> Gate:
     return gate
 
 
+def warn_if_unmoved(model: nn.Module, args: tuple) -> None:
+    """Forward pre-hook: say once that a gated model trains, and nobody moves its gates."""
+    gates = getattr(model, NAME, None)
+    if gates is None or gates.owner is not None or gates.warned or not (model.training and torch.is_grad_enabled()):
+        return
+    gates.warned = True
+    print_log(
+        f'{type(model).__name__} trains with gates that no hook moves: they stay open and nothing is pruned. Add '
+        "custom_hooks = [dict(type='mmprune_gates.PolarizationHook', target_macs=0.4)] (or GateDecoratorHook)",
+        'current',
+        logging.WARNING,
+    )
+
+
 def trace(model: nn.Module, input_shape: Sequence[int], units: str = 'channels') -> ChannelGraph:
     """The channel graph of an OpenMMLab model, every head included; the model does not change.
 
-    Groups whose number of channels the model's code fixes are frozen: a rehearsal of slimming finds them. Of a model
-    whose training pass is not implemented only the inference pass is traced, with a warning.
+    Of a model whose training pass is not implemented only the inference pass is traced, with a warning.
     """
     example = torch.zeros(2, *input_shape)  # two: batch norm over one value cannot train
     plain = revert_sync_batchnorm(copy.deepcopy(model)).cpu()
     try:
-        graph = trace_channels(plain, (example,), inference_forward, training_forward, units)
+        return trace_channels(plain, example, inference_forward, training_forward, units)
     except RuntimeError as error:
         if not isinstance(error.__cause__, NotImplementedError):
             raise
         message = f'{type(model).__name__} has no training pass ({error.__cause__}); only its inference pass is traced'
         print_log(message, 'current', logging.WARNING)
-        graph = trace_channels(plain, (example,), inference_forward, units=units)
-    one = example[:1].to('meta')  # with two samples, `view(-1, width)` of half a width would make one of them
-    return rehearse(plain.eval(), graph, lambda model: training_forward(model, one))
-
-
-def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(C, H, W) that MACs are stated for: the model config's ``input_shape``, or else its crop size.
-
-    Raises:
-        ValueError: It states none.
-    """
-    if config.get('input_shape'):
-        return tuple(config['input_shape'])
-    size = (config.get('data_preprocessor') or {}).get('size')
-    if size is None:
-        raise ValueError(
-            'the input size that MACs are stated for is not known: set model.input_shape=(3, H, W) '
-            '(or data_preprocessor.size, from which it is taken otherwise)'
-        )
-    return (3, size, size) if isinstance(size, int) else (3, *size)
+        return trace_channels(plain, example, inference_forward, units=units)
 
 
 def uniform(graph: ChannelGraph, share: float) -> dict[str, torch.Tensor]:
@@ -162,14 +157,3 @@ def uniform(graph: ChannelGraph, share: float) -> dict[str, torch.Tensor]:
     if not 0 < share <= 1:
         raise ValueError(f'widths as a number is the share of channels to keep, in (0, 1]; got {share}')
     return {g.name: torch.arange(g.size) < max(1, round(share * g.size)) for g in graph.free}
-
-
-def without_pretrained(config: Any) -> Any:
-    """A model config with every pretrained initialisation taken out."""
-    if isinstance(config, Mapping):
-        kept = {}
-        for key, value in config.items():
-            pretrained = key == 'init_cfg' and isinstance(value, Mapping) and value.get('type') == 'Pretrained'
-            kept[key] = None if key == 'pretrained' or pretrained else without_pretrained(value)
-        return kept
-    return type(config)(map(without_pretrained, config)) if isinstance(config, (list, tuple)) else config

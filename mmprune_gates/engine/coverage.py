@@ -11,7 +11,8 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.graph import Group
-from mmprune_gates.engine.builders import GATED, default_input_shape, trace, without_pretrained
+from mmprune_gates.engine.builders import trace
+from mmprune_gates.engine.model_config import GATED, default_input_shape, without_pretrained
 from mmprune_gates.gates import gates_of, has_gates
 
 

@@ -5,23 +5,37 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.engine.builders import GATED, SLIM, default_input_shape, without_pretrained
+from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.forwards import training_forward
+from mmprune_gates.engine.gate_params import STATE
+from mmprune_gates.engine.model_config import (
+    GATE_KEYS,
+    GATED,
+    RUN_KEYS,
+    SLIM,
+    default_input_shape,
+    with_our_import,
+    without_our_hooks,
+    without_pretrained,
+)
 from mmprune_gates.engine.registry import MODELS
-from mmprune_gates.gates import fold_gates
+from mmprune_gates.gates import GateSet, fold_gates, gates_of, listed
 from mmprune_gates.slimming import slim_model
 from mmprune_gates.version import __version__
 
@@ -41,6 +55,7 @@ class Slimmed:
         params: Parameters before and after.
         parity: Largest absolute difference of all heads' outputs, relative to the largest output, in float64.
         parity_fp32: The same in float32, where rounding adds to it.
+        doubts: What a person would want to know of the checkpoint.
     """
 
     model: nn.Module
@@ -50,6 +65,7 @@ class Slimmed:
     params: tuple[int, int]
     parity: float
     parity_fp32: float
+    doubts: list[str]
 
 
 def export_slim(config: Config, checkpoint_path: str | Path, out_dir: str | Path) -> dict[str, Any]:
@@ -103,7 +119,10 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     init_default_scope(config.get('default_scope', 'mmengine'))
     gated = MODELS.build(without_pretrained(config.model.to_dict())).eval()
     load_weights(gated, checkpoint, path)
-    own = {key: value for key, value in config.model.to_dict().items() if key not in ('type', 'gates', 'units')}
+    doubts = doubts_about(gates_of(gated), checkpoint)
+    for doubt in doubts:
+        print_log(f'{path}: {doubt}', 'current', logging.WARNING)
+    own = {key: value for key, value in config.model.to_dict().items() if key not in ('type', *GATE_KEYS)}
     shape = default_input_shape(own)
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     expected, exact = outputs(gated, example), outputs(copy.deepcopy(gated).double(), example.double())
@@ -125,24 +144,46 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
         )
     after = sum(parameter.numel() for parameter in rebuilt.parameters())
     return Slimmed(
-        rebuilt, model_config, graph, kept, (before, after), parity, relative_error(expected, outputs(rebuilt, example))
+        rebuilt,
+        model_config,
+        graph,
+        kept,
+        (before, after),
+        parity,
+        relative_error(expected, outputs(rebuilt, example)),
+        doubts,
     )
+
+
+def doubts_about(gates: GateSet, checkpoint: Mapping[str, Any]) -> list[str]:
+    """What a person would want to know before slimming a checkpoint; empty if it is a settled run's.
+
+    Args:
+        gates: The gates, with the checkpoint's weights.
+        checkpoint: The checkpoint; its own state of the run, if it has one, is asked as well.
+    """
+    found, state = [], checkpoint.get(STATE)
+    kept = gates.kept()
+    if all(bool(own.all()) for own in kept.values()):
+        found.append('no gate is closed: nothing will be removed')
+    if state is None:
+        found.append('it was not saved by a run with a pruning hook, so nothing tells whether its gates have settled')
+    elif not state['settled']:
+        found.append('its gates have not settled: the run had not reached its end (settle), or its target')
+    elif state['kept'] is not None:
+        chosen = gates.graph.by_group(state['kept'])
+        if still := [name for name, own in kept.items() if bool((own & ~chosen[name]).any())]:
+            found.append(
+                f'the run has closed channels of {listed(still)} that are not closed in these weights: they are '
+                'averaged (EMAHook), and averages never reach exactly 0; slim weights that were trained'
+            )
+    return found
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
     """Outputs of every head, flattened."""
-    found = training_forward(model, example)
-    flat, pending = [], [found]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, Tensor):
-            flat.append(value)
-        elif isinstance(value, (list, tuple)):
-            pending.extend(value)
-        elif isinstance(value, dict):
-            pending.extend(value.values())
-    return flat
+    return tensors_in(training_forward(model, example))
 
 
 def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
@@ -153,13 +194,10 @@ def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
 
 def slim_config(config: Config, model: dict[str, Any]) -> Config:
     """The training config with the slim model, without pruning hooks, starting from ``slim.pth`` beside it."""
-    result = {key: value for key, value in config.to_dict().items() if key not in ('work_dir', 'resume', 'launcher')}
+    result = {key: value for key, value in config.to_dict().items() if key not in RUN_KEYS}
     result['model'] = model
-    hooks = [hook for hook in result.get('custom_hooks') or [] if not str(hook['type']).startswith('mmprune_gates.')]
-    result['custom_hooks'] = hooks
-    imports = (result.get('custom_imports') or {}).get('imports', [])
-    imports = [imports] if isinstance(imports, str) else list(imports)
-    result['custom_imports'] = {'imports': list(dict.fromkeys(['mmprune_gates', *imports]))}
+    result['custom_hooks'] = without_our_hooks(result.get('custom_hooks'))
+    result['custom_imports'] = with_our_import(result.get('custom_imports'))
     result['load_from'] = '{{ fileDirname }}/slim.pth'
     return Config(result)
 
@@ -188,6 +226,7 @@ def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -
             if group.block is None
         },
         'frozen': {group.name: group.frozen for group in graph.groups if group.frozen is not None},
+        'warnings': slimmed.doubts,
         'provenance': {
             'config': Path(config.filename or '').name,
             'checkpoint': Path(checkpoint_path).name,
