@@ -93,4 +93,4 @@ def test_the_state_is_plain_and_restores():
     other, _ = controller()
     other.load_state_dict(update.state_dict())
     assert (other.price, other.turn, other.settled) == (update.price, update.turn, False)
-    assert set(update.state_dict()) == {'settled', 'price', 'turn'}
+    assert set(update.state_dict()) == {'target', 'settled', 'kept', 'price', 'turn'}

@@ -132,10 +132,10 @@ def test_compiled_runs_close_the_same_gates(short, method):
     torch._dynamo.reset()  # noqa: SLF001
     kept = []
     for folder in ('eager', 'compiled'):
-        config = short(method, folder, iterations=8)
+        config = short(method, folder, iterations=12)
         config.optim_wrapper.optimizer = dict(type='AdamW', lr=0.002)
         if folder == 'compiled':
-            config.compile = dict(backend='aot_eager')
+            config.compile = dict(backend='eager')  # the same kernels, so the same bits
         runner = train(config)
         kept.append(pruner_of(runner).kept)
         assert all(value.isfinite().all() for value in runner.model.state_dict().values())

@@ -79,7 +79,7 @@ def test_the_state_is_plain_and_restores():
     other.load_state_dict(state)
     update.observe(torch.rand(gates.graph.num_channels))  # the saved state does not follow
     assert torch.equal(other.benefit, state['benefit']) and not torch.equal(other.benefit, update.benefit)
-    assert set(state) == {'settled', 'benefit'} and state['settled'] is False
+    assert set(state) == {'target', 'settled', 'kept', 'benefit'} and state['settled'] is False
 
 
 @pytest.mark.parametrize(

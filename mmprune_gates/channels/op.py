@@ -12,6 +12,7 @@ from torch import fx
 
 from mmprune_gates.channels.labels import LOST, Axis, Flow, Value
 
+NO_RULE = 'no rule for this op'
 UNKNOWN = -1  # a size that depends on data
 
 

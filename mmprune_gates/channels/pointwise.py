@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Value
-from mmprune_gates.channels.op import Op, shapes
+from mmprune_gates.channels.op import NO_RULE, Op, shapes
 
 MIXED = 'combined with a tensor that has no removable channels there'
 
@@ -66,7 +66,7 @@ def clamp(op: Op) -> Value:
     """Clamping keeps zero where its interval contains zero; ReLU is ``clamp(min=0)``."""
     low, high = op.arg(1, op.node.kwargs.get('min')), op.arg(2, op.node.kwargs.get('max'))
     if isinstance(low, Value) or isinstance(high, Value):
-        return op.give_up('clamped by tensors')
+        return op.give_up(NO_RULE)
     if low == 0 and high is None:
         return same(op)
     return passed(op, ZERO if (low is None or low <= 0) and (high is None or high >= 0) else LOST)
@@ -77,7 +77,7 @@ def power(op: Op) -> Value:
     exponent = op.arg(1)
     if isinstance(exponent, (int, float)) and exponent > 0:
         return passed(op, ZERO)
-    return op.give_up('not zero where a channel is')
+    return op.give_up(NO_RULE)
 
 
 def prelu(op: Op) -> Value:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from operator import getitem
 
 from mmprune_gates.channels import layers, pointwise, products, shapes
-from mmprune_gates.channels.op import Op, op_name
+from mmprune_gates.channels.op import NO_RULE, Op, op_name
 
 HOMOGENEOUS = (
     'relu leaky_relu abs neg dropout feature_dropout clone contiguous detach alias to _to_copy type_as lift_fresh_copy'
@@ -115,7 +115,7 @@ def apply_rule(op: Op) -> object:
     """
     rule = shapes.getitem if op.node.target is getitem else TABLE.get(op_name(op.node))
     if rule is None:
-        return op.give_up('no rule for this op')
+        return op.give_up(NO_RULE)
     try:
         return rule(op)
     except Exception as error:

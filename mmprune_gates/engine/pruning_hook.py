@@ -79,12 +79,7 @@ class PruningHook(Hook):
             ValueError: Gates of another kind, a config key that bypasses gates, or layers that the trace has missed.
         """
         name = type(self).__name__
-        kinds = {type(gate).__name__ for gate in gates.by_group.values() if gate.per_module != self.per_module}
-        if kinds:
-            raise ValueError(
-                f"{name} needs model.gates=dict(type='{self.needs}') or a gate of that kind, the model has "
-                f'{", ".join(sorted(kinds))}'
-            )
+        check_kind(gates, self)
         if runner.cfg.get(BYPASSING) is not None:
             raise ValueError(
                 f'{name}: {BYPASSING}={runner.cfg[BYPASSING]!r} computes convolutions and norms at once, past the '
@@ -173,6 +168,21 @@ class PruningHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the saved state until it is known whether the run resumes."""
         self.loaded = checkpoint.get(STATE)
+
+
+def check_kind(gates: GateSet, hook: PruningHook | type[PruningHook]) -> None:
+    """Refuse gates of a kind that a hook does not move.
+
+    Raises:
+        ValueError: They are.
+    """
+    kinds = {type(gate).__name__ for gate in gates.by_group.values() if gate.per_module != hook.per_module}
+    if kinds:
+        name = (hook if isinstance(hook, type) else type(hook)).__name__
+        raise ValueError(
+            f"{name} needs model.gates=dict(type='{hook.needs}') or a gate of that kind, the model has "
+            f'{", ".join(sorted(kinds))}'
+        )
 
 
 def is_trained(module: nn.Module) -> bool:

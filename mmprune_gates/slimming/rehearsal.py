@@ -70,12 +70,21 @@ def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options)
     One sample rather than several: a ``view`` to the full width makes one sample of two that have half of it.
     """
     one = first_sample(options)
-    for on, inputs, training in product(('meta', None), (one, options), (False, True)[: len(passes)]):
-        template = copy.deepcopy(model)
-        if on is not None:
-            template, inputs = template.to(on), on_meta(inputs)
+    for without_data, inputs, training in product((True, False), (one, options), (False, True)[: len(passes)]):
+        template = copied_without_data(model) if without_data else copy.deepcopy(model)
+        inputs = on_meta(inputs) if without_data else inputs
         modes = [(forward, training and number > 0) for number, forward in enumerate(passes)]
         yield Stage(template, inputs, tuple(modes))
+
+
+def copied_without_data(model: nn.Module) -> nn.Module:
+    """A copy on the meta device; nothing large is copied on the way."""
+    tensors = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        empty = tensor.detach().to('meta')
+        is_parameter = isinstance(tensor, nn.Parameter)
+        tensors[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(model, tensors)
 
 
 def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | None], options: Options) -> ChannelGraph:
