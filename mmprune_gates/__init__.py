@@ -10,12 +10,13 @@ from mmprune_gates import compat
 # Before everything else: the modules below may import what the cures repair.
 compat.apply_cures()
 
+from mmprune_gates.pruning import GDP, GateDecorator
 from mmprune_gates.slimming import masked_copy, slim_model, trace_channels
 from mmprune_gates.version import __version__
 
-__all__ = ['__version__', 'masked_copy', 'slim_model', 'trace_channels']
+__all__ = ['GDP', 'GateDecorator', '__version__', 'masked_copy', 'slim_model', 'trace_channels']
 
 if compat.has_package('mmengine'):
-    from mmprune_gates.engine import HOOKS, MODELS  # noqa: F401
+    from mmprune_gates.engine import COSTS, CRITERIA, HOOKS, MODELS  # noqa: F401
 
-    __all__ += ['HOOKS', 'MODELS']
+    __all__ += ['COSTS', 'CRITERIA', 'HOOKS', 'MODELS']

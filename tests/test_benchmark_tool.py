@@ -58,9 +58,9 @@ def test_a_phase_of_gate_decorator_lasts_as_long_as_the_benchmark(tiny_config, t
     before = gated.model.backbone.layer1[0].conv1.weight.clone()
     for _ in range(4):
         gated.step(*batch, None)
-    assert gated.hooks[0].cycle.phase == phase
+    assert gated.hooks[0].pruner.controller.phase == phase
     assert torch.equal(gated.model.backbone.layer1[0].conv1.weight, before) is (phase == 'tick')
-    assert gated.hooks[0].cycle.scored == (4 if phase == 'tick' else 0)
+    assert gated.hooks[0].pruner.controller.scored == (4 if phase == 'tick' else 0)
 
 
 def test_saved_bytes_are_those_of_the_formula():

@@ -14,7 +14,6 @@ from toy_nets import conv, conv_bn
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.budget import Candidates, Limits
-from mmprune_gates.budget.selection import fill
 from mmprune_gates.engine.builders import trace
 from mmprune_gates.engine.forwards import training_forward
 from mmprune_gates.engine.model_config import without_pretrained
@@ -401,8 +400,8 @@ def test_selection_empties_a_block_only_without_a_floor():
     candidates = Candidates.of(graph, Limits(floor=0))
     empty = candidates.select(score, 0.4)
     assert not any(bool(empty[graph.group(name).span].any()) for name in graph.blocks[0].inner)
-    assert candidates.share(empty, graph.macs()) == graph.macs(graph.by_group(empty)) / graph.macs() <= 0.4
-    filled = fill(candidates, empty, score, 0.99)
+    assert candidates.share(empty) == graph.macs(graph.by_group(empty)) / graph.macs() <= 0.4
+    filled = candidates.fill(empty, score, 0.99)
     assert not any(bool(filled[graph.group(name).span].any()) for name in graph.blocks[0].inner)
     stepwise = candidates.close(score, torch.ones_like(empty), 100, 0.4)
     assert torch.equal(graph.without_idle(stepwise), stepwise)

@@ -9,10 +9,10 @@ from helpers import example, randomize_
 from toy_nets import Residual
 
 from mmprune_gates import slim_model, trace_channels
-from mmprune_gates.budget import Controller, GradientController, Limits, Schedule, WaterlineController, fill
+from mmprune_gates.budget import Gradient, Limits, Polarizer, Schedule, Waterline
 from mmprune_gates.gates import PolarizationGate, attach_gates, fold_gates
 
-UPDATES = {'waterline': WaterlineController, 'gradient': GradientController}
+UPDATES = {'waterline': Waterline, 'gradient': Gradient}
 STEPS = 60
 both = pytest.mark.parametrize('update', UPDATES)
 
@@ -152,10 +152,10 @@ def test_settling_fills_the_budget(update):
     for seed in range(5):
         run = Run(update, 0.5)
         score = torch.rand(run.gates.graph.num_channels, generator=torch.Generator().manual_seed(seed))
-        run.gates.set_theta(score) if update == 'gradient' else run.controller.benefit.copy_(score)
+        run.gates.set_theta(score) if update == 'gradient' else run.controller.criterion.mean.copy_(score)
         candidates, ranking = run.controller.candidates, run.controller.ranking()
         least = candidates.select(ranking, 0.5)
-        most = fill(candidates, least, ranking, 0.5)
+        most = candidates.fill(least, ranking, 0.5)
         run.controller.settle()
         assert torch.equal(run.gates.theta() > 0.5, most)
         filled += int((most & ~least).sum())
@@ -183,7 +183,7 @@ def test_a_budget_out_of_reach_is_refused_at_once(update):
 def test_the_base_moves_nothing_itself():
     gates = Run('waterline').gates
     with pytest.raises(NotImplementedError):
-        Controller(gates, Schedule(0.5), Limits()).step(0.3)
+        Polarizer(gates, Schedule(0.5), Limits()).step(0.3)
 
 
 def test_the_phases_in_numbers():

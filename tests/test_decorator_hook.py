@@ -37,7 +37,7 @@ class Look(Hook):
         samples = data_batch['data_samples']
         self.kept.append(
             {
-                'phase': hook.cycle.phase,
+                'phase': hook.pruner.controller.phase,
                 'lr': [group['lr'] for group in groups],
                 'images': [sample.img_path for sample in samples],
                 'before': copied(runner.model),
@@ -47,7 +47,7 @@ class Look(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         """State after, what has been closed."""
         self.kept[-1]['after'] = copied(runner.model)
-        self.kept[-1]['kept'] = hook_of(runner).cycle.kept.clone()
+        self.kept[-1]['kept'] = hook_of(runner).pruner.controller.kept.clone()
 
 
 def copied(model):
@@ -186,12 +186,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_gbn, stop):
     first = tiny_gbn('halves', **every)
     first.custom_hooks.append(dict(type='mmengine.EarlyEnd', at=stop, priority='LOWEST'))
     killed = train(first)
-    assert hook_of(killed).cycle.phase == ('tick' if stop == 4 else 'tock') and hook_of(killed).cycle.done
+    assert (
+        hook_of(killed).pruner.controller.phase == ('tick' if stop == 4 else 'tock')
+        and hook_of(killed).pruner.controller.done
+    )
     resumed = train(tiny_gbn('halves', resume=True, **every))
     assert resumed.iter == whole.iter == 20
     a, b = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(a[key], b[key]) for key in a), [key for key in a if not torch.equal(a[key], b[key])][:5]
-    states = [hook_of(runner).cycle.state_dict() for runner in (whole, resumed)]
+    states = [hook_of(runner).pruner.controller.state_dict() for runner in (whole, resumed)]
     assert all(torch.equal(torch.as_tensor(states[0][k]), torch.as_tensor(states[1][k])) for k in ('kept', 'score'))
     assert {k: states[0][k] for k in ('phase', 'done', 'ticks')} == {
         k: states[1][k] for k in ('phase', 'done', 'ticks')
@@ -210,8 +213,10 @@ def test_loops_that_go_by_epochs(digits, tmp_path):
     assert len(tick_images) == 60
     first, second = seen[full]['images'], seen[full + part]['images']
     assert first != second  # shuffled anew in every epoch
-    assert phases[-1] == 'finetune' and hook_of(runner).cycle.share <= 0.5
-    assert hook_of(runner).cycle.done == phases.count('finetune') == hook_of(runner).cycle.length
+    assert phases[-1] == 'finetune' and hook_of(runner).pruner.controller.share <= 0.5
+    assert (
+        hook_of(runner).pruner.controller.done == phases.count('finetune') == hook_of(runner).pruner.controller.length
+    )
 
 
 def test_a_run_by_epochs_resumes(digits, tmp_path):

@@ -5,8 +5,8 @@ import torch
 from helpers import toy
 from toy_nets import Plain
 
-from mmprune_gates.engine.gate_params import own_param_group
 from mmprune_gates.gates import PolarizationGate, attach_gates
+from mmprune_gates.pruning.gate_params import own_param_group
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from helpers import toy
 from toy_nets import Residual
 
-from mmprune_gates.budget import GradientController, Limits, Schedule
+from mmprune_gates.budget import Gradient, Limits, Schedule
 from mmprune_gates.budget.gradient import snapped
 from mmprune_gates.gates import PolarizationGate, attach_gates
 
@@ -13,7 +13,7 @@ from mmprune_gates.gates import PolarizationGate, attach_gates
 def controller(limits=None, target=0.3, **options):
     model, graph, _ = toy(Residual)
     gates = attach_gates(model, graph, PolarizationGate)
-    return GradientController(gates, Schedule(target), limits or Limits(), **options), gates
+    return Gradient(gates, Schedule(target), limits or Limits(), **options), gates
 
 
 def test_the_price_rises_above_the_target_and_falls_below_it_but_not_under_zero():
@@ -93,4 +93,4 @@ def test_the_state_is_plain_and_restores():
     other, _ = controller()
     other.load_state_dict(update.state_dict())
     assert (other.price, other.turn, other.settled) == (update.price, update.turn, False)
-    assert set(update.state_dict()) == {'target', 'settled', 'kept', 'price', 'turn'}
+    assert set(update.state_dict()) == {'target', 'settled', 'kept', 'criterion', 'price', 'turn'}

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = 'mmprune_gates'
 ROOT = Path(__file__).parents[1] / PACKAGE
-LAYERS = ('version', 'compat', 'channels', 'gates', 'budget', 'slimming', 'engine')  # lowest first
+LAYERS = ('version', 'compat', 'channels', 'gates', 'budget', 'slimming', 'pruning', 'engine')  # lowest first
 OPENMMLAB = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 MAY_IMPORT_OPENMMLAB = {'compat', 'engine'}
 CHANNELS_MAY_IMPORT = {'torch', 'numpy', 'scipy'}  # beside the standard library

@@ -92,7 +92,7 @@ def test_loading_weights_of_a_gated_run_starts_its_schedule_anew(gated_run, tiny
     runner.train()
     assert runner.iter == 4
     hook = next(hook for hook in runner.hooks if type(hook).__name__ == 'PolarizationHook')
-    assert hook.pruner.settled
+    assert hook.pruner.controller.settled
     lines = scalars(tmp_path)
     assert [line['step'] for line in lines] == [1, 2, 3, 4]
     assert lines[0]['gate_eps'] > lines[-1]['gate_eps']  # not settled from the start

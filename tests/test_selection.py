@@ -10,7 +10,7 @@ from torch import nn
 from toy_nets import Chunk, Decoder, Plain, Residual, TwoHeads, conv_bn
 
 from mmprune_gates import trace_channels
-from mmprune_gates.budget import Candidates, Limits, fill, per_mac
+from mmprune_gates.budget import Candidates, Limits
 
 NETS = {'Residual': Residual, 'Decoder': Decoder, 'Chunk': Chunk, 'TwoHeads': TwoHeads}
 
@@ -48,7 +48,7 @@ def test_the_budget_is_met_from_below_with_as_few_closed_as_needed(net, ratio):
     ranks = candidates.ranks(score)
     if not kept.all():
         last = ranks[~kept].max()
-        assert candidates.share(kept | (ranks == last), graph.macs()) > ratio
+        assert candidates.share(kept | (ranks == last)) > ratio
         assert (ranks[kept] > last).all()
 
 
@@ -60,8 +60,8 @@ def test_filling_comes_closer_from_below_and_keeps_the_order_within_groups(net, 
     for seed in range(5):
         score = scores(graph, seed)
         kept = candidates.select(score, ratio)
-        filled = fill(candidates, kept, score, ratio)
-        before, after = (candidates.share(k, graph.macs()) for k in (kept, filled))
+        filled = candidates.fill(kept, score, ratio)
+        before, after = (candidates.share(k) for k in (kept, filled))
         assert before <= after <= ratio and bool((filled | ~kept).all())
         for group in candidates.groups:
             own, stays = score[group.span], filled[group.span]
@@ -69,7 +69,7 @@ def test_filling_comes_closer_from_below_and_keeps_the_order_within_groups(net, 
             if not stays.all():  # nothing more fits
                 ranks = candidates.ranks(score)
                 more = filled | (ranks == ranks[group.span][~stays].max())
-                assert candidates.share(more, graph.macs()) > ratio
+                assert candidates.share(more) > ratio
 
 
 def test_filling_gains_where_a_costly_channel_closed_last():
@@ -78,7 +78,7 @@ def test_filling_gains_where_a_costly_channel_closed_last():
     gained = 0
     for seed in range(5):
         kept = candidates.select(scores(graph, seed), 0.5)
-        gained += int(fill(candidates, kept, scores(graph, seed), 0.5).sum() - kept.sum())
+        gained += int(candidates.fill(kept, scores(graph, seed), 0.5).sum() - kept.sum())
     assert gained > 0
 
 
@@ -138,7 +138,7 @@ def test_groups_shrink_to_multiples_of_the_divisor(divisor, score, ratio):
         kept = candidates.select(score, ratio)
     except ValueError:
         return
-    for found in (kept, fill(candidates, kept, score, ratio)):
+    for found in (kept, candidates.fill(kept, score, ratio)):
         for name, number in counts(WIDE, found).items():
             size = WIDE.group(name).size
             assert number == size or number % divisor == 0 and 0 < number < size
@@ -157,7 +157,7 @@ def test_everything_excluded():
     candidates = Candidates.of(WIDE, Limits(exclude=('*',)))
     assert candidates.groups == ()
     assert candidates.select(scores(WIDE), 1.0).all()
-    assert fill(candidates, torch.ones(WIDE.num_channels, dtype=torch.bool), scores(WIDE), 1.0).all()
+    assert candidates.fill(torch.ones(WIDE.num_channels, dtype=torch.bool), scores(WIDE), 1.0).all()
 
 
 def test_a_pattern_that_matches_nothing():
@@ -239,14 +239,15 @@ def test_filling_opens_only_what_may_be_open():
     candidates, score = Candidates.of(WIDE, Limits()), scores(WIDE)
     kept = candidates.select(score, 0.3)
     among = kept | (torch.arange(WIDE.num_channels) % 2 == 0)
-    filled = fill(candidates, kept, score, 0.5, among)
+    filled = candidates.fill(kept, score, 0.5, among)
     assert (filled & ~kept).any() and not (filled & ~among).any()
-    assert candidates.share(filled, WIDE.macs()) <= 0.5
+    assert candidates.share(filled) <= 0.5
 
 
 def test_scores_per_mac():
     kept, score = torch.ones(WIDE.num_channels, dtype=torch.bool), scores(WIDE)
-    assert torch.equal(per_mac(score, WIDE, kept, 0.0), score)
+    candidates = Candidates.of(WIDE, Limits())
+    assert torch.equal(candidates.per_cost(score, kept, 0.0), score)
     value = kept.double().requires_grad_()
     WIDE.cost(value).backward()
-    assert torch.allclose(per_mac(score, WIDE, kept, 0.5) * value.grad.sqrt(), score.double())
+    assert torch.allclose(candidates.per_cost(score, kept, 0.5) * value.grad.sqrt(), score.double())

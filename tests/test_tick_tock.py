@@ -80,9 +80,9 @@ def test_the_score_is_the_sum_over_mini_batches_and_members():
     for group in run.gates.graph.free:
         theta = run.gates[group.name].theta.detach()
         expected = sum((theta * grads[group.name]).abs().sum(0) for grads in take)
-        assert torch.allclose(run.score[group.span], expected)
+        assert torch.allclose(run.criterion.sum[group.span], expected)
     run.step(0), run.step(0)
-    assert not run.score.any()  # gathered anew
+    assert not run.criterion.sum.any()  # gathered anew
 
 
 def test_scores_are_summed_over_ranks_before_ranking():
@@ -92,11 +92,12 @@ def test_scores_are_summed_over_ranks_before_ranking():
         seen.append(score.clone())
         score += torch.arange(len(score))
 
-    run, alone = cycle_of(Plain, reduce=other_rank), cycle_of(Plain)
+    run, alone = cycle_of(Plain), cycle_of(Plain)
+    run.criterion.reduce = other_rank
     for one in (run, alone):
         go(one, steps=3)
         one.observe(random_grads(one, 5))
-    expected = run.score + torch.arange(len(run.score))
+    expected = run.criterion.sum + torch.arange(len(run.criterion.sum))
     for one in (run, alone):
         one.step(0), one.step(0)
     assert len(seen) == 1
@@ -118,7 +119,7 @@ def test_mini_batches_that_overflow_are_skipped():
     clean.observe(one)
     for grads in (overflow, one, partly):
         run.observe(grads)
-    assert torch.equal(run.score, clean.score) and run.score.any()
+    assert torch.equal(run.criterion.sum, clean.criterion.sum) and run.criterion.sum.any()
     run.close(), clean.close()
     assert torch.equal(run.kept, clean.kept) and not run.kept.all() and run.wasted == 0
 
@@ -147,7 +148,7 @@ def test_importance_per_mac_prefers_costly_channels():
     graph = plain.gates.graph
     cheap, dear = sorted(graph.free, key=lambda group: graph.macs() - graph.macs({group.name: first_only(group)}))
     for run in (plain, costly):
-        run.score[cheap.span], run.score[dear.span], run.usable = 1.0, 1.01, torch.ones(())
+        run.criterion.sum[cheap.span], run.criterion.sum[dear.span], run.criterion.usable = 1.0, 1.01, torch.ones(())
         run.close()
     assert not plain.kept[cheap.span].all() and plain.kept[dear.span].all()
     assert not costly.kept[dear.span].all() and costly.kept[cheap.span].all()
@@ -180,9 +181,11 @@ def test_state_is_restored():
                 run.observe(random_grads(run, i))
             run.step(5)
     assert torch.equal(whole.kept, second.kept)
-    assert whole.state_dict().keys() == second.state_dict().keys()
-    for name, value in second.state_dict().items():
-        expected = whole.state_dict()[name]
+    first_state, second_state = ({**run.state_dict(), **run.criterion.state_dict(), 'criterion': None}
+                                 for run in (whole, second))  # fmt: skip
+    assert first_state.keys() == second_state.keys() and 'sum' in first_state
+    for name, value in second_state.items():
+        expected = first_state[name]
         assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected, name
 
 

@@ -5,7 +5,7 @@ import torch
 from helpers import toy
 from toy_nets import Residual
 
-from mmprune_gates.budget import Limits, Schedule, WaterlineController
+from mmprune_gates.budget import Limits, Schedule, Waterline
 from mmprune_gates.gates import PolarizationGate, attach_gates
 
 SCHEDULE = Schedule(0.5, begin=0.0, end=0.5, settle=0.5)
@@ -14,23 +14,23 @@ SCHEDULE = Schedule(0.5, begin=0.0, end=0.5, settle=0.5)
 def controller(**options):
     model, graph, _ = toy(Residual)
     gates = attach_gates(model, graph, PolarizationGate)
-    return WaterlineController(gates, SCHEDULE, Limits(), **options), gates
+    return Waterline(gates, SCHEDULE, Limits(), **options), gates
 
 
 def test_the_benefit_is_a_running_mean_of_magnitudes():
     update, gates = controller(momentum=0.75)
     grad = torch.linspace(-1, 1, gates.graph.num_channels)
     update.observe(grad)
-    assert torch.allclose(update.benefit, 0.25 * grad.abs())
+    assert torch.allclose(update.criterion.mean, 0.25 * grad.abs())
     update.observe(-grad)
-    assert torch.allclose(update.benefit, 0.4375 * grad.abs())
+    assert torch.allclose(update.criterion.mean, 0.4375 * grad.abs())
 
 
 def test_an_iteration_with_overflow_is_left_out():
     update, gates = controller()
     for bad in (float('inf'), float('nan')):
         update.observe(torch.full((gates.graph.num_channels,), bad))
-    assert not update.benefit.any()
+    assert not update.criterion.mean.any()
 
 
 def test_the_ranking_divides_by_what_a_gate_alone_would_save():
@@ -42,10 +42,10 @@ def test_the_ranking_divides_by_what_a_gate_alone_would_save():
         mask[0] = False
         saved = graph.macs() - graph.macs({group.name: mask})
         if group.name != 'stem.0':  # on both sides of no layer
-            assert float(ranking[group.start] * saved) == pytest.approx(float(update.benefit[0]), rel=1e-5)
+            assert float(ranking[group.start] * saved) == pytest.approx(float(update.criterion.mean[0]), rel=1e-5)
     flat, _ = controller(exponent=0.0)
     flat.observe(torch.ones(graph.num_channels))
-    assert torch.equal(flat.ranking(), flat.benefit.double())
+    assert torch.equal(flat.ranking(), flat.criterion.mean.double())
 
 
 def test_gates_below_the_line_sink_to_zero_and_rise_again():
@@ -78,8 +78,10 @@ def test_the_state_is_plain_and_restores():
     other, _ = controller()
     other.load_state_dict(state)
     update.observe(torch.rand(gates.graph.num_channels))  # the saved state does not follow
-    assert torch.equal(other.benefit, state['benefit']) and not torch.equal(other.benefit, update.benefit)
-    assert set(state) == {'target', 'settled', 'kept', 'benefit'} and state['settled'] is False
+    assert torch.equal(other.criterion.mean, state['criterion']['mean']) and not torch.equal(
+        other.criterion.mean, update.criterion.mean
+    )
+    assert set(state) == {'target', 'settled', 'kept', 'criterion'} and state['settled'] is False
 
 
 @pytest.mark.parametrize(

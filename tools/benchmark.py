@@ -170,8 +170,8 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
         hook.before_run(runner)
         hook.before_train(runner)
         if isinstance(hook, GateDecoratorHook):
-            hook.cycle.begin(args.phase, MAX_ITERS)
-            hook.prepare(runner)
+            hook.pruner.controller.begin(args.phase, MAX_ITERS)
+            hook.pruner.prepare()
     return Trainee(model, optim, runner, hooks)
 
 

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.datasets import check_datasets
-from mmprune_gates.engine.decorator_hook import GateDecoratorHook
 from mmprune_gates.engine.model_config import without_pretrained
-from mmprune_gates.engine.pruning_hook import check_kind
 from mmprune_gates.gates import GateSet, gates_of, take_over_affine
+from mmprune_gates.pruning import GateDecorator
+from mmprune_gates.pruning.pruner import check_kind
 
 SEED = 0
 Losses = Callable[[], Iterable[Tensor]]  # the loss of each batch, the same ones on every call
@@ -71,7 +71,7 @@ def gated_model(config: Config, checkpoint: str) -> nn.Module:
         settings.setdefault('data_preprocessor', config.data_preprocessor.to_dict())
     model = MODELS.build(settings)
     gates = gates_of(model)
-    check_kind(gates, GateDecoratorHook)
+    check_kind(gates, GateDecorator)
     contents = read_checkpoint(checkpoint)
     weights = {name.removeprefix('module.'): value for name, value in contents['state_dict'].items()}
     if not any(name.startswith('gates.') for name in weights):  # a dense one: gates stay as they are

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.datasets import check_datasets
-from mmprune_gates.engine.gate_params import unwrapped
+from mmprune_gates.engine.running import unwrapped
 
 
 @cli.reports_errors

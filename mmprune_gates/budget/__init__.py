@@ -1,23 +1,32 @@
-"""The MACs budget: which channels stay under it, and the controllers that drive gates towards it."""
+"""The budget: what channels are worth, what they cost, which stay, and the controllers that drive gates there."""
 
-from mmprune_gates.budget.controller import Controller, Schedule
-from mmprune_gates.budget.gradient import GradientController
-from mmprune_gates.budget.pruner import Pruner, checked_target
-from mmprune_gates.budget.selection import Candidates, Limits, fill, per_mac
+from mmprune_gates.budget.controller import Controller, checked_target
+from mmprune_gates.budget.costs import Cost, MACs, Parameters
+from mmprune_gates.budget.criteria import Criterion, Magnitude, MeanGradient, NormScale, Random, Taylor
+from mmprune_gates.budget.gradient import Gradient
+from mmprune_gates.budget.polarizer import Polarizer, Schedule
+from mmprune_gates.budget.selection import Candidates, Limits
 from mmprune_gates.budget.tick_tock import Cycle, TickTock
-from mmprune_gates.budget.waterline import WaterlineController
+from mmprune_gates.budget.waterline import Waterline
 
 __all__ = [
     'Candidates',
     'Controller',
+    'Cost',
+    'Criterion',
     'Cycle',
-    'GradientController',
+    'Gradient',
     'Limits',
-    'Pruner',
+    'MACs',
+    'Magnitude',
+    'MeanGradient',
+    'NormScale',
+    'Parameters',
+    'Polarizer',
+    'Random',
     'Schedule',
+    'Taylor',
     'TickTock',
-    'WaterlineController',
+    'Waterline',
     'checked_target',
-    'fill',
-    'per_mac',
 ]

@@ -1,115 +1,128 @@
-"""What both ways of driving GDP's gates share: the schedule, the gradients they see, the moment they settle."""
+"""What every way of closing gates shares: gates, target, limits, cost, what is closed for good, figures to log."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmprune_gates.budget.pruner import Pruner, checked_target
-from mmprune_gates.budget.selection import Limits, fill
-from mmprune_gates.gates import GateSet
+from mmprune_gates.budget.costs import Cost, MACs
+from mmprune_gates.budget.criteria import Criterion
+from mmprune_gates.budget.selection import Candidates, Limits
+from mmprune_gates.gates import GateSet, listed
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The phases of a run, as shares of its iterations. All values are this project's choice.
+def checked_target(target: float) -> float:
+    """A target, if it is one.
 
-    Attributes:
-        target: Kept MACs / original MACs at the end.
-        begin: Until here scores gather and every gate stays open.
-        end: From ``begin`` to here the target of the moment falls geometrically from 1 to ``target``.
-        settle: From here gates are exactly 0 or 1 and only weights and norms learn.
-        eps: Smoothness of the gate at ``begin`` and at ``settle``, geometric between.
+    Raises:
+        ValueError: It is not a share of the cost in (0, 1].
     """
-
-    target: float
-    begin: float = 0.05
-    end: float = 0.5
-    settle: float = 0.55
-    eps: tuple[float, float] = (0.1, 1e-4)
-
-    def __post_init__(self) -> None:
-        checked_target(self.target)
-        if not 0 <= self.begin < self.end <= self.settle <= 1:
-            raise ValueError(
-                'phases must satisfy 0 <= begin < end <= settle <= 1, '
-                f'got begin={self.begin}, end={self.end}, settle={self.settle}'
-            )
-        if not self.eps[0] >= self.eps[1] > 0:
-            raise ValueError(f'eps must fall to a positive value, got {self.eps}')
-
-    def target_at(self, progress: float) -> float:
-        """Target of the moment."""
-        return self.target ** within(progress, self.begin, self.end)
-
-    def eps_at(self, progress: float) -> float:
-        """Smoothness of the moment."""
-        first, last = self.eps
-        return first * (last / first) ** within(progress, self.begin, self.settle)
+    if not 0 < target <= 1:
+        raise ValueError(f'target_macs is the share of MACs to keep, in (0, 1]; got {target}')
+    return target
 
 
-def within(progress: float, begin: float, end: float) -> float:
-    """How far ``progress`` has come between two points, in [0, 1]."""
-    if progress >= end:
-        return 1.0
-    return max(0.0, (progress - begin) / (end - begin))
-
-
-class Controller(Pruner):
-    """Drives the gates of a model to a budget, one step per training iteration.
+class Controller:
+    """Closes gates of a model until its cost meets a target.
 
     Args:
         gates: The gates.
-        schedule: Phases and target.
+        target: Cost of what is kept / cost of the whole model.
         limits: What must stay.
+        cost: Bound to the graph; multiply-accumulates by default.
+        criterion: Bound to the gates; None where the gates' own values decide.
+
+    Attributes:
+        kept: (num_channels,) bool, True = keep; None as long as nothing is closed for good.
+
+    Raises:
+        ValueError: The target is out of range, or out of reach under the limits.
     """
 
-    straight_through = False
+    kept: Tensor | None = None
 
-    def __init__(self, gates: GateSet, schedule: Schedule, limits: Limits) -> None:
-        super().__init__(gates, schedule.target, limits)
-        self.schedule = schedule
-        self.kept: Tensor | None = None
-        for gate in gates.by_group.values():
-            gate.straight_through = self.straight_through
+    def __init__(
+        self,
+        gates: GateSet,
+        target: float,
+        limits: Limits,
+        cost: Cost | None = None,
+        criterion: Criterion | None = None,
+    ) -> None:
+        self.gates, self.target = gates, checked_target(target)
+        self.candidates = Candidates.of(gates.graph, limits, cost)
+        self.criterion = criterion
+        everything = torch.zeros(gates.graph.num_channels)
+        self.candidates.select(everything, target)  # raises here, not hours later, if out of reach
 
     @property
     def settled(self) -> bool:
-        """Whether gates are exactly 0 or 1 for good."""
+        """Whether nothing will close any more."""
         return self.kept is not None
 
-    def step(self, progress: float) -> None:
-        """Move the gates after an optimiser step; ``progress`` is the share of the run that is done."""
+    def choose(self, score: Tensor) -> None:
+        """Decide for good which channels stay, such that the budget is met as closely as the limits allow.
+
+        Args:
+            score: (num_channels,) higher = keep.
+        """
+        kept = self.candidates.select(score, self.target)
+        self.kept = self.candidates.fill(kept, score, self.target)
+
+    def hold(self) -> None:
+        """Set what is closed to exactly 0, whatever an optimiser did."""
         if self.kept is not None:
-            self.gates.set_theta(self.kept.float())  # an optimiser's momentum may still push
+            self.gates.close(self.kept)
+
+    def check(self) -> None:
+        """Ask whether what is closed for good is what is closed, and respects the limits.
+
+        Raises:
+            RuntimeError: It is not, or does not.
+        """
+        if self.kept is None:
             return
-        self.gates.set_eps(self.schedule.eps_at(progress))
-        if progress >= self.schedule.settle:
-            self.settle()
-        elif progress >= self.schedule.begin:
-            self.move(progress)
-        else:
-            self.gates.set_theta(torch.ones(self.gates.graph.num_channels))  # whatever an optimiser did
+        self.candidates.check(self.kept)
+        chosen = self.gates.graph.by_group(self.kept)
+        if changed := [name for name, own in self.gates.kept().items() if not torch.equal(own, chosen[name])]:
+            raise RuntimeError(
+                f'the gates of {listed(changed)} are not those that were chosen: something else moves them'
+            )
 
-    def move(self, progress: float) -> None:
-        """One step between ``begin`` and ``settle``."""
-        raise NotImplementedError
+    def state_dict(self) -> dict[str, Any]:
+        """State to resume from; tensors and plain values only."""
+        kept = None if self.kept is None else self.kept.clone()
+        criterion = {} if self.criterion is None else self.criterion.state_dict()
+        return {'target': self.target, 'settled': self.settled, 'kept': kept, 'criterion': criterion}
 
-    def ranking(self) -> Tensor:
-        """(num_channels,) what decides which channels stay; higher = keep."""
-        raise NotImplementedError
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.kept = None if state['kept'] is None else state['kept'].clone()
+        if self.criterion is not None:
+            self.criterion.load_state_dict(state['criterion'])
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Set every gate to exactly 0 or 1 such that the budget is met as closely as the limits allow."""
-        score = self.ranking().cpu()
-        kept = self.candidates.select(score, self.schedule.target)
-        self.kept = fill(self.candidates, kept, score, self.schedule.target)
-        self.gates.set_theta(self.kept.float())
+    def figures(self, value: Tensor) -> dict[str, float]:
+        """Figures to log: share of MACs, share of the cost if that is another, and share of gates closed.
 
-    @torch.no_grad()
-    def scalars(self) -> dict[str, float]:
-        """Adds eps; the share of MACs is a soft one, by gate values."""
-        return {**self.figures(self.gates.vector().clamp(0, 1)), 'gate_eps': self.gates.eps()}
+        Args:
+            value: (num_channels,) how much each channel counts, in [0, 1].
+        """
+        graph, cost, value = self.gates.graph, self.candidates.cost, value.double()
+        free = torch.cat([value[group.span] for group in graph.free])
+        found = {'macs_ratio': float(graph.cost(value)) / graph.macs()}
+        if not isinstance(cost, MACs):
+            found['cost_ratio'] = float(cost.price(value)) / self.candidates.total
+        return {**found, 'gates_closed': float((free == 0).float().mean())}
+
+    def summary(self) -> str:
+        """What the gates have become, in words."""
+        graph, kept = self.gates.graph, self.gates.kept()
+        open_, all_ = sum(int(mask.sum()) for mask in kept.values()), sum(len(mask) for mask in kept.values())
+        macs, total = graph.macs(kept), graph.macs()
+        return (
+            f'{open_} of {all_} channels open, {macs / 1e9:.3f} of {total / 1e9:.3f} GMACs '
+            f'({macs / total:.4f}, target {self.target})'
+        )

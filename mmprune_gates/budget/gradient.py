@@ -11,24 +11,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmprune_gates.budget.controller import Controller, Schedule
+from mmprune_gates.budget.costs import Cost
+from mmprune_gates.budget.polarizer import Polarizer, Schedule
 from mmprune_gates.budget.selection import Limits
 from mmprune_gates.gates import GateSet
 
 SMALL = 1e-2  # theta below it is closed
 
 
-class GradientController(Controller):
+class Gradient(Polarizer):
     """Task gradient by the optimiser, price by this controller.
 
     Args:
         gates: The gates; their thetas are in a group of the optimiser.
         schedule: Phases and target.
         limits: What must stay.
-        price_step: How fast the price rises while the soft MACs are above the target of the moment, and falls
+        cost: What has a price; multiply-accumulates by default.
+        price_step: How fast the price rises while the soft cost is above the target of the moment, and falls
             while they are below, per iteration.
         rate: Most a theta may fall in one iteration.
-        exponent: Power of a group's marginal MACs, relative to the mean over groups, that its price scales with.
+        exponent: Power of a group's marginal cost, relative to the mean over groups, that its price scales with.
     """
 
     def __init__(
@@ -36,16 +38,14 @@ class GradientController(Controller):
         gates: GateSet,
         schedule: Schedule,
         limits: Limits,
+        cost: Cost | None = None,
         price_step: float = 1e-3,
         rate: float = 0.02,
         exponent: float = 0.5,
     ) -> None:
-        super().__init__(gates, schedule, limits)
+        super().__init__(gates, schedule, limits, cost)
         self.price_step, self.rate, self.exponent = price_step, rate, exponent
         self.price, self.turn = 0.0, 0
-
-    def observe(self, grad: Tensor) -> None:
-        """The optimiser has used the gradient; nothing to gather."""
 
     def ranking(self) -> Tensor:
         """(num_channels,) theta itself."""
@@ -55,11 +55,9 @@ class GradientController(Controller):
     def move(self, progress: float) -> None:
         """Update the price, then the thetas of one side."""
         theta = self.gates.theta()
-        with torch.enable_grad():
-            value = self.gates.vector().detach().requires_grad_()
-            cost = self.gates.graph.cost(value)
-            marginal = torch.autograd.grad(cost, value)[0]
-        above = float(cost) / self.total - self.schedule.target_at(progress)
+        value, cost = self.gates.vector().detach(), self.candidates.cost
+        marginal = cost.marginal(value)
+        above = float(cost.price(value)) / self.candidates.total - self.schedule.target_at(progress)
         self.price = max(0.0, self.price + self.price_step * (1 if above > 0 else -1))
         force = self.price * self.priced(theta, marginal) * self.gates.slope()
         self.turn += 1

@@ -6,15 +6,17 @@ without penalty, the fine-tune, once the target is met.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmprune_gates.budget.pruner import Pruner
-from mmprune_gates.budget.selection import Limits, fill, per_mac
+from mmprune_gates.budget.controller import Controller
+from mmprune_gates.budget.costs import Cost
+from mmprune_gates.budget.criteria import Criterion, Taylor
+from mmprune_gates.budget.selection import Limits
 from mmprune_gates.gates import GateSet
 
 TICK, TOCK, FINETUNE = 'tick', 'tock', 'finetune'
@@ -46,17 +48,21 @@ class Cycle:
             raise ValueError(f'fraction is the share of filters that a Tick closes, in (0, 1]; got {self.fraction}')
 
 
-class TickTock(Pruner):
+class TickTock(Controller):
     """The state of the cycle: which phase, how far, what has been scored, what is closed.
 
     Args:
-        gates: Gates with an importance (:class:`~mmprune_gates.gates.DecoratorGate`).
-        target: Kept MACs / original MACs; once it is met no Tick follows.
+        gates: The gates.
+        target: Cost of what is kept / cost of the whole model; once it is met no Tick follows.
         limits: What must stay.
         cycle: Lengths of the phases.
-        exponent: Power of a channel's marginal MACs that divides its importance; 0 as in the paper.
-        reduce: Sums a tensor over the ranks of a distributed run, in place.
+        cost: Multiply-accumulates by default.
+        criterion: What is gathered in a Tick; by default the paper's Taylor importance, which needs gates that have
+            one (:class:`~mmprune_gates.gates.DecoratorGate`).
+        exponent: Power of a channel's marginal cost that divides its importance; 0 as in the paper.
     """
+
+    kept: Tensor
 
     def __init__(
         self,
@@ -64,18 +70,18 @@ class TickTock(Pruner):
         target: float,
         limits: Limits,
         cycle: Cycle,
+        cost: Cost | None = None,
+        criterion: Criterion | None = None,
         exponent: float = 0.0,
-        reduce: Callable[[Tensor], object] = lambda tensor: None,
     ) -> None:
-        super().__init__(gates, target, limits)
-        self.cycle, self.exponent, self.reduce = cycle, exponent, reduce
+        super().__init__(gates, target, limits, cost, criterion or Taylor().bind(gates))
+        self.cycle, self.exponent = cycle, exponent
         channels = [group for group in gates.graph.groups if group.block is None]
         counted = [group for group in channels if group.frozen is None] or channels  # all, if only blocks may go
         self.filters = sum(int(gates.graph.filters[group.span].sum()) for group in counted)
         self.phase, self.done, self.length, self.ticks, self.scored = TOCK, 0, cycle.tock, 0, 0
+        self.wasted = 0  # Ticks without a finite mini-batch
         self.kept = torch.ones(gates.graph.num_channels, dtype=torch.bool)
-        self.score = torch.zeros(gates.graph.num_channels, dtype=torch.double)
-        self.usable, self.wasted = torch.zeros(()), 0  # mini-batches of this Tick; Ticks without any
 
     @property
     def settled(self) -> bool:
@@ -84,8 +90,8 @@ class TickTock(Pruner):
 
     @property
     def share(self) -> float:
-        """Kept MACs / original MACs."""
-        return self.candidates.share(self.kept, self.total)
+        """Cost of what is kept / cost of the whole model."""
+        return self.candidates.share(self.kept)
 
     @property
     def progress(self) -> float:
@@ -94,19 +100,12 @@ class TickTock(Pruner):
 
     @torch.no_grad()
     def observe(self, grads: Mapping[str, Tensor]) -> None:
-        """Add a mini-batch to the importance (paper, equation 8).
+        """Take in a mini-batch of a Tick (paper, equation 8).
 
         Args:
             grads: Group name -> gradient of the loss with respect to its gate.
         """
-        if grads:
-            like = next(iter(grads.values()))
-            found = {name: self.gates[name].importance(grad) for name, grad in grads.items()}
-            rows = [found.get(group.name, like.new_zeros(group.size)) for group in self.gates.graph.groups]
-            score = torch.cat(rows).double()
-            finite = score.isfinite().all()  # not where mixed precision has overflowed, and the step is skipped
-            self.score = self.score.to(like.device) + torch.where(finite, score, 0)
-            self.usable = self.usable.to(like.device) + finite
+        self.criterion.observe(grads)
         self.scored += 1
 
     def step(self, remaining: int) -> bool:
@@ -135,29 +134,23 @@ class TickTock(Pruner):
     def begin(self, phase: str, length: int) -> None:
         """Begin a phase; scores are gathered anew."""
         self.phase, self.done, self.length = phase, 0, length
-        self.score, self.usable = torch.zeros_like(self.score), torch.zeros_like(self.usable)
+        self.criterion.forget()
 
     def close(self) -> None:
         """Close the filters of least importance, as many as a Tick may, and no more than the target asks for.
 
         Nothing closes if no mini-batch of the Tick had finite gradients.
         """
-        gathered = torch.cat([self.score, self.usable.double().reshape(1)])
-        self.reduce(gathered)
-        score, usable = gathered[:-1], gathered[-1]
-        if not usable:
+        score = self.criterion.scores()
+        if score is None:
             self.wasted += 1
             return
-        score = per_mac(score, self.gates.graph, self.kept, self.exponent)
+        score = self.candidates.per_cost(score, self.kept, self.exponent)
         kept = self.candidates.close(score, self.kept, self.cycle.fraction * self.filters, self.target)
-        if self.candidates.share(kept, self.total) <= self.target:  # the last Tick closes no more than it must
-            kept = fill(self.candidates, kept, score, self.target, among=self.kept)
+        if self.candidates.share(kept) <= self.target:  # the last Tick closes no more than it must
+            kept = self.candidates.fill(kept, score, self.target, among=self.kept)
         self.kept = kept
         self.hold()
-
-    def hold(self) -> None:
-        """Set what is closed to exactly 0, whatever an optimiser did."""
-        self.gates.close(self.kept)
 
     def expected_ticks(self) -> int:
         """About how many Ticks the target takes, if all groups shrink alike."""
@@ -168,13 +161,11 @@ class TickTock(Pruner):
         return {**self.figures(self.kept.double()), 'ticks': float(self.ticks)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds the place in the cycle and the scores."""
-        own = {name: getattr(self, name) for name in PLACE}
-        return {**super().state_dict(), **own, 'score': self.score.cpu(), 'usable': self.usable.cpu()}
+        """Adds the place in the cycle."""
+        return {**super().state_dict(), **{name: getattr(self, name) for name in PLACE}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         super().load_state_dict(state)
         for name in PLACE:
             setattr(self, name, state[name])
-        self.score, self.usable = state['score'].clone(), state['usable'].clone()

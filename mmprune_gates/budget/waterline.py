@@ -1,4 +1,4 @@
-"""The ``waterline`` update, this project's own: benefit per marginal MAC decides which gates shrink.
+"""The ``waterline`` update, this project's own: benefit per marginal cost decides which gates shrink.
 
 It keeps GDP's gate, its annealing and its bilinear cost, and replaces the gradient on theta: a gate is worth a
 running mean of |dL/dg| divided by the MACs it alone would save with all others held fixed. Gates below the
@@ -11,50 +11,60 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmprune_gates.budget.controller import Controller, Schedule
-from mmprune_gates.budget.selection import Limits, per_mac
+from mmprune_gates.budget.costs import Cost
+from mmprune_gates.budget.criteria import Criterion, MeanGradient
+from mmprune_gates.budget.polarizer import Polarizer, Schedule
+from mmprune_gates.budget.selection import Limits
 from mmprune_gates.gates import GateSet
 
 
-class WaterlineController(Controller):
-    """Benefit per marginal MAC against a falling waterline.
+class Waterline(Polarizer):
+    """Benefit per marginal cost against a falling waterline.
 
     Args:
         gates: The gates.
         schedule: Phases and target.
         limits: What must stay.
-        momentum: Of the running mean of |dL/dg|.
-        exponent: Power of the marginal MACs that divides it; 0 ranks by benefit alone.
+        cost: What the benefit is divided by; multiply-accumulates by default.
+        criterion: The benefit; by default a running mean of abs(dL/dg).
+        momentum: Of that mean.
+        exponent: Power of the marginal cost that divides it; 0 ranks by benefit alone.
         steps: Iterations in which theta falls from 1 to 0 (and rises back from 0 to 1).
     """
 
-    straight_through = True  # theta.grad is dL/dg: this controller moves theta itself
+    straight_through = True  # this controller moves theta itself
 
     def __init__(
         self,
         gates: GateSet,
         schedule: Schedule,
         limits: Limits,
+        cost: Cost | None = None,
+        criterion: Criterion | None = None,
         momentum: float = 0.98,
         exponent: float = 0.5,
         steps: int = 30,
     ) -> None:
-        super().__init__(gates, schedule, limits)
-        if not 0 <= momentum < 1:
-            raise ValueError(f'momentum must be in [0, 1), got {momentum}')
+        super().__init__(gates, schedule, limits, cost, criterion or MeanGradient(momentum).bind(gates))
         if steps < 1:
             raise ValueError(f'steps must be at least 1, got {steps}')
-        self.momentum, self.exponent, self.steps = momentum, exponent, steps
-        self.benefit = torch.zeros(gates.graph.num_channels)
+        self.exponent, self.steps = exponent, steps
 
     def observe(self, grad: Tensor) -> None:
         """Take in (num_channels,) dL/dg of one iteration."""
-        if not self.settled and bool(grad.isfinite().all()):
-            self.benefit = self.benefit.to(grad.device).lerp(grad.abs(), 1 - self.momentum)
+        if not self.settled:
+            self.criterion.observe({group.name: grad[group.span] for group in self.gates.graph.groups})
 
     def ranking(self) -> Tensor:
-        """(num_channels,) benefit per marginal MAC."""
-        return per_mac(self.benefit, self.gates.graph, self.gates.theta().cpu() > 0, self.exponent)
+        """(num_channels,) benefit per marginal cost.
+
+        Raises:
+            RuntimeError: The criterion knows nothing yet.
+        """
+        scores = self.criterion.scores()
+        if scores is None:
+            raise RuntimeError(f'{type(self.criterion).__name__} has observed nothing that scores could rest on')
+        return self.candidates.per_cost(scores, self.gates.theta().cpu() > 0, self.exponent)
 
     @torch.no_grad()
     def move(self, progress: float) -> None:
@@ -63,12 +73,3 @@ class WaterlineController(Controller):
         theta = self.gates.theta()
         towards = torch.where(kept.to(theta.device), 1.0, -1.0) / self.steps
         self.gates.set_theta((theta + towards).clamp_(0, 1))
-
-    def state_dict(self) -> dict:
-        """Adds the running mean."""
-        return {**super().state_dict(), 'benefit': self.benefit.cpu()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Continue from a saved state."""
-        super().load_state_dict(state)
-        self.benefit = state['benefit'].clone()

@@ -1,22 +1,20 @@
-"""Gate Decorator as an mmengine hook: which phase, what learns in it, at what rate, on which data."""
+"""Gate Decorator as an mmengine hook: lengths in epochs, and which data a phase sees."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-from mmengine.dist import all_reduce
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop
-from torch import Tensor, nn
 
-from mmprune_gates.budget import Cycle, Limits, TickTock, checked_target
-from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
-from mmprune_gates.engine.gate_params import matching_modules, own_param_group, unwrapped
+from mmprune_gates.budget import Cycle
+from mmprune_gates.budget.tick_tock import TICK
 from mmprune_gates.engine.pruning_hook import PruningHook
-from mmprune_gates.engine.registry import HOOKS
+from mmprune_gates.engine.registry import COSTS, CRITERIA, HOOKS, built
+from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.engine.tick_data import Alternating, endless, epoch_length, subset_loader
-from mmprune_gates.gates import gated_norms, take_over_affine
+from mmprune_gates.pruning import GateDecorator, GateDecoratorSettings
 
 
 @HOOKS.register_module()
@@ -25,96 +23,63 @@ class GateDecoratorHook(PruningHook):
 
     A Tock first, then ``ticks`` Ticks and a Tock in turn until the MACs target is met; the rest of the run is the
     fine-tune. The hook sets the learning rates itself: the config's ``param_scheduler`` is not used, and the log
-    says so. Defaults are the paper's, but for what :class:`~mmprune_gates.budget.Limits` has.
+    says so.
 
     Args:
         target_macs: Kept MACs / original MACs, in (0, 1].
-        fraction: Share of all filters that a Tick closes; the paper has 0.002 for ResNets, 0.01 for VGG and FCN.
-        tick, tock: Lengths of the phases, in epochs.
-        ticks: Ticks after each Tock.
-        by_epoch: Whether lengths are in epochs; if not, in iterations (iteration-based loops only).
+        by_epoch: Whether ``tick`` and ``tock`` are in epochs; if not, in iterations (iteration-based loops only).
         subset: Share of the training data that Ticks see.
-        tick_lr: Learning rate in a Tick.
-        tock_lr: Learning rate at both ends and in the middle of a Tock, and of the fine-tune.
-        penalty: Weight of the L1 penalty on the gates in a Tock.
-        macs_exponent: Power of a channel's marginal MACs that divides its importance; 0 as in the paper.
-        floor, divisor, exclude: What stays; see :class:`~mmprune_gates.budget.Limits`.
-        classifier: Shell patterns of the modules that learn in a Tick besides the gates; by default the layers
-            whose output is an output of the model (``conv_seg`` of every head, ``fc``).
+        criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
+        **settings: Further fields of :class:`~mmprune_gates.pruning.GateDecoratorSettings`.
 
     Raises:
         ValueError: A value out of range; a model without such gates; a target out of reach under the limits.
     """
 
-    per_module, needs = True, 'DecoratorGate'
     priority = 'ABOVE_NORMAL'  # before the hook that seeds the sampler of an epoch's data
 
     def __init__(
         self,
         target_macs: float,
-        fraction: float = 0.002,
-        tick: int = 1,
-        tock: int = 10,
-        ticks: int = 10,
         by_epoch: bool = True,
         subset: float = 1.0,
-        tick_lr: float = 1e-3,
-        tock_lr: Sequence[float] = (1e-3, 1e-2),
-        penalty: float = 1e-3,
-        macs_exponent: float = 0.0,
-        floor: float = 0.05,
-        divisor: int = 1,
-        exclude: Sequence[str] = (),
-        classifier: Sequence[str] = (),
+        criterion: Any = None,
+        cost: Any = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(exclude)
-        self.target = checked_target(target_macs)
-        self.lengths, self.by_epoch = Cycle(tick, tock, ticks, fraction), by_epoch
-        self.limits = Limits(floor, divisor, self.exclude)
         if not 0 < subset <= 1:
             raise ValueError(f'GateDecoratorHook: subset is a share of the training data, in (0, 1]; got {subset}')
-        if penalty < 0:
-            raise ValueError(f'GateDecoratorHook: penalty must not be negative, got {penalty}')
-        self.subset, self.penalty, self.macs_exponent = subset, penalty, macs_exponent
-        self.tick_lr, (self.low, self.high) = tick_lr, tock_lr
-        self.classifier = tuple(classifier)
+        self.by_epoch, self.subset = by_epoch, subset
+        criterion, cost = built(CRITERIA, criterion), built(COSTS, cost)
+        self.settings = dict(target_macs=target_macs, criterion=criterion, cost=cost, **settings)
+        try:
+            self.cycle = GateDecoratorSettings(**self.settings).cycle  # refuses what is wrong before anything is built
+        except ValueError as error:
+            raise ValueError(f'GateDecoratorHook: {error}') from error
 
-    @property
-    def cycle(self) -> TickTock:
-        """The pruner."""
-        return self.pruner
-
-    def make_pruner(self, runner) -> TickTock:
-        """The cycle; the gates get an optimiser group of their own.
+    def make_pruner(self, runner) -> GateDecorator:
+        """Gate Decorator on the model and optimiser of a run.
 
         Raises:
             ValueError: A distributed run that does not look for unused parameters.
         """
-        model = unwrapped(runner)
         if is_model_wrapper(runner.model) and not getattr(runner.model, 'find_unused_parameters', True):
-            raise ValueError(
-                'GateDecoratorHook freezes weights in its Ticks: set find_unused_parameters=True in the config'
-            )
+            raise ValueError('weights are frozen in Ticks: set find_unused_parameters=True in the config')
+        cycle = self.set_up_data(runner)
         optimizer = runner.optim_wrapper.optimizer
-        own_param_group(optimizer, self.gates, optimizer.defaults['lr'])
-        base = optimizer.defaults['lr']
-        self.multipliers = [group.get('initial_lr', group['lr']) / base for group in optimizer.param_groups]
-        self.set_up_data(runner)
-        reduce = functools.partial(all_reduce, op='sum')
-        cycle = TickTock(self.gates, self.target, self.limits, self.phases, self.macs_exponent, reduce)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.learning = self.learning_sets(model)
+        pruner = GateDecorator(unwrapped(runner), None, optimizer, cycle=cycle, begin=False, **self.settings)
         if runner.param_schedulers:
             names = ', '.join(type(scheduler).__name__ for scheduler in runner.param_schedulers)
-            runner.logger.warning(
-                f'GateDecoratorHook sets the learning rate (Tick {self.tick_lr}, Tock and fine-tune {self.low} to '
-                f"{self.high} and back): the config's param_scheduler ({names}) is not used"
+            (low, high), tick = pruner.settings.tock_lr, pruner.settings.tick_lr
+            self.warn(
+                f"it sets the learning rate (Tick {tick}, Tock and fine-tune {low} to {high} and back): the config's "
+                f'param_scheduler ({names}) is not used'
             )
         runner.param_schedulers = []
-        return cycle
+        return pruner
 
-    def set_up_data(self, runner) -> None:
-        """The data of Ticks and of Tocks, and the lengths of the phases in iterations.
+    def set_up_data(self, runner) -> Cycle:
+        """The data of Ticks and of Tocks; returns the lengths of the phases in iterations.
 
         Raises:
             ValueError: Lengths in iterations, and a loop that goes by epochs.
@@ -122,94 +87,52 @@ class GateDecoratorHook(PruningHook):
         loop = runner.train_loop
         self.epochs = isinstance(loop, EpochBasedTrainLoop)
         if self.epochs and not self.by_epoch:
-            raise ValueError('GateDecoratorHook: an EpochBasedTrainLoop needs by_epoch=True, with lengths in epochs')
+            raise ValueError('an EpochBasedTrainLoop needs by_epoch=True, with lengths in epochs')
         self.full, self.part = loop.dataloader, loop.dataloader
         if self.subset < 1:
             self.part = subset_loader(runner, self.full.dataset, self.subset)
-        own = self.lengths
-        tick, tock = (epoch_length(self.part), epoch_length(self.full)) if self.by_epoch else (1, 1)
-        self.phases = Cycle(own.tick * tick, own.tock * tock, own.ticks, own.fraction)
-
-    def learning_sets(self, model: nn.Module) -> dict[str, set[int]]:
-        """Phase -> identities of the parameters that learn in it.
-
-        Raises:
-            ValueError: The classifier is not found.
-        """
-        names = self.classifier or self.gates.graph.classifiers
-        if not (heads := matching_modules(model, names)):
-            raise ValueError(
-                'GateDecoratorHook: no layer makes an output of the model by itself; name the modules that learn in a '
-                "Tick, for example classifier=('decode_head.conv_seg',)"
-            )
-        gates = {id(parameter) for parameter in self.gates.parameters()}
-        tick = gates | {id(parameter) for head in heads for parameter in head.parameters()}
-        replaced = {id(scale.module.weight) for _, scale in gated_norms(self.gates)}  # phi stands in gamma's place
-        tock = {id(parameter) for parameter in self.trained} - replaced
-        return {TICK: tick, TOCK: tock, FINETUNE: tock}
+        if not self.by_epoch:
+            return self.cycle
+        tick, tock = self.cycle.tick * epoch_length(self.part), self.cycle.tock * epoch_length(self.full)
+        return replace(self.cycle, tick=tick, tock=tock)
 
     def before_train(self, runner) -> None:
         """Go on where a resumed run was, or let the gates take over."""
         super().before_train(runner)
         if not self.resumes(runner):
-            take_over_affine(self.gates)
+            self.pruner.begin()
             self.log_plan(runner)
         if self.subset < 1 and not self.epochs:
             full, part = runner.train_loop.dataloader_iterator, endless(self.part)
-            in_tick = functools.partial(lambda cycle: cycle.phase == TICK, self.cycle)
-            runner.train_loop.dataloader_iterator = Alternating(full, part, in_tick, runner.iter, self.cycle.scored)
-        self.prepare(runner)
+            given, scored = runner.iter, self.pruner.controller.scored
+            runner.train_loop.dataloader_iterator = Alternating(full, part, self.in_tick, given, scored)
+
+    def in_tick(self) -> bool:
+        """Whether the next iteration belongs to a Tick."""
+        return self.pruner.phase == TICK
 
     def before_train_epoch(self, runner) -> None:
         """In a loop that goes by epochs, take the data of the phase."""
         if self.epochs:
-            runner.train_loop.dataloader = self.part if self.cycle.phase == TICK else self.full
-
-    def altered(self, name: str, grad: Tensor) -> Tensor:
-        """With the penalty's gradient in a Tock."""
-        if self.cycle.phase != TOCK:
-            return grad
-        return grad + self.scale * self.penalty * self.gates[name].theta.detach().sign()
+            runner.train_loop.dataloader = self.part if self.in_tick() else self.full
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """One step of the cycle; get ready for the next iteration; publish figures. Gates close only if they act."""
-        cycle, before, wasted = self.cycle, self.cycle.phase, self.cycle.wasted
-        cycle.hold()
-        grads = self.taken_grads()
-        if before == TICK:
-            cycle.observe(grads)
-            if cycle.done + 1 >= cycle.length and cycle.usable:
-                self.prove(runner)
-        if cycle.step(self.remaining(runner)):
-            runner.logger.info(f'{before} ended, {cycle.phase} begins: {cycle.summary()}')
+        """One step of the pruner; publish its figures."""
+        cycle, wasted = self.pruner.controller, self.pruner.controller.wasted
+        ended = self.prove(runner, lambda: self.pruner.step(self.remaining(runner)))
+        if ended:
+            runner.logger.info(f'{ended} ended, {cycle.phase} begins: {cycle.summary()}')
         if cycle.wasted > wasted:
-            runner.logger.warning('GateDecoratorHook: no mini-batch of this Tick had finite gradients; nothing closed')
-        self.prepare(runner)
-        for name, value in cycle.scalars().items():
-            runner.message_hub.update_scalar(f'train/{name}', value)
+            self.warn('no mini-batch of this Tick had finite gradients; nothing closed')
+        self.publish(runner)
 
     def after_train(self, runner) -> None:
         """Say so if the run was too short."""
-        if self.cycle.share > self.target:
-            runner.logger.warning(
-                f'GateDecoratorHook: the run ended before the target was met: {self.cycle.summary()}. Train longer, or '
-                'close a larger fraction in each Tick'
+        if not self.pruner.controller.settled:
+            self.warn(
+                f'the run ended before the target was met: {self.pruner.controller.summary()}. Train longer, or close '
+                'a larger fraction in each Tick'
             )
-
-    def prepare(self, runner) -> None:
-        """Set what learns in the next iteration, and how fast."""
-        learning = self.learning[self.cycle.phase]
-        for parameter in self.trained:
-            learns = id(parameter) in learning
-            if parameter.requires_grad and not learns:
-                parameter.grad = None  # else the optimiser would go on with it
-            parameter.requires_grad_(learns)
-        rate = self.tick_lr
-        if self.cycle.phase != TICK:
-            rate = self.low + (self.high - self.low) * (1 - abs(2 * self.cycle.progress - 1))
-        groups = runner.optim_wrapper.optimizer.param_groups
-        for group, multiplier in zip(groups, self.multipliers, strict=True):
-            group['lr'] = rate * multiplier
 
     def remaining(self, runner) -> int:
         """Iterations after this one, all on the full data."""
@@ -219,10 +142,11 @@ class GateDecoratorHook(PruningHook):
 
     def log_plan(self, runner) -> None:
         """Say what will come, as far as it can be known."""
-        ticks, phases = self.cycle.expected_ticks(), self.phases
-        tocks = 1 + ticks // phases.ticks
+        controller, cycle = self.pruner.controller, self.pruner.controller.cycle
+        ticks = controller.expected_ticks()
+        tocks = 1 + ticks // cycle.ticks
         runner.logger.info(
-            f'Gate Decorator: {self.cycle.filters} filters, {phases.fraction * self.cycle.filters:.1f} of them closed '
-            f'in each Tick; about {ticks} Ticks of {phases.tick} and {tocks} Tocks of {phases.tock} iterations, '
-            f'{ticks * phases.tick + tocks * phases.tock} in all, before the fine-tune'
+            f'Gate Decorator: {controller.filters} filters, {cycle.fraction * controller.filters:.1f} of them closed '
+            f'in each Tick; about {ticks} Ticks of {cycle.tick} and {tocks} Tocks of {cycle.tock} iterations, '
+            f'{ticks * cycle.tick + tocks * cycle.tock} in all, before the fine-tune'
         )

@@ -23,7 +23,6 @@ from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.forwards import training_forward
-from mmprune_gates.engine.gate_params import STATE
 from mmprune_gates.engine.model_config import (
     GATE_KEYS,
     GATED,
@@ -34,13 +33,14 @@ from mmprune_gates.engine.model_config import (
     without_our_hooks,
     without_pretrained,
 )
+from mmprune_gates.engine.pruning_hook import STATE
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import GateSet, fold_gates, gates_of, listed
 from mmprune_gates.slimming import slim_model
+from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
 from mmprune_gates.version import __version__
 
 FILES = ('slim.py', 'slim.pth', 'slim.json')
-TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     own = {key: value for key, value in config.model.to_dict().items() if key not in ('type', *GATE_KEYS)}
     shape = default_input_shape(own)
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    expected, exact = outputs(gated, example), outputs(copy.deepcopy(gated).double(), example.double())
+    expected, exact = outputs(gated, example), exact_outputs(gated, training_forward, ((example,), {}))
     before = sum(parameter.numel() for parameter in gated.parameters()) - sum(
         parameter.numel() for parameter in gated.gates.parameters()
     )
@@ -135,7 +135,7 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     model_config = {'type': SLIM, **without_pretrained(own), **slim_model(slimmed, graph, kept)}
     rebuilt = MODELS.build(copy.deepcopy(model_config)).eval()
     load_weights(rebuilt, {'state_dict': slimmed.state_dict()}, 'slim.pth')
-    parity = relative_error(exact, outputs(copy.deepcopy(rebuilt).double(), example.double()))
+    parity = relative_error(exact, exact_outputs(rebuilt, training_forward, ((example,), {})))
     if not parity <= TOLERANCE:
         raise ValueError(
             f'the slim model differs from the gated one by {parity:.2e} (relative, at most {TOLERANCE:.0e}); nothing '
@@ -184,12 +184,6 @@ def doubts_about(gates: GateSet, checkpoint: Mapping[str, Any]) -> list[str]:
 def outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
     """Outputs of every head, flattened."""
     return tensors_in(training_forward(model, example))
-
-
-def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest over all outputs of the largest absolute difference relative to the largest expected value."""
-    pairs = zip(expected, found, strict=True)
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs)
 
 
 def slim_config(config: Config, model: dict[str, Any]) -> Config:

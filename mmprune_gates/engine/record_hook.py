@@ -9,8 +9,8 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
-from mmprune_gates.engine.gate_params import unwrapped
 from mmprune_gates.engine.registry import HOOKS
+from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.gates import gates_of
 
 BINS = 20

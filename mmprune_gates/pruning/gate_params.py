@@ -1,4 +1,4 @@
-"""What the pruning hooks share: the model and its parameters as a runner and its optimiser hold them."""
+"""The gates' parameters in an optimiser, and which of a model's other parameters learn."""
 
 from __future__ import annotations
 
@@ -7,26 +7,18 @@ from fnmatch import fnmatch
 from itertools import compress
 
 import torch
-from mmengine.model import is_model_wrapper
-from mmengine.optim import BaseOptimWrapper
 from torch import nn
 
 from mmprune_gates.gates import GateSet
 from mmprune_gates.gates.attach import NAME
 
-STATE = 'mmprune_gates'  # key of a hook's state in a checkpoint, and of the gates' group in an optimiser
-
-
-def unwrapped(runner) -> torch.nn.Module:
-    """The model without a distributed wrapper."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+OWN = 'mmprune_gates'  # key that marks the gates' own group
 
 
 def take_out(optimizer: torch.optim.Optimizer, gates: GateSet) -> None:
     """Take the gates' parameters out of an optimiser.
 
-    Parameter schedulers exist by now and go over the groups they know, so no group is taken away, even if it is
-    left empty.
+    Learning rate schedulers go over the groups they know, so no group is taken away, even if it is left empty.
     """
     own = set(map(id, gates.parameters()))
     for group in optimizer.param_groups:
@@ -41,14 +33,14 @@ def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float)
     """
     take_out(optimizer, gates)
     names, own = zip(*gates.named_parameters(prefix=NAME), strict=True)
-    group = {'params': list(own), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0, STATE: True}
+    group = {'params': list(own), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0, OWN: True}
     named = any('param_names' in group for group in optimizer.param_groups)
     optimizer.add_param_group({**group, 'param_names': list(names)} if named else group)
 
 
 def gates_group(optimizer: torch.optim.Optimizer) -> dict:
     """The gates' own group, as :func:`own_param_group` has made it."""
-    return next(group for group in optimizer.param_groups if group.get(STATE))
+    return next(group for group in optimizer.param_groups if group.get(OWN))
 
 
 def matching_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
@@ -57,14 +49,8 @@ def matching_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Modul
     Raises:
         ValueError: A pattern that matches none.
     """
-    paths = {path: module for path, module in model.named_modules()}
+    paths = dict(model.named_modules())
     for pattern in patterns:
         if not any(fnmatch(path, pattern) for path in paths):
             raise ValueError(f'the pattern {pattern!r} matches no module of {type(model).__name__}')
     return [module for path, module in paths.items() if any(fnmatch(path, pattern) for pattern in patterns)]
-
-
-def loss_scale(optim_wrapper: BaseOptimWrapper) -> float:
-    """What a loss is multiplied by before its backward: gradient accumulation and mixed precision."""
-    scaler = getattr(optim_wrapper, 'loss_scaler', None)
-    return float(optim_wrapper.scale_loss(torch.ones(()))) * (scaler.get_scale() if scaler else 1.0)

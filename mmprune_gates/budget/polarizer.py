@@ -1,0 +1,123 @@
+"""What both updates of GDP's gates share: the schedule, the gradients they see, the moment they settle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.budget.controller import Controller, checked_target
+from mmprune_gates.budget.costs import Cost
+from mmprune_gates.budget.criteria import Criterion
+from mmprune_gates.budget.selection import Limits
+from mmprune_gates.gates import GateSet
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The phases of a run, as shares of its iterations. All values are this project's choice.
+
+    Attributes:
+        target: Kept MACs / original MACs at the end.
+        begin: Until here scores gather and every gate stays open.
+        end: From ``begin`` to here the target of the moment falls geometrically from 1 to ``target``.
+        settle: From here gates are exactly 0 or 1 and only weights and norms learn.
+        eps: Smoothness of the gate at ``begin`` and at ``settle``, geometric between.
+    """
+
+    target: float
+    begin: float = 0.05
+    end: float = 0.5
+    settle: float = 0.55
+    eps: tuple[float, float] = (0.1, 1e-4)
+
+    def __post_init__(self) -> None:
+        checked_target(self.target)
+        if not 0 <= self.begin < self.end <= self.settle <= 1:
+            raise ValueError(
+                'phases must satisfy 0 <= begin < end <= settle <= 1, '
+                f'got begin={self.begin}, end={self.end}, settle={self.settle}'
+            )
+        if not self.eps[0] >= self.eps[1] > 0:
+            raise ValueError(f'eps must fall to a positive value, got {self.eps}')
+
+    def target_at(self, progress: float) -> float:
+        """Target of the moment."""
+        return self.target ** within(progress, self.begin, self.end)
+
+    def eps_at(self, progress: float) -> float:
+        """Smoothness of the moment."""
+        first, last = self.eps
+        return first * (last / first) ** within(progress, self.begin, self.settle)
+
+
+def within(progress: float, begin: float, end: float) -> float:
+    """How far ``progress`` has come between two points, in [0, 1]."""
+    if progress >= end:
+        return 1.0
+    return max(0.0, (progress - begin) / (end - begin))
+
+
+class Polarizer(Controller):
+    """Drives the gates of a model to a budget, one step per training iteration.
+
+    Args:
+        gates: The gates.
+        schedule: Phases and target.
+        limits: What must stay.
+        cost, criterion: As in :class:`Controller`.
+
+    Attributes:
+        straight_through: Whether it alone moves the gates; ``theta.grad`` is then dL/dg.
+    """
+
+    straight_through = False
+
+    def __init__(
+        self,
+        gates: GateSet,
+        schedule: Schedule,
+        limits: Limits,
+        cost: Cost | None = None,
+        criterion: Criterion | None = None,
+    ) -> None:
+        super().__init__(gates, schedule.target, limits, cost, criterion)
+        self.schedule = schedule
+        for gate in gates.by_group.values():
+            gate.straight_through = self.straight_through
+
+    def observe(self, grad: Tensor) -> None:
+        """Take in (num_channels,) dL/dg of one iteration."""
+
+    def step(self, progress: float) -> None:
+        """Move the gates after an optimiser step; ``progress`` is the share of the run that is done."""
+        if self.kept is not None:
+            self.gates.set_theta(self.kept.float())  # an optimiser's momentum may still push
+            return
+        self.gates.set_eps(self.schedule.eps_at(progress))
+        if progress >= self.schedule.settle:
+            self.settle()
+        elif progress >= self.schedule.begin:
+            self.move(progress)
+        else:
+            self.gates.set_theta(torch.ones(self.gates.graph.num_channels))  # whatever an optimiser did
+
+    def move(self, progress: float) -> None:
+        """One step between ``begin`` and ``settle``."""
+        raise NotImplementedError
+
+    def ranking(self) -> Tensor:
+        """(num_channels,) what decides which channels stay; higher = keep."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Set every gate to exactly 0 or 1 such that the budget is met as closely as the limits allow."""
+        self.choose(self.ranking().cpu())
+        self.gates.set_theta(self.kept.float())
+
+    @torch.no_grad()
+    def scalars(self) -> dict[str, float]:
+        """Adds eps; the share of MACs is a soft one, by gate values."""
+        return {**self.figures(self.gates.vector().clamp(0, 1)), 'gate_eps': self.gates.eps()}

@@ -1,0 +1,198 @@
+"""Gate Decorator in any training loop.
+
+You et al., Gate Decorator: Global Filter Pruning Method for Accelerating Deep Convolutional Neural Networks,
+NeurIPS 2019, arXiv 1909.08174. What is the paper's and what is this project's choice stands in docs/gate_decorator.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.budget import Cost, Criterion, Cycle, Limits, Taylor, TickTock, checked_target
+from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
+from mmprune_gates.channels.calls import Inputs
+from mmprune_gates.gates import DecoratorGate, gated_norms, take_over_affine
+from mmprune_gates.pruning.gate_params import matching_modules, own_param_group
+from mmprune_gates.pruning.pruner import Pruner
+from mmprune_gates.pruning.ranks import sum_over_ranks
+
+
+@dataclass(frozen=True)
+class GateDecoratorSettings:
+    """What decides a run of Gate Decorator; checked at once. Defaults are the paper's, but for floor and divisor.
+
+    Attributes:
+        target_macs: Cost of what is kept / cost of the whole model, in (0, 1]. The cost is that of ``cost``.
+        fraction: Share of all filters that a Tick closes; the paper has 0.002 for ResNets, 0.01 for VGG and FCN.
+        tick, tock: Lengths of the phases.
+        ticks: Ticks after each Tock.
+        tick_lr: Learning rate in a Tick.
+        tock_lr: Learning rate at both ends and in the middle of a Tock, and of the fine-tune.
+        penalty: Weight of the L1 penalty on the gates in a Tock.
+        macs_exponent: Power of a channel's marginal cost that divides its importance; 0 as in the paper.
+        floor, divisor, exclude: What stays; see :class:`~mmprune_gates.budget.Limits`.
+        classifier: Shell patterns of the modules that learn in a Tick besides the gates; by default the layers
+            whose output is an output of the model (``conv_seg`` of every head, ``fc``).
+        cost: What the target is a share of; multiply-accumulates by default.
+        criterion: What is gathered in a Tick; the paper's Taylor importance by default.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+
+    target_macs: float
+    fraction: float = 0.002
+    tick: int = 1
+    tock: int = 10
+    ticks: int = 10
+    tick_lr: float = 1e-3
+    tock_lr: Sequence[float] = (1e-3, 1e-2)
+    penalty: float = 1e-3
+    macs_exponent: float = 0.0
+    floor: float = 0.05
+    divisor: int = 1
+    exclude: Sequence[str] = ()
+    classifier: Sequence[str] = ()
+    cost: Cost | None = None
+    criterion: Criterion | None = None
+
+    def __post_init__(self) -> None:
+        checked_target(self.target_macs)
+        if self.penalty < 0:
+            raise ValueError(f'penalty must not be negative, got {self.penalty}')
+        if len(self.tock_lr) != 2:
+            raise ValueError(f'tock_lr has two rates, at the ends and in the middle of a Tock; got {self.tock_lr!r}')
+        _ = self.cycle, self.limits  # refuse what is out of range
+
+    @property
+    def cycle(self) -> Cycle:
+        """Lengths of the phases."""
+        return Cycle(self.tick, self.tock, self.ticks, self.fraction)
+
+    @property
+    def limits(self) -> Limits:
+        """What stays."""
+        return Limits(self.floor, self.divisor, tuple(self.exclude))
+
+
+class GateDecorator(Pruner):
+    """A Tock first, then Ticks and a Tock in turn until a target is met; the rest of the run is the fine-tune.
+
+    It sets the learning rates and what learns. Which data a Tick sees is the loop's affair: ask :attr:`phase`.
+
+    Args:
+        model, example_inputs, optimizer: As in :class:`Pruner`.
+        total_steps: Length of the run; None where each :meth:`step` is told what is left.
+        trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``.
+        cycle: Lengths of the phases in steps, where they are not those of the settings.
+        begin: Whether the gates take over the affine of norms now; if not, call :meth:`begin` before training.
+        **settings: Fields of :class:`GateDecoratorSettings`.
+    """
+
+    gate = DecoratorGate
+    controller: TickTock
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs | None,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int | None = None,
+        trace: dict[str, Any] | None = None,
+        cycle: Cycle | None = None,
+        begin: bool = True,
+        **settings: Any,
+    ) -> None:
+        self.settings, self.total_steps = GateDecoratorSettings(**settings), total_steps
+        own = self.settings
+        super().__init__(model, example_inputs, optimizer, exclude=own.exclude, **(trace or {}))
+        base = optimizer.defaults['lr']
+        own_param_group(optimizer, self.gates, base)
+        self.multipliers = [group.get('initial_lr', group['lr']) / base for group in optimizer.param_groups]
+        cost, criterion = self.bound(own.cost, own.criterion or Taylor(), sum_over_ranks)
+        cycle = cycle or own.cycle
+        self.controller = TickTock(self.gates, own.target_macs, own.limits, cycle, cost, criterion, own.macs_exponent)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.learning = self.learning_sets()
+        if begin:
+            self.begin()
+
+    @property
+    def phase(self) -> str:
+        """``tick``, ``tock`` or ``finetune``."""
+        return self.controller.phase
+
+    def begin(self) -> None:
+        """Let the gates take over the affine of norms, once the weights are those that training begins with."""
+        take_over_affine(self.gates)
+        self.prepare()
+
+    def learning_sets(self) -> dict[str, set[int]]:
+        """Phase -> identities of the parameters that learn in it.
+
+        Raises:
+            ValueError: The classifier is not found.
+        """
+        names = self.settings.classifier or self.gates.graph.classifiers
+        if not (heads := matching_modules(self.model, names)):
+            raise ValueError(
+                'no layer makes an output of the model by itself; name the modules that learn in a Tick, for example '
+                "classifier=('decode_head.conv_seg',)"
+            )
+        tick = {id(parameter) for module in (self.gates, *heads) for parameter in module.parameters()}
+        replaced = {id(scale.module.weight) for _, scale in gated_norms(self.gates)}  # phi stands in gamma's place
+        tock = {id(parameter) for parameter in self.trained} - replaced
+        return {TICK: tick, TOCK: tock, FINETUNE: tock}
+
+    def altered(self, name: str, grad: Tensor) -> Tensor:
+        """With the penalty's gradient in a Tock."""
+        if self.phase != TOCK:
+            return grad
+        return grad + self.loss_scale * self.settings.penalty * self.gates[name].theta.detach().sign()
+
+    def step(self, remaining: int | None = None) -> str | None:
+        """One step of the cycle. Gates close only if they have acted.
+
+        Args:
+            remaining: Steps that are left of the run; known where ``total_steps`` is.
+
+        Returns:
+            The phase that has ended, if one has.
+        """
+        cycle, before = self.controller, self.phase
+        cycle.hold()
+        grads = self.taken_grads()
+        if before == TICK:
+            cycle.observe(grads)
+            if cycle.done + 1 >= cycle.length and cycle.criterion.scores() is not None:
+                self.check()
+        self.done += 1
+        ended = cycle.step(self.total_steps - self.done if remaining is None else remaining)
+        self.prepare()
+        return before if ended else None
+
+    def prepare(self) -> None:
+        """Set what learns in the next step, and how fast."""
+        learning = self.learning[self.phase]
+        for parameter in self.trained:
+            learns = id(parameter) in learning
+            if parameter.requires_grad and not learns:
+                parameter.grad = None  # else the optimiser would go on with it
+            parameter.requires_grad_(learns)
+        low, high = self.settings.tock_lr
+        rate = self.settings.tick_lr
+        if self.phase != TICK:
+            rate = low + (high - low) * (1 - abs(2 * self.controller.progress - 1))
+        for group, multiplier in zip(self.optimizer.param_groups, self.multipliers, strict=True):
+            group['lr'] = rate * multiplier
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        super().load_state_dict(state)
+        self.prepare()

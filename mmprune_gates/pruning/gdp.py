@@ -1,0 +1,159 @@
+"""GDP in any training loop.
+
+Guo et al., GDP: Stabilized Neural Network Pruning via Gates with Differentiable Polarization, ICCV 2021,
+arXiv 2109.02220. What is the paper's and what is this project's choice stands in docs/gdp.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.budget import Cost, Criterion, Gradient, Limits, Polarizer, Schedule, Waterline
+from mmprune_gates.channels.calls import Inputs
+from mmprune_gates.gates import PolarizationGate
+from mmprune_gates.pruning.gate_params import gates_group, own_param_group, take_out
+from mmprune_gates.pruning.pruner import Pruner
+from mmprune_gates.pruning.ranks import mean_over_ranks, sum_over_ranks
+
+UPDATES: dict[str, type[Polarizer]] = {'waterline': Waterline, 'gradient': Gradient}
+
+
+@dataclass(frozen=True)
+class GDPSettings:
+    """What decides a run of GDP; checked at once.
+
+    Attributes:
+        target_macs: Cost of what is kept / cost of the whole model, in (0, 1]. The cost is that of ``cost``.
+        update: ``waterline`` (this project's) or ``gradient`` (the paper's form).
+        begin, end, settle, eps: Phases as shares of the run; see :class:`~mmprune_gates.budget.Schedule`.
+        floor, divisor, exclude: What stays; see :class:`~mmprune_gates.budget.Limits`.
+        gate_lr: Learning rate of the gates' own optimiser group with ``update='gradient'``.
+        cost: What the target is a share of; multiply-accumulates by default.
+        criterion: What a channel is worth, with ``update='waterline'``.
+        options: Further arguments of the update.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+
+    target_macs: float
+    update: str = 'waterline'
+    begin: float = 0.05
+    end: float = 0.5
+    settle: float = 0.55
+    eps: Sequence[float] = (0.1, 1e-4)
+    floor: float = 0.05
+    divisor: int = 1
+    exclude: Sequence[str] = ()
+    gate_lr: float = 0.01
+    cost: Cost | None = None
+    criterion: Criterion | None = None
+    options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.update not in UPDATES:
+            raise ValueError(f'update must be one of {sorted(UPDATES)}, got {self.update!r}')
+        known = self.known_options(self.update)
+        if unknown := sorted((self.options or {}).keys() - known):
+            raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(known)}')
+        if self.criterion is not None and not UPDATES[self.update].straight_through:
+            raise ValueError(f'update={self.update!r} ranks by the gates themselves and takes no criterion')
+        _ = self.schedule, self.limits  # refuse what is out of range
+
+    @staticmethod
+    def known_options(update: str) -> set[str]:
+        """Names of the arguments that only this update has."""
+        own = inspect.signature(UPDATES[update]).parameters
+        return set(own) - set(inspect.signature(Polarizer).parameters)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Phases and target."""
+        return Schedule(self.target_macs, self.begin, self.end, self.settle, tuple(self.eps))
+
+    @property
+    def limits(self) -> Limits:
+        """What stays."""
+        return Limits(self.floor, self.divisor, tuple(self.exclude))
+
+
+class GDP(Pruner):
+    """Anneals and closes gates until a target is met, then lets the model settle.
+
+    Args:
+        model, example_inputs, optimizer: As in :class:`Pruner`. With ``update='gradient'`` the optimiser also moves
+            the gates; else they are taken out of it.
+        total_steps: Length of the run.
+        trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``.
+        **settings: Fields of :class:`GDPSettings`.
+    """
+
+    gate = PolarizationGate
+    controller: Polarizer
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs | None,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        trace: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.settings, self.total_steps, self.phase = GDPSettings(**settings), total_steps, 0
+        super().__init__(model, example_inputs, optimizer, exclude=self.settings.exclude, **(trace or {}))
+        own, update = self.settings, UPDATES[self.settings.update]
+        cost, criterion = self.bound(own.cost, own.criterion, sum_over_ranks)
+        options = dict(own.options or {}, **({'criterion': criterion} if criterion else {}))
+        self.controller = update(self.gates, own.schedule, own.limits, cost, **options)
+        if not update.straight_through:
+            own_param_group(optimizer, self.gates, own.gate_lr)
+        else:
+            take_out(optimizer, self.gates)
+
+    def altered(self, name: str, grad: Tensor) -> Tensor:
+        """None once the gates have settled."""
+        return torch.zeros_like(grad) if self.controller.settled else grad
+
+    def phase_at(self, progress: float) -> int:
+        """0 while scores gather, 1 while gates move, 2 when they settle."""
+        return sum(progress >= edge for edge in (self.settings.begin, self.settings.settle))
+
+    def step(self) -> None:
+        """One step of the controller. Gates move, and settle, only if they have acted."""
+        if grads := self.taken_grads():
+            like = next(iter(grads.values()))
+            rows = [grads.get(group.name, like.new_zeros(group.size)) for group in self.gates.graph.groups]
+            grad = torch.cat(rows)
+            mean_over_ranks(grad)
+            self.controller.observe(grad)
+        if self.controller.straight_through:
+            for parameter in self.gates.parameters():
+                parameter.grad = None  # no optimiser zeroes it
+        self.done += 1
+        progress, before = self.done / self.total_steps, self.phase
+        self.phase = self.phase_at(progress)
+        if self.phase != before:
+            self.check()
+        was_settled = self.controller.settled
+        self.controller.step(progress)
+        if self.controller.settled and not was_settled:
+            self.controller.check()
+        self.set_rate()
+
+    def set_rate(self) -> None:
+        """Set the gates' own learning rate, which no scheduler knows."""
+        if not self.controller.straight_through:
+            gates_group(self.optimizer)['lr'] = 0.0 if self.controller.settled else self.settings.gate_lr
+
+    def load_state_dict(self, state) -> None:
+        """Continue from a saved state."""
+        super().load_state_dict(state)
+        self.phase = self.phase_at(self.done / self.total_steps)

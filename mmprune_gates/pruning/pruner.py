@@ -1,0 +1,199 @@
+"""One pruner for any training loop: it watches the gates' gradients, moves them after each step, and slims at the end.
+
+pruner = GDP(model, example_inputs, optimizer, total_steps=10_000, target_macs=0.4)
+for x, y in batches:
+criterion(model(x), y).backward(); optimizer.step(); optimizer.zero_grad(); pruner.step()
+report = pruner.finish()
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.budget import Controller, Cost, Criterion, MACs
+from mmprune_gates.channels.calls import Forward, Inputs, call_options
+from mmprune_gates.gates import Evidence, Gate, GateSet, attach_gates, fold_gates, gates_of, has_gates, listed
+from mmprune_gates.slimming import slim_model, trace_channels
+from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
+
+
+class Pruner:
+    """Base of the methods; a subclass makes its controller and says what a step does.
+
+    Args:
+        model: The model that trains, without a distributed wrapper. Gates are attached unless it has some.
+        example_inputs: As in :func:`~mmprune_gates.trace_channels`; not needed where gates are attached, and
+            :meth:`finish` is not called.
+        optimizer: The optimiser of the model.
+        forward, train_forward, units: As in :func:`~mmprune_gates.trace_channels`.
+        exclude: Shell patterns of module paths that stay whole.
+
+    Attributes:
+        gates: The gates.
+        controller: What closes them.
+        loss_scale: What the loss of the next backward is multiplied with: set it where a gradient scaler is used.
+
+    Raises:
+        ValueError: Gates of another kind, gates that something else moves, or layers that the trace has missed.
+    """
+
+    gate: type[Gate]
+    controller: Controller
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs | None,
+        optimizer: torch.optim.Optimizer,
+        forward: Forward | None = None,
+        train_forward: Forward | None = None,
+        units: str = 'channels',
+        exclude: Sequence[str] = (),
+    ) -> None:
+        self.model, self.optimizer, self.forward = model, optimizer, train_forward or forward
+        self.options = None if example_inputs is None else call_options(example_inputs)
+        if not has_gates(model):
+            attach_gates(model, trace_channels(model, example_inputs, forward, train_forward, units), self.gate)
+        self.gates = gates_of(model)
+        check_kind(self.gates, type(self))
+        check_reached(model, self.gates, exclude)
+        self.gates.claim(type(self).__name__)
+        self.evidence = Evidence(model, self.gates)
+        self.loss_scale = 1.0
+        self.done = 0  # steps
+        self.grads: dict[str, Tensor] = {}
+        self.handles = [
+            self.gates[group.name].theta.register_hook(self.watch(group.name)) for group in self.gates.graph.free
+        ]
+
+    def watch(self, name: str):
+        """A hook that keeps the gradient of a group's gate."""
+
+        def keep(grad: Tensor) -> Tensor:
+            own = grad.detach() / self.loss_scale
+            self.grads[name] = self.grads[name] + own if name in self.grads else own
+            return self.altered(name, grad)
+
+        return keep
+
+    def altered(self, name: str, grad: Tensor) -> Tensor:
+        """The gradient of a group's gate as the optimiser shall see it."""
+        return grad
+
+    def taken_grads(self) -> dict[str, Tensor]:
+        """The gradients of this step, which end with it; they are evidence."""
+        grads, self.grads = self.grads, {}
+        self.evidence.note(grads)
+        return grads
+
+    def step(self) -> None:
+        """Go on after a step of the optimiser.
+
+        Raises:
+            GatesDoNotAct: The gates have no effect, or no finite gradient; asked before gates move.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Ask whether the gates act, and whether what is closed is what was chosen and respects the limits.
+
+        Raises:
+            GatesDoNotAct: They do not.
+            RuntimeError: It is not, or does not.
+        """
+        self.evidence.check()
+        self.controller.check()
+
+    def bound(self, cost: Cost | None, criterion: Criterion | None, reduce) -> tuple[Cost, Criterion | None]:
+        """Cost and criterion of the method, bound to the model."""
+        cost = (cost or MACs()).bind(self.gates.graph, self.model)
+        return cost, criterion and criterion.bind(self.gates, self.model, reduce)
+
+    def finish(self) -> dict[str, Any]:
+        """Fold the gates into the weights, remove what is closed, in place, and prove that nothing else has changed.
+
+        Returns:
+            Cost and parameters before and after, the parity error, what is kept of each group, and the specification
+            that ``SlimModel`` takes.
+
+        Raises:
+            RuntimeError: The slim model's output differs, or the gates have not settled; the model is as it was.
+            ValueError: No example inputs were given.
+        """
+        if self.options is None:
+            raise ValueError(f'{type(self).__name__}.finish compares outputs: give example_inputs')
+        if not self.controller.settled:
+            raise RuntimeError(f'{type(self).__name__}: the gates have not settled: {self.controller.summary()}')
+        self.check()
+        graph, kept = self.gates.graph, self.gates.graph.by_group(self.controller.kept)
+        before = sum(parameter.numel() for parameter in self.model.parameters())
+        before -= sum(parameter.numel() for parameter in self.gates.parameters())
+        expected = exact_outputs(self.model, self.forward, self.options)
+        trial = copy.deepcopy(self.model)
+        fold_gates(trial)
+        slim_model(trial, graph, kept)
+        error = relative_error(expected, exact_outputs(trial, self.forward, self.options))
+        if not error <= TOLERANCE:
+            raise RuntimeError(f'the slim model differs from the gated one by {error:.2e} (at most {TOLERANCE:.0e})')
+        for handle in self.handles:
+            handle.remove()
+        fold_gates(self.model)
+        spec = slim_model(self.model, graph, kept)
+        return {
+            'macs': {'before': graph.macs(), 'after': graph.macs(kept)},
+            'params': {'before': before, 'after': sum(parameter.numel() for parameter in self.model.parameters())},
+            'parity_error': error,
+            'kept': {name: mask.nonzero().flatten().tolist() for name, mask in kept.items()},
+            **spec,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to resume from, besides those of model and optimiser; tensors and plain values only."""
+        return {'step': self.done, **self.controller.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state; the model's and the optimiser's are loaded apart."""
+        self.done = int(state['step'])
+        self.controller.load_state_dict(state)
+
+
+def check_kind(gates: GateSet, method: type[Pruner]) -> None:
+    """Refuse gates of a kind that a method does not move.
+
+    Raises:
+        ValueError: They are.
+    """
+    kinds = {type(gate).__name__ for gate in gates.by_group.values() if gate.per_module != method.gate.per_module}
+    if kinds:
+        raise ValueError(
+            f"{method.__name__} needs model.gates=dict(type='{method.gate.__name__}') or a gate of that kind, the "
+            f'model has {", ".join(sorted(kinds))}'
+        )
+
+
+def check_reached(model: nn.Module, gates: GateSet, exclude: Sequence[str]) -> None:
+    """Refuse a model with parameters that train and that no traced pass has met.
+
+    Raises:
+        ValueError: It has; names the modules.
+    """
+
+    def trains(path: str) -> bool:
+        return any(parameter.requires_grad for parameter in model.get_submodule(path).parameters(recurse=False))
+
+    def excluded(path: str) -> bool:
+        return any(fnmatch(path, pattern) for pattern in exclude)
+
+    missed = [path for path in gates.graph.unreached if trains(path) and not excluded(path)]
+    if missed:
+        raise ValueError(
+            f'the traced passes do not reach {listed(missed)}, which hold parameters that train, so nothing is known '
+            'of what depends on them. If the model does not use them either, freeze them (requires_grad=False) or '
+            f'exclude them by name: exclude={missed[:1]!r}; tools/channels.py lists all'
+        )

@@ -1,0 +1,31 @@
+"""Is a slim model what it was made from? Compared in float64, where rounding does not decide."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mmprune_gates.channels.calls import Forward, Options, run
+
+TOLERANCE = 1e-5
+
+
+@torch.no_grad()
+def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -> list[Tensor]:
+    """All outputs of a model in float64 and evaluation mode; the model does not change."""
+
+    def double(leaf):
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    model = copy.deepcopy(model).double()
+    model.eval()
+    return run(model, forward, tree_map(double, options))
+
+
+def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Largest over all outputs of the largest absolute difference relative to the largest expected value."""
+    pairs = zip(expected, found, strict=True)
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs)

@@ -1,0 +1,109 @@
+"""The examples of docs/extending.md, run as they stand in the page."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from test_any_module import Net, halve  # noqa: F401  (registers an op)
+from test_pruning import batch, loss_of, models, sgd
+
+from mmprune_gates import COSTS, CRITERIA, MODELS, trace_channels
+from mmprune_gates.channels.rules import TABLE
+
+PAGE = Path(__file__).parents[1] / 'docs' / 'extending.md'
+EXAMPLES = dict(re.findall(r'## (.+?)\n.*?```python\n(.*?)```', PAGE.read_text(), flags=re.S))
+
+
+def run(name):
+    """What an example defines."""
+    found = {}
+    exec(compile(EXAMPLES[name], name, 'exec'), found)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Take out of the registries what an example has put in."""
+    yield
+    for registry, name in ((MODELS, 'SquareGate'), (CRITERIA, 'L1'), (COSTS, 'Slots')):
+        registry.module_dict.pop(name, None)
+    TABLE.pop('my_library.halve', None)
+
+
+def test_each_is_short():
+    assert set(EXAMPLES) == {'An op', 'A gate', 'A criterion', 'A cost', 'A method'}
+    assert all(len(text.splitlines()) <= 15 for text in EXAMPLES.values())
+
+
+@torch.library.custom_op('my_library::halve', mutates_args=())
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+halved.register_fake(torch.empty_like)
+
+
+class Halving(Net):
+    def between(self, x):
+        return halved(x)
+
+
+def test_an_op():
+    assert 'no rule for this op' in trace_channels(Halving(), torch.zeros(1, 3, 8, 8)).group('b.0').frozen
+    run('An op')
+    assert trace_channels(Halving(), torch.zeros(1, 3, 8, 8)).group('b.0').frozen is None
+
+
+@pytest.fixture
+def trained(tiny_config, tmp_path):
+    """A function: the pruner of a tiny run, with overrides."""
+
+    def train(**overrides):
+        config = tiny_config(tmp_path / 'run', iterations=10)
+        config.custom_hooks[0].update(steps=2, target_macs=0.5)
+        config.merge_from_dict(overrides)
+        runner = Runner.from_cfg(config)
+        runner.train()
+        return next(hook.pruner for hook in runner.hooks if hasattr(hook, 'pruner'))
+
+    return train
+
+
+def test_a_gate(trained):
+    run('A gate')
+    pruner = trained(**{'model.gates.type': 'SquareGate'})
+    assert {type(gate).__name__ for gate in pruner.gates.by_group.values()} == {'SquareGate'}
+    assert pruner.controller.settled and not pruner.controller.kept.all()
+
+
+def test_a_criterion_and_a_cost(trained):
+    run('A criterion'), run('A cost')
+    pruner = trained(**{'custom_hooks.0.criterion': dict(type='L1'), 'custom_hooks.0.cost': dict(type='Slots')})
+    controller = pruner.controller
+    assert type(controller.criterion).__name__ == 'L1' and type(controller.candidates.cost).__name__ == 'Slots'
+    assert 0.45 < controller.candidates.share(controller.kept) <= 0.5
+
+
+@pytest.mark.parametrize('criterion', ['Magnitude', 'NormScale', 'Random'])
+def test_built_in_criteria_and_costs_by_config(trained, criterion):
+    pruner = trained(
+        **{'custom_hooks.0.criterion': dict(type=criterion), 'custom_hooks.0.cost': dict(type='Parameters')}
+    )
+    assert type(pruner.controller.criterion).__name__ == criterion
+    assert 0.4 < pruner.controller.candidates.share(pruner.controller.kept) <= 0.5
+
+
+def test_a_method():
+    method = run('A method')['OneShot']
+    model = models()['dict outputs']
+    optimizer = sgd(model)
+    pruner = method(model, torch.zeros(1, 3, 32, 32), optimizer)
+    for step in range(4):
+        loss_of(model.train(), *batch(step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+    report = pruner.finish()
+    assert report['parity_error'] < 1e-12 and report['macs']['after'] <= 0.5 * report['macs']['before']

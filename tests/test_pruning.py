@@ -1,0 +1,239 @@
+"""The methods in a plain loop, without OpenMMLab: equal to the hooks' runs, resumed, finished, refused where wrong."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from helpers import example, randomize_
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+from toy_nets import Residual, conv, conv_bn
+
+from mmprune_gates import GDP, GateDecorator, trace_channels
+from mmprune_gates.budget import MACs, Magnitude, NormScale, Parameters, Random
+from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates
+
+STEPS = 16
+SETTINGS = {
+    GDP: dict(target_macs=0.4, options=dict(steps=2)),
+    GateDecorator: dict(target_macs=0.75, tick=2, tock=2, ticks=2, fraction=0.1),
+}
+HOOK = {GDP: 'PolarizationHook', GateDecorator: 'GateDecoratorHook'}
+BOTH = pytest.mark.parametrize('method', [GDP, GateDecorator])
+
+
+class DictOutputs(nn.Module):
+    """A residual net whose outputs are a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.head = conv_bn(3, 8), conv_bn(8, 12), conv(12, 8), conv(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(x + self.b(self.a(x)))
+        return {'logits': self.head(x).mean((2, 3))}
+
+
+def logits(outputs):
+    return outputs['logits'] if isinstance(outputs, dict) else outputs
+
+
+def models():
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet18(num_classes=4)
+    narrow = torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=4)
+    del resnet
+    return {'torchvision': randomize_(narrow), 'dict outputs': randomize_(DictOutputs())}
+
+
+def batch(number):
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(4, 3, 32, 32, generator=generator), torch.randint(4, (4,), generator=generator)
+
+
+def loss_of(model, x, y):
+    return nn.functional.cross_entropy(logits(model(x)), y)
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def pruner_on(method, model, optimizer, **more):
+    settings = {**SETTINGS[method], **more}
+    return method(model, torch.zeros(1, 3, 32, 32), optimizer, total_steps=STEPS, **settings)
+
+
+def train(model, optimizer, pruner, steps=range(STEPS)):
+    """The loop of README."""
+    model.train()
+    for step in steps:
+        loss_of(model, *batch(step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+
+
+class Wrapped(BaseModel):
+    """A plain model as mmengine's runner takes it, with gates."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, y, mode='loss'):
+        return {'loss': loss_of(self.model, x, y)}
+
+
+def hooked(method, model, folder):
+    """Kept channels of a runner's run with the method's hook, on the same data."""
+    gate = {GDP: PolarizationGate, GateDecorator: DecoratorGate}[method]
+    wrapped = Wrapped(model)
+    graph = trace_channels(wrapped, torch.zeros(1, 3, 32, 32), forward=lambda m, x: m.model(x))
+    attach_gates(wrapped, graph, gate)
+    settings = dict(SETTINGS[method])
+    settings |= settings.pop('options', {})
+    if method is GateDecorator:
+        settings['by_epoch'] = False
+    samples = [sample for step in range(STEPS) for sample in zip(*batch(step), strict=True)]
+    runner = Runner(
+        wrapped,
+        str(folder),
+        train_dataloader=torch.utils.data.DataLoader(samples, batch_size=4),
+        train_cfg=dict(by_epoch=False, max_iters=STEPS, val_interval=10**6),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        custom_hooks=[dict(type=f'mmprune_gates.{HOOK[method]}', **settings)],
+        experiment_name=folder.name,
+        default_scope='mmengine',
+    )
+    runner.train()
+    return next(hook.pruner.controller.kept for hook in runner.hooks if hasattr(hook, 'pruner'))
+
+
+@BOTH
+@pytest.mark.parametrize('name', ['torchvision', 'dict outputs'])
+def test_a_plain_loop_keeps_what_a_hook_keeps_and_ends_in_a_slim_model(method, name, tmp_path):
+    model = models()[name]
+    expected = hooked(method, copy.deepcopy(model), tmp_path)
+    optimizer = sgd(model)
+    pruner = pruner_on(method, model, optimizer)
+    train(model, optimizer, pruner)
+    assert torch.equal(pruner.controller.kept, expected) and not expected.all()
+    gated = copy.deepcopy(model).eval()
+    report = pruner.finish()
+    assert report['parity_error'] < 1e-6 and report['macs']['after'] < report['macs']['before']
+    assert report['params']['after'] == sum(parameter.numel() for parameter in model.parameters())
+    assert not hasattr(model, 'gates') and report['widths']
+    x = batch(99)[0]
+    with torch.no_grad():
+        assert torch.allclose(logits(model.eval()(x)), logits(gated(x)), atol=1e-4)
+
+
+@BOTH
+def test_a_resumed_loop_equals_an_uninterrupted_one(method):
+    def fresh():
+        model = models()['dict outputs']
+        optimizer = sgd(model)
+        return model, optimizer, pruner_on(method, model, optimizer)
+
+    whole, first, second = fresh(), fresh(), fresh()
+    train(*whole)
+    train(*first, steps=range(5))
+    for before, after in zip(first, second, strict=True):
+        after.load_state_dict(before.state_dict())
+    train(*second, steps=range(5, STEPS))
+    assert torch.equal(whole[2].controller.kept, second[2].controller.kept)
+    for a, b in zip(whole[0].state_dict().values(), second[0].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_papers_update_in_a_plain_loop():
+    model = models()['dict outputs']
+    optimizer = sgd(model)
+    pruner = pruner_on(GDP, model, optimizer, update='gradient', options={})
+    train(model, optimizer, pruner)
+    assert pruner.finish()['macs']['after'] <= 0.4 * MACs().bind(pruner.gates.graph).graph.macs()
+
+
+@BOTH
+def test_a_loss_scale_does_not_matter(method):
+    kept = []
+    for scale in (1.0, 1024.0):
+        model = models()['dict outputs']
+        optimizer = sgd(model)
+        pruner = pruner_on(method, model, optimizer)
+        pruner.loss_scale = scale
+        for step in range(STEPS):
+            (loss_of(model.train(), *batch(step)) * scale).backward()
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= scale
+            optimizer.step()
+            optimizer.zero_grad()
+            pruner.step()
+        kept.append(pruner.controller.kept)
+    assert torch.equal(*kept)
+
+
+@pytest.mark.parametrize('criterion', [Magnitude(), NormScale(), Random(seed=3)])
+@BOTH
+def test_other_criteria_choose_other_channels(method, criterion):
+    kept = []
+    for own in (None, criterion):
+        model = models()['dict outputs']
+        optimizer = sgd(model)
+        pruner = pruner_on(method, model, optimizer, criterion=own)
+        train(model, optimizer, pruner)
+        kept.append(pruner.controller.kept)
+    assert not torch.equal(*kept)
+
+
+@BOTH
+def test_a_target_in_parameters(method):
+    model = models()['dict outputs']
+    before = sum(parameter.numel() for parameter in model.parameters())
+    optimizer = sgd(model)
+    pruner = pruner_on(method, model, optimizer, cost=Parameters(), target_macs=0.6)
+    assert pruner.controller.candidates.total == before
+    train(model, optimizer, pruner)
+    report = pruner.finish()
+    assert report['params']['before'] == before
+    assert 0.45 * before < report['params']['after'] <= 0.6 * before
+    assert set(pruner.controller.scalars()) >= {'macs_ratio', 'cost_ratio'}
+
+
+def test_finishing_too_early_changes_nothing():
+    model = models()['dict outputs']
+    optimizer = sgd(model)
+    pruner = pruner_on(GDP, model, optimizer)
+    train(model, optimizer, pruner, steps=range(4))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match='GDP: the gates have not settled'):
+        pruner.finish()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_finishing_needs_inputs():
+    model = randomize_(Residual())
+    attach_gates(model, trace_channels(model, example((3, 8, 8), dtype=torch.float32)), PolarizationGate)
+    with pytest.raises(ValueError, match='give example_inputs'):
+        GDP(model, None, sgd(model), total_steps=4, target_macs=0.5).finish()
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(update='fast'), "update must be one of \\['gradient', 'waterline'\\], got 'fast'"),
+        (dict(options=dict(speed=1)), r"no argument \['speed'\] with update='waterline', which takes \['exponent'"),
+        (dict(update='gradient', options={}, criterion=Random()), "update='gradient' ranks by the gates themselves"),
+        (dict(target_macs=0), 'target_macs'),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    model = models()['dict outputs']
+    with pytest.raises(ValueError, match=message):
+        pruner_on(GDP, model, sgd(model), **{**SETTINGS[GDP], **settings})
+    assert not hasattr(model, 'gates')
