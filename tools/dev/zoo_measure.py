@@ -1,4 +1,4 @@
-"""Everything that is measured of one stock model; run by ``tools/zoo.py`` in a process of its own.
+"""Everything that is measured of one stock model; run by ``tools/dev/zoo.py`` in a process of its own.
 
 Weights are random and in float64, where rounding cannot decide (float32 where a model's code demands it). Inference
 and training passes are compared:
@@ -22,7 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cli
+from mmprune_gates import cli  # cures come before the imports below
+
+# isort: split
 import torch
 from mmengine.config import ConfigDict
 from mmengine.model import revert_sync_batchnorm
