@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from model_checks import random_kept, randomize_, relative_error
 from torch import nn
-from zoo_steps import random_kept, randomize_, relative_error
 
 from mmprune_gates import cli, masked_copy, slim_model
 from mmprune_gates.channels import read_graph
@@ -172,7 +172,7 @@ def compare(model: nn.Module, graph, options: Options, record: dict[str, Any]) -
     """Error of the slim model, and how far the masked one is from the whole one; the model is slimmed."""
     torch.set_default_dtype(torch.float64)
     try:
-        kept = random_kept(graph)
+        kept = random_kept(graph, share=None)
         whole, masked = outputs(model, options), outputs(masked_copy(model, graph, kept), options)
         slim_model(model, graph, kept)
         record['error_of_slim'] = relative_error(outputs(model, options), masked)
