@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	PYTHONWARNINGS=ignore $(BIN)/python tools/demo.py --seed $(SEED)
+	PYTHONWARNINGS=ignore $(BIN)/python tools/dev/demo.py --seed $(SEED)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

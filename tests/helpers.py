@@ -6,66 +6,23 @@ import copy
 from functools import cache
 
 import torch
+from model_checks import example, random_kept, randomize_, relative_error
 from torch import nn
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
+from mmprune_gates.channels.calls import tensors_in as flat
 
-
-def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every tensor values that no slip can hide behind; signals keep their size through deep nets.
-
-    Weights keep their initialisation's scale; norms get statistics and an affine as after training, gates and
-    plain parameters values around one, biases around zero.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(tensor, low, high):
-        return tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-
-    with torch.no_grad():
-        for module in model.modules():
-            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                if not tensor.is_floating_point():
-                    continue
-                if name == 'running_var':
-                    uniform(tensor, 0.5, 1.5)
-                elif name == 'running_mean' or name.endswith('bias'):
-                    uniform(tensor, -0.3, 0.3)
-                elif tensor.dim() > 1 and tensor[0].numel() > 1:
-                    fan_in = tensor.numel() // max(tensor.shape[:2]) if is_transposed(module) else tensor[0].numel()
-                    uniform(tensor, -1, 1).mul_((6 / fan_in) ** 0.5)
-                else:
-                    uniform(tensor, 0.5, 1.5)
-    return model
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether a weight's first dimension reads."""
-    return isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-
-
-def example(shape, batch: int = 2, dtype=torch.float64, seed: int = 0) -> torch.Tensor:
-    """A random input."""
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def random_kept(graph, seed: int = 0, share: float = 0.5) -> dict[str, torch.Tensor]:
-    """A random mask for every free group, at least one channel kept."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = {}
-    for group in graph.free:
-        number = max(1, round(share * group.size))
-        kept[group.name] = torch.zeros(group.size, dtype=torch.bool)
-        kept[group.name][torch.randperm(group.size, generator=generator)[:number]] = True
-    return kept
-
-
-def flat(outputs) -> list[torch.Tensor]:
-    """All tensors of nested outputs."""
-    if isinstance(outputs, torch.Tensor):
-        return [outputs]
-    values = outputs.values() if isinstance(outputs, dict) else outputs
-    return [tensor for value in values if value is not None for tensor in flat(value)]
+__all__ = [
+    'call',
+    'example',
+    'flat',
+    'random_kept',
+    'randomize_',
+    'relative_error',
+    'removal_errors',
+    'toy',
+    'traced',
+]
 
 
 def call(model: nn.Module, inputs, forward=None) -> list[torch.Tensor]:
@@ -73,16 +30,6 @@ def call(model: nn.Module, inputs, forward=None) -> list[torch.Tensor]:
     model.eval()
     with torch.no_grad():
         return flat(forward(model, inputs) if forward else model(inputs))
-
-
-def relative_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Largest deviation, relative to the largest value of the same output."""
-    assert len(found) == len(expected)
-    errors = []
-    for a, b in zip(found, expected, strict=True):
-        assert a.shape == b.shape and b.isfinite().all() and b.abs().max() > 0
-        errors.append(float((a - b).abs().max() / b.abs().max()))
-    return max(errors)
 
 
 def removal_errors(model, graph, inputs, kept, forward=None) -> tuple[float, float, nn.Module, dict]:

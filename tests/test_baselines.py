@@ -11,12 +11,12 @@ import compare_baselines
 import pytest
 import torch
 from comparison_report import choose_metric, markdown
-from jobs import STEP, Jobs, progress_of
 from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
 from mmprune_gates import trace_channels
+from mmprune_gates.cli.jobs import STEP, Jobs, progress_of
 from mmprune_gates.engine.builders import uniform
 from mmprune_gates.engine.coverage import graph_of_config
 
@@ -155,15 +155,14 @@ def test_training_logs_of_both_loops_move_the_bar(line, epochs, expected):
 
 
 def test_after_a_failure_nothing_further_begins(tmp_path):
-    jobs, begun = Jobs(tmp_path), []
+    jobs, begun = Jobs(tmp_path, compare_baselines.TOOLS), []
 
     def fail(number):
         begun.append(number)
-        jobs.run(f'failing_{number}', 'demo_data.py')
+        jobs.run(f'failing_{number}', 'dataset_converters/demo_data.py')
 
-    with pytest.raises(
-        SystemExit, match=r'tools/demo_data.py failed: .*arguments are required.* \(see .*failing_0.log\)'
-    ):
+    message = r'tools/dataset_converters/demo_data.py failed: .*arguments are required.* \(see .*failing_0.log\)'
+    with pytest.raises(SystemExit, match=message):
         jobs.side_by_side([lambda number=number: fail(number) for number in range(5)], at_once=1)
     assert len(begun) < 5
 

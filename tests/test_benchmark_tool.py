@@ -1,4 +1,4 @@
-"""tools/benchmark.py: times and memory of gated and ungated steps."""
+"""tools/analysis_tools/benchmark.py: times and memory of gated and ungated steps."""
 
 import json
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import cli
 import pytest
 from mmengine.registry import MODELS, init_default_scope
 
+from mmprune_gates import cli
 from mmprune_gates.engine.model_config import without_pretrained
 from mmprune_gates.gates import has_gates
 
@@ -22,5 +22,5 @@ def test_it_loads_and_builds(path):
     assert has_gates(model) == (config.model.type == 'mmprune_gates.GatedModel')
     assert '_base_ = ' in path.read_text(), 'configs inherit from stock ones or from each other'
     start = config.get('load_from')
-    if start and '://' not in start and 'work_dirs/demo/' not in start:  # tools/demo.py sets what is there
+    if start and '://' not in start and 'work_dirs/demo/' not in start:  # tools/dev/demo.py sets what is there
         assert Path(start).parent.name in {path.stem for path in PATHS}, 'a start is the work folder of a config'

@@ -100,7 +100,10 @@ def test_downloads_can_be_off_and_prefixes_can_be_plain():
     'dataset, expected',
     [
         (dict(type='ImageNet', data_root='data/imagenet', split='val'), 'layout of ImageNet-1k'),
-        (dict(type='CustomDataset', data_root='data/digits', data_prefix='val'), 'tools/digits_data.py data/digits'),
+        (
+            dict(type='CustomDataset', data_root='data/digits', data_prefix='val'),
+            'python tools/dataset_converters/digits_data.py data/digits',
+        ),
         (dict(type='CustomDataset', data_root='data/sbd/dataset', data_prefix='img'), 'voc_aug.py data/VOCdevkit'),
     ],
     ids=['imagenet', 'digits', 'sbd'],

@@ -1,8 +1,7 @@
-"""tools/importance.py: the Taylor estimate ranks the gates of a trained net as closing each of them does."""
+"""tools/analysis_tools/importance.py: the Taylor estimate ranks the gates of a net as closing each of them does."""
 
 import json
 
-import cli
 import importance
 import pytest
 import torch
@@ -11,7 +10,7 @@ from conftest import CONFIGS
 from digits_data import write_digits
 from torch import nn
 
-from mmprune_gates import trace_channels
+from mmprune_gates import cli, trace_channels
 from mmprune_gates.gates import DecoratorGate, attach_gates, gates_of
 
 pytestmark = pytest.mark.models

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cli
 import pytest
 import torch
 import train
@@ -342,7 +341,7 @@ def test_weights_alone_are_no_run_to_resume(gated_run, tmp_path, capsys):
 
 
 def test_unsafe_loading_is_off_in_every_loader(tmp_path):
-    assert cli.os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
+    assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
     torch.save(Crafted(), tmp_path / 'crafted.pth')
     with pytest.raises(Exception, match='[Ww]eights'):
         torch.load(tmp_path / 'crafted.pth', weights_only=False)

@@ -210,7 +210,12 @@ def test_shapes_begin_small_and_end_with_what_the_config_says():
 def test_relative_error_refuses_what_shows_nothing():
     one = [torch.ones(2)]
     assert zoo_measure.relative_error([torch.tensor([1.0, 1.5])], one) == 0.5
-    for found, expected in (([torch.ones(3)], one), (one, [torch.zeros(2)]), (one, [torch.full((2,), float('inf'))])):
+    wrong = [torch.ones(3)], [torch.full((2,), float('nan'))], [torch.full((2,), float('inf'))]
+    for found, expected in (
+        *((outputs, one) for outputs in wrong),
+        (one, [torch.zeros(2)]),
+        *((one, b) for b in wrong),
+    ):
         with pytest.raises(ValueError, match='an output'):
             zoo_measure.relative_error(found, expected)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 
-import cli
-
+from mmprune_gates import cli
 from mmprune_gates.engine.coverage import coverage, graph_of_config
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 
-import cli
-
+from mmprune_gates import cli
 from mmprune_gates.engine.export import export_slim
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 
-import cli
+from mmprune_gates import cli  # cures come before the imports below
+
+# isort: split
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner

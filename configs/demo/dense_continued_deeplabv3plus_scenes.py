@@ -1,7 +1,7 @@
 # The dense reference of the demo: goes on from the dense start for exactly as long as the GDP run does, with the
 # same schedule, so that neither gains from longer training.
 _base_ = './dense_deeplabv3plus_scenes.py'
-load_from = 'work_dirs/demo/start/last.pth'  # tools/demo.py sets it
+load_from = 'work_dirs/demo/start/last.pth'  # tools/dev/demo.py sets it
 max_iters = 3000
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),

@@ -1,5 +1,5 @@
 # The dense start of the demo: a narrow DeepLabV3+ on drawn scenes in VOC2012 format. Write the data set first:
-#   python tools/demo_data.py data/demo_scenes
+#   python tools/dataset_converters/demo_data.py data/demo_scenes
 _base_ = 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-20k_voc12aug-512x512.py'
 custom_imports = dict(imports=['mmprune_gates'])
 

@@ -1,5 +1,5 @@
 # The dense start on handwritten digits: ResNet-20 for small images, 8 x 8 pixels. Write the data set first:
-#   python tools/digits_data.py data/digits
+#   python tools/dataset_converters/digits_data.py data/digits
 _base_ = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
 custom_imports = dict(imports=['mmprune_gates'])
 

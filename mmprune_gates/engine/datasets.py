@@ -39,8 +39,8 @@ LAYOUTS = (
     ),
     (
         ('data/digits',),
-        'an image folder, train/CLASS/NAME.png and val/CLASS/NAME.png, as `python tools/digits_data.py data/digits` '
-        'writes it',
+        'an image folder, train/CLASS/NAME.png and val/CLASS/NAME.png, as '
+        '`python tools/dataset_converters/digits_data.py data/digits` writes it',
     ),
 )
 

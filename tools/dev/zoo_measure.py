@@ -1,4 +1,4 @@
-"""Everything that is measured of one stock model; run by ``tools/zoo.py`` in a process of its own.
+"""Everything that is measured of one stock model; run by ``tools/dev/zoo.py`` in a process of its own.
 
 Weights are random and in float64, where rounding cannot decide (float32 where a model's code demands it). Inference
 and training passes are compared:
@@ -22,23 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cli
+from mmprune_gates import cli  # cures come before the imports below
+
+# isort: split
 import torch
 from mmengine.config import ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
+from model_checks import example, random_kept, randomize_, relative_error
 from torch import Tensor, nn
 from zoo_select import count, last_line, load_model_config
-from zoo_steps import (
-    default_dtype,
-    example,
-    loss_step,
-    outputs,
-    random_kept,
-    randomize_,
-    relative_error,
-    timed_export,
-)
+from zoo_steps import default_dtype, loss_step, outputs, timed_export
 
 from mmprune_gates import masked_copy
 from mmprune_gates.channels import ChannelGraph
@@ -117,7 +111,7 @@ class Probe:
 
     def run(self) -> None:
         """The first input shape that the passes to be traced take."""
-        self.choose_shape(lambda shape: outputs(self.model, example(shape, dtype=torch.float32)))
+        self.choose_shape(lambda shape: outputs(self.model, example(shape, 1, torch.float32)))
         self.whole = copy.deepcopy(self.model).double()
         try:
             with default_dtype(self.dtype):
@@ -174,7 +168,7 @@ class Probe:
         """The slim model equals the masked one, and both differ from the whole one."""
         if not self.graph.free:
             raise ValueError('no channel can be pruned')
-        self.kept = random_kept(self.graph)
+        self.kept = random_kept(self.graph, share=None)
         slimmed = copy.deepcopy(self.whole)
         self.spec = slim_model(slimmed, self.graph, self.kept)
         self.record['macs_kept'] = self.graph.macs(self.kept) / max(1, self.graph.macs())

@@ -1,23 +1,12 @@
-"""What the command lines share: reading a config, errors as one message, results as a file.
-
-Exit codes: 0 done, 1 bad input or an error, 2 wrong usage.
-"""
+"""What the command lines take, and the config that follows from it."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import mmprune_gates  # cures come before mmengine's imports
-
-# isort: split
 from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS
 
@@ -26,9 +15,6 @@ from mmprune_gates.engine.model_config import is_ours
 # mmengine's loader has no argument for it, and that of the onedl fork falls back to the unsafe way by itself.
 os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
-OURS = (Path(mmprune_gates.__file__).parent, Path(__file__).parent)
-# Which errors are about the input, by the code that raised them; all others keep their stack trace.
-EXPECTED = ((ValueError, OSError, RuntimeError), OURS), ((KeyError, TypeError), ('mmengine.registry',))
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
@@ -109,47 +95,3 @@ def runner_config(args: argparse.Namespace) -> Config:
         if isinstance(hook, dict) and is_ours(hook):
             HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})  # refuses bad arguments
     return config
-
-
-def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Turn errors about the input into one message on stderr and exit code 1."""
-
-    @functools.wraps(main)
-    def guarded(argv: list[str] | None = None) -> int:
-        try:
-            return main(argv)
-        except tuple(kind for kinds, _ in EXPECTED for kind in kinds) as error:
-            if not is_about_input(error):
-                raise
-            text = error.args[0] if isinstance(error, KeyError) else error
-            print(f'{Path(sys.argv[0]).name}: error: {text}', file=sys.stderr)
-            return 1
-
-    return guarded
-
-
-def is_about_input(error: BaseException) -> bool:
-    """Whether the code that raised an error says so, by :data:`EXPECTED`."""
-    trace = error.__traceback__
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    path, module = Path(trace.tb_frame.f_code.co_filename), trace.tb_frame.f_globals.get('__name__', '')
-    return any(
-        isinstance(error, kinds)
-        and any(path.is_relative_to(own) if isinstance(own, Path) else module.startswith(own) for own in owners)
-        for kinds, owners in EXPECTED
-    )
-
-
-def write_json(path: str | Path, data: Any) -> None:
-    """Write a JSON file completely or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{path.name}-', delete=False) as file:
-        try:
-            json.dump(data, file, indent=1)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

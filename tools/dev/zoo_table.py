@@ -21,11 +21,12 @@ HEADER = ('family', 'config', 'kind', 'input', 'MACs', 'prunable', 'free groups'
 INTRO = """\
 # Coverage of the model zoos
 
-Written by `python tools/zoo.py --out-dir DIR --write docs/zoo.md`; the sweep is `python tools/zoo.py --out-dir DIR`.
+Written by `python tools/dev/zoo.py --out-dir DIR --write docs/zoo.md`; the sweep is
+`python tools/dev/zoo.py --out-dir DIR`.
 All that was measured, each frozen channel's reason included, stands in [zoo.json](zoo.json).
 
 One model for each family, that is, folder of configs, of the installed packages: the smallest by parameters
-(`tools/zoo_models.py`), built from its stock config with random weights. In each, 30 to 50 % of the channels of
+(`tools/dev/zoo_models.py`), built from its stock config with random weights. In each, 30 to 50 % of the channels of
 every group that is not frozen go, at random. Errors are the largest difference of any head's output relative to its
 largest value, in float64 (float32 where a model's code demands it).
 
@@ -41,7 +42,7 @@ largest value, in float64 (float32 where a model's code demands it).
   belongs to layers that are frozen in part and to products of activations.
 - *Trace*: seconds on one CPU core (of a busy machine) for both passes, of these `torch.export` itself.
 - *Kind*: `transformer` if a module attends over tokens, `mlp` if it neither does nor has an overlapping convolution
-  (`tools/zoo_measure.py`).
+  (`tools/dev/zoo_measure.py`).
 """
 
 

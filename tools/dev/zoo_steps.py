@@ -1,4 +1,4 @@
-"""What measuring a stock model consists of: random weights and masks, all outputs, errors, one training step."""
+"""What measuring a stock model of the zoos takes beside ``model_checks.py``: all outputs, and one training step."""
 
 from __future__ import annotations
 
@@ -13,49 +13,14 @@ import mmprune_gates  # noqa: F401  (cures come before the imports below)
 import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
+from model_checks import example
 from torch import Tensor, nn
 
-from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.engine.forwards import training_forward
 
 DROP = re.compile(r'Drop|Stochastic')
 MULTI_LABEL = re.compile(r'MultiLabel|CSRA')
-
-
-def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every tensor values that no slip can hide behind; signals keep their size through deep nets.
-
-    Norms get statistics and an affine as after training, plain vectors values around one, biases around zero.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(tensor, low, high):
-        return tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-
-    for module in model.modules():
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            value = tensor.detach()
-            if not value.is_floating_point() or name in fixed(module):
-                continue
-            if name == 'running_mean' or name.endswith('bias'):
-                uniform(value, -0.3, 0.3)
-            elif value.dim() > 1 and value[0].numel() > 1:
-                transposed = isinstance(module, nn.ConvTranspose2d)
-                fan_in = value.numel() // max(value.shape[:2]) if transposed else value[0].numel()
-                uniform(value, -1, 1).mul_((6 / fan_in) ** 0.5)
-            else:
-                uniform(value, 0.5, 1.5)
-    return model
-
-
-def fixed(module: nn.Module) -> set[str]:
-    """Names of buffers that are constants of the architecture: all but the statistics of norms."""
-    return {name for name, _ in module.named_buffers(recurse=False)} - {'running_mean', 'running_var'}
-
-
-def example(shape, batch: int = 1, dtype=torch.float64) -> Tensor:
-    """(N, C, H, W) random images."""
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 @contextmanager
@@ -100,42 +65,7 @@ def outputs(model: nn.Module, images: Tensor, training: bool = False) -> list[Te
             module.eval()
             if hasattr(module, 'drop_prob') and not isinstance(module, nn.Dropout):
                 module.drop_prob = 0.0
-    return flat(training_forward(model, images))
-
-
-def flat(value: Any) -> list[Tensor]:
-    """All tensors of nested outputs."""
-    if isinstance(value, Tensor):
-        return [value]
-    values = value.values() if isinstance(value, dict) else value
-    return [tensor for part in values if part is not None for tensor in flat(part)]
-
-
-def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Largest deviation, relative to the largest value of the same output.
-
-    Raises:
-        ValueError: Other shapes, or an output that shows nothing: not finite, or zero.
-    """
-    errors = []
-    for a, b in zip(found, expected, strict=True):
-        if a.shape != b.shape:
-            raise ValueError(f'an output has shape {tuple(a.shape)}, expected {tuple(b.shape)}')
-        if not b.isfinite().all() or not b.any():
-            raise ValueError('an output of the reference is not finite, or zero')
-        errors.append(float((a - b).abs().max() / b.abs().max()))
-    return max(errors)
-
-
-def random_kept(graph: ChannelGraph, seed: int = 0) -> dict[str, Tensor]:
-    """Masks that remove a random 30 to 50 % of every free group, at least one channel kept."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = {}
-    for group in graph.free:
-        share = 0.5 + 0.2 * float(torch.rand((), generator=generator))
-        order = torch.randperm(group.size, generator=generator)
-        kept[group.name] = order < max(1, round(share * group.size))
-    return kept
+    return tensors_in(training_forward(model, images))
 
 
 def loss_step(model: nn.Module, config: ConfigDict, shape) -> float:
@@ -160,7 +90,7 @@ def loss_step(model: nn.Module, config: ConfigDict, shape) -> float:
 
 def means(value: Any) -> list[Tensor]:
     """Mean of a loss, or of each of a list."""
-    return [part.mean() for part in flat(value)]
+    return [part.mean() for part in tensors_in(value)]
 
 
 def labels(model: nn.Module, config: ConfigDict, images: Tensor) -> list:

@@ -1,4 +1,4 @@
-"""The families of both model zoos, fewest parameters first; written by ``python tools/zoo.py --select``."""
+"""The families of both model zoos, fewest parameters first; written by ``python tools/dev/zoo.py --select``."""
 
 SELECTED = {
     'mmseg': {

@@ -1,45 +1,43 @@
 """Coverage of model libraries that have nothing to do with OpenMMLab: trace, prune, slim, compare.
 
-    python tools/zoo_libraries.py torchvision --out-dir DIR        # DIR/torchvision.json; resumes where it stopped
-    python tools/zoo_libraries.py --out-dir DIR --write docs/zoo.md  # that page's last section, and JSON beside it
+    python tools/dev/zoo_libraries.py torchvision --out-dir DIR          # DIR/torchvision.json; resumes where it ended
+    python tools/dev/zoo_libraries.py --out-dir DIR --write docs/zoo.md  # that page's last section, and JSON beside it
 
-Models are built with random weights, 40 % of every free group goes at random, and the slim model is compared with the
-masked one in float64. The libraries (torchvision, timm, segmentation_models_pytorch, transformers) are no dependency of
-this project: install those to be measured.
+Models are built with random weights, a random 30 to 50 % of every free group go, and the slim model is compared with
+the masked one in float64. The libraries (torchvision, timm, segmentation_models_pytorch, transformers) are no
+dependency of this project: install those to be measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cli
 import torch
+from model_checks import random_kept, randomize_, relative_error
 from torch import nn
-from zoo_steps import random_kept, randomize_, relative_error
 
-from mmprune_gates import masked_copy, slim_model
+from mmprune_gates import cli, masked_copy, slim_model
 from mmprune_gates.channels import read_graph
 from mmprune_gates.channels.calls import Inputs, Options, call_options, run
 from mmprune_gates.slimming.rehearsal import rehearse
 
 INTRODUCTION = """
-Written by `python tools/zoo_libraries.py --out-dir DIR --write docs/zoo.md`; the sweep is
-`python tools/zoo_libraries.py LIBRARY --out-dir DIR`. These models have nothing to do with OpenMMLab; they are traced
-by `trace_channels(model, inputs)` and nothing else. They are all classifiers and segmentors of torchvision, of each of
-timm's modules the first model by name with at most 60 M parameters, all architectures of segmentation_models_pytorch
-with three encoders, and vision models of transformers. Weights are random; a random 30 to 50 % of the channels of every
-free group go; slim and masked model are compared in float64, to 1e-5. *Rehearsal*: its processor time relative to the
-rest of the trace, median and worst of the models of which it froze nothing, then of all.
+Written by `python tools/dev/zoo_libraries.py --out-dir DIR --write docs/zoo.md`; the sweep is
+`python tools/dev/zoo_libraries.py LIBRARY --out-dir DIR`. These models have nothing to do with OpenMMLab; they are
+traced by `trace_channels(model, inputs)` and nothing else. They are all classifiers and segmentors of torchvision, of
+each of timm's modules the first model by name with at most 60 M parameters, all architectures of
+segmentation_models_pytorch with three encoders, and vision models of transformers. Weights are random; a random 30 to
+50 % of the channels of every free group go; slim and masked model are compared in float64, to 1e-5. *Rehearsal*: its
+processor time relative to the rest of the trace, median and worst of the models of which it froze nothing, then of all.
 Every value: [zoo_libraries.json](zoo_libraries.json).
 """
 MOST_PARAMETERS = 60e6  # of a timm model; torchvision's are all measured
-SECTION = '## Other libraries'  # of the page; what comes before it is tools/zoo.py's
+SECTION = '## Other libraries'  # of the page; what comes before it is tools/dev/zoo.py's
 EXACT = 1e-5
 GAP = 'its rule cannot handle'
 Entry = tuple[str, Callable[[], nn.Module], Callable[[nn.Module], Inputs]]
@@ -122,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.write:
         paths = [args.out_dir / f'{library}.json' for library in LIBRARIES]
-        found = {path.stem: json.loads(path.read_text()) for path in paths if path.is_file()}
+        found = {path.stem: cli.read_json(path) for path in paths if path.is_file()}
         before = args.write.read_text().partition(SECTION)[0].rstrip()
         args.write.write_text('\n'.join([before, '', SECTION, '', *table(found)]) + '\n')
         cli.write_json(args.write.with_name('zoo_libraries.json'), found)
@@ -135,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def sweep(entries: Iterator[Entry], out: Path) -> None:
     """Measure every model that has no result yet."""
-    results = json.loads(out.read_text()) if out.is_file() else {}
+    results = cli.read_json(out) if out.is_file() else {}
     for name, build, inputs in entries:
         if name not in results:
             results[name] = measure(build, inputs)
@@ -174,7 +172,7 @@ def compare(model: nn.Module, graph, options: Options, record: dict[str, Any]) -
     """Error of the slim model, and how far the masked one is from the whole one; the model is slimmed."""
     torch.set_default_dtype(torch.float64)
     try:
-        kept = random_kept(graph)
+        kept = random_kept(graph, share=None)
         whole, masked = outputs(model, options), outputs(masked_copy(model, graph, kept), options)
         slim_model(model, graph, kept)
         record['error_of_slim'] = relative_error(outputs(model, options), masked)

@@ -13,8 +13,8 @@ directory, beside one folder per seed with every config that was run. Called aga
 
 Example::
 
-    python tools/compare_baselines.py configs/demo/dense_resnet20_digits.py configs/demo/gdp_resnet20_digits.py \
-        --seeds 0 1 2 --work-dir work_dirs/compare_digits
+    python tools/analysis_tools/compare_baselines.py configs/demo/dense_resnet20_digits.py \
+        configs/demo/gdp_resnet20_digits.py --seeds 0 1 2 --work-dir work_dirs/compare_digits
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-import mmprune_gates  # noqa: F401  (cures come before the imports below)
+from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 import baselines
-import cli
 from comparison_report import draw, figures_of, markdown, show
-from jobs import Jobs, read_json
 from mmengine.config import Config
 
 from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.cli.jobs import Jobs
 from mmprune_gates.engine.coverage import graph_of_config
 from mmprune_gates.engine.datasets import check_datasets
 from mmprune_gates.engine.model_config import default_input_shape
 
+TOOLS = Path(__file__).resolve().parents[1]
 KINDS = ('dense', 'pruned', 'shrunk', 'scratch')
 
 
@@ -57,7 +57,7 @@ class Comparison(Jobs):
     """
 
     def __init__(self, start: Config, prune: Config, seeds: list[int], work_dir: Path, at_once: int) -> None:
-        super().__init__(work_dir, paths=[Path(config.filename).absolute().parent for config in (start, prune)])
+        super().__init__(work_dir, TOOLS, paths=[Path(config.filename).absolute().parent for config in (start, prune)])
         baselines.check_pair(start, prune)
         self.start, self.prune, self.dense = start, prune, baselines.dense_config(prune)
         self.seeds, self.at_once = seeds, at_once
@@ -81,7 +81,7 @@ class Comparison(Jobs):
         self.train_all('shrunk', 'scratch')
         missing = [(seed, kind) for seed in self.seeds for kind in KINDS if not self.result(seed, kind).is_file()]
         self.for_all(lambda item: self.test(*item), missing)
-        return {seed: {kind: read_json(self.result(seed, kind)) for kind in KINDS} for seed in self.seeds}
+        return {seed: {kind: cli.read_json(self.result(seed, kind)) for kind in KINDS} for seed in self.seeds}
 
     def train_all(self, *kinds: str) -> None:
         """Write the configs of some kinds for every seed, and train those that have not been."""
@@ -113,10 +113,10 @@ class Comparison(Jobs):
         """Share of channels and MACs of the shrunk model; searched once."""
         path = self.work_dir / f'seed_{seed}' / 'shrunk_width.json'
         target = self.macs(seed)['after']
-        if not path.is_file() or read_json(path)['target'] != target:
+        if not path.is_file() or cli.read_json(path)['target'] != target:
             share, macs = baselines.choose_width(self.graph, target)
             cli.write_json(path, {'share': share, 'macs': macs, 'target': target})
-        return read_json(path)
+        return cli.read_json(path)
 
     def slim(self, seed: int) -> None:
         """Slim the gated model of a seed."""
@@ -134,11 +134,11 @@ class Comparison(Jobs):
         self.run(f'{name}_test', 'test.py', *pair, '--work-dir', folder / kind, '--out-json', metrics)
         report = self.macs(seed)
         macs = {'dense': report['before'], 'shrunk': self.width(seed)['macs']}.get(kind, report['after'])
-        cli.write_json(self.result(seed, kind), {'macs': macs, 'metrics': read_json(metrics)})
+        cli.write_json(self.result(seed, kind), {'macs': macs, 'metrics': cli.read_json(metrics)})
 
     def macs(self, seed: int) -> dict:
         """MACs before and after slimming."""
-        return read_json(self.slim_dir(seed) / 'slim.json')['macs']
+        return cli.read_json(self.slim_dir(seed) / 'slim.json')['macs']
 
     def slim_dir(self, seed: int) -> Path:
         """Folder of the slim model."""

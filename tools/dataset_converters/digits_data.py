@@ -5,7 +5,7 @@ NUMBER being the image's place in the original set. A quarter of each digit's im
 
 Example::
 
-    python tools/digits_data.py data/digits
+    python tools/dataset_converters/digits_data.py data/digits
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Example::
 
-    python tools/latency.py DENSE_CONFIG SLIM_CONFIG --shape 3 64 96
+    python tools/analysis_tools/latency.py DENSE_CONFIG SLIM_CONFIG --shape 3 64 96
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import statistics
 import time
 from pathlib import Path
 
-import mmprune_gates  # noqa: F401  (cures come before the imports below)
+from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
-import cli
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm

@@ -1,31 +1,30 @@
 """Coverage of both model zoos: trace, gate, prune, slim, rebuild and train one small model of every family.
 
-    python tools/zoo.py --out-dir work_dirs/zoo                       # one process per model; resumes where it stopped
-    python tools/zoo.py --out-dir work_dirs/zoo --write docs/zoo.md   # the table of what has been measured
-    python tools/zoo.py --select                                      # choose the models again (tools/zoo_models.py)
+    python tools/dev/zoo.py --out-dir work_dirs/zoo                      # one process per model; resumes where it ended
+    python tools/dev/zoo.py --out-dir work_dirs/zoo --write docs/zoo.md  # the table of what has been measured
+    python tools/dev/zoo.py --select                                     # choose the models again (zoo_models.py)
 
 A finished model has OUT_DIR/SCOPE/FAMILY.json and is not run again; delete the file to repeat it. What is measured, and
-how, stands in ``tools/zoo_measure.py``; how models are chosen in ``tools/zoo_select.py``.
+how, stands in ``zoo_measure.py``; how models are chosen in ``zoo_select.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
-import cli
 import zoo_models
 from zoo_libraries import SECTION
 from zoo_select import SCOPES, module_text, select
 from zoo_table import page
+
+from mmprune_gates import cli
 
 Model = tuple[str, str, str]  # scope, family, config
 
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.select:
         selected = {scope: select(scope) for scope in SCOPES}
-        write_text(Path(zoo_models.__file__), module_text(selected))
+        cli.write_text(Path(zoo_models.__file__), module_text(selected))
     elif args.measure:
         from zoo_measure import measure
 
@@ -60,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         results = collect(args.out_dir)
         missing = [name for name in (f'{scope}/{family}' for scope, family, _ in families()) if name not in results]
         others = args.write.read_text().partition(SECTION)[1:] if args.write.is_file() else ()
-        write_text(args.write, page(results, zoo_models.EXCLUDED, missing) + ''.join(others))
+        cli.write_text(args.write, page(results, zoo_models.EXCLUDED, missing) + ''.join(others))
         cli.write_json(args.write.with_suffix('.json'), {'models': results, 'excluded': zoo_models.EXCLUDED})
     else:
         sweep(args.out_dir, args.only, args.jobs, args.timeout)
@@ -82,7 +81,7 @@ def result_path(out_dir: Path, model: Model) -> Path:
 def collect(out_dir: Path) -> dict[str, dict]:
     """SCOPE/FAMILY -> result of every finished model, in the order of the table."""
     found = {f'{model[0]}/{model[1]}': result_path(out_dir, model) for model in families()}
-    return {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
+    return {name: cli.read_json(path) for name, path in found.items() if path.is_file()}
 
 
 def sweep(out_dir: Path, only: str, jobs: int, timeout: float) -> None:
@@ -118,27 +117,13 @@ def run(out_dir: Path, model: Model, timeout: float) -> dict:
         except subprocess.TimeoutExpired:
             ended = f'timeout after {timeout:g} s'
     empty = {'config': config, 'failures': {}, 'seconds': {}}
-    result = json.loads(partial.read_text()) if partial.is_file() else empty
+    result = cli.read_json(partial) if partial.is_file() else empty
     if ended:
         result['failures'] = {k: v for k, v in result['failures'].items() if v != 'skipped'}
         result['failures'][result.pop('running', 'start')] = ended
     cli.write_json(target, result)
     partial.unlink(missing_ok=True)
     return result
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{path.name}-', delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
 
 
 if __name__ == '__main__':

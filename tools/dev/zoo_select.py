@@ -150,9 +150,8 @@ def shortened(text: str, width: int = 240) -> str:
 
 def module_text(selected: Selected) -> str:
     """Source of ``zoo_models.py``."""
-    lines = [
-        '"""The families of both model zoos, fewest parameters first; written by ``python tools/zoo.py --select``."""'
-    ]
+    command = 'python tools/dev/zoo.py --select'
+    lines = [f'"""The families of both model zoos, fewest parameters first; written by ``{command}``."""']
     for name, part in (('SELECTED', 0), ('EXCLUDED', 1)):
         lines += ['', f'{name} = {{']
         for scope, tables in selected.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -11,17 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
-import mmprune_gates  # noqa: F401  (cures come before the imports below)
-
-# isort: split
-import cli
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-TOOLS = Path(__file__).resolve().parent
+from mmprune_gates.cli.files import read_json, write_json
+
 TRAINED = 'trained.json'
 STEP = re.compile(
     r'(?:Iter|Epoch)\(train\)\s*(?:\[\s*(?P<epoch>\d+)\])?\[\s*(?P<done>\d+)/(?P<total>\d+)\]'
@@ -34,12 +29,12 @@ class Jobs:
 
     Args:
         work_dir: That folder.
-        console: Where to say what happens.
+        tools: Where the command lines are: the folder of ``train.py``.
         paths: Folders where the configs' ``custom_imports`` are looked for as well.
     """
 
-    def __init__(self, work_dir: Path, console: Console | None = None, paths: Iterable[str | Path] = ()) -> None:
-        self.work_dir, self.console = work_dir, console or Console()
+    def __init__(self, work_dir: Path, tools: Path, paths: Iterable[str | Path] = ()) -> None:
+        self.work_dir, self.tools, self.console = work_dir, tools, Console()
         self.paths = [str(path) for path in paths]
 
     def train(self, jobs: Mapping[str, Sequence], at_once: int | None = None) -> None:
@@ -84,7 +79,7 @@ class Jobs:
             raise failed('train.py', folder / 'train.log')
         checkpoint = Path((folder / 'last_checkpoint').read_text().strip()).name
         seconds = round(time.monotonic() - begin)
-        cli.write_json(folder / TRAINED, {'checkpoint': checkpoint, 'seconds': seconds})
+        write_json(folder / TRAINED, {'checkpoint': checkpoint, 'seconds': seconds})
 
     def run(self, name: str, *command) -> None:
         """Run one of our command lines to its end, its output in ``NAME.log``.
@@ -103,7 +98,7 @@ class Jobs:
         """Start one of our command lines with one CPU thread: two would wait for each other on a busy machine."""
         paths = os.pathsep.join(filter(None, [os.environ.get('PYTHONPATH'), *self.paths]))
         environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': paths}
-        command = [sys.executable, TOOLS / command[0], *command[1:]]
+        command = [sys.executable, self.tools / command[0], *command[1:]]
         return subprocess.Popen(
             [str(part) for part in command], stdout=stdout, stderr=subprocess.STDOUT, text=True, env=environment
         )
@@ -126,11 +121,6 @@ class Jobs:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-
-def read_json(path: str | Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(Path(path).read_text())
 
 
 def progress_of(found: re.Match, epochs: int | None) -> dict:

@@ -11,18 +11,18 @@ import json
 import time
 from pathlib import Path
 
-import mmprune_gates  # noqa: F401  (cures come before the imports below)
+from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
-import cli
-from demo_data import generate_voc
 from demo_picture import draw_summary
-from jobs import Jobs, read_json
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
+from mmprune_gates.cli.jobs import Jobs
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / 'configs' / 'demo'
 START = CONFIGS / 'dense_deeplabv3plus_scenes.py'
 DENSE = CONFIGS / 'dense_continued_deeplabv3plus_scenes.py'
 GDP = CONFIGS / 'gdp_deeplabv3plus_scenes.py'
@@ -39,7 +39,7 @@ class Demo(Jobs):
     """
 
     def __init__(self, work_dir: Path, data: Path, seed: int, options: list[str]) -> None:
-        super().__init__(work_dir)
+        super().__init__(work_dir, ROOT / 'tools')
         self.data_root = data / 'VOC2012'
         roots = [f'{kind}_dataloader.dataset.data_root={self.data_root}' for kind in ('train', 'val', 'test')]
         self.options = [*roots, f'randomness.seed={seed}', *options]
@@ -57,19 +57,19 @@ class Demo(Jobs):
         out = self.work_dir / f'test_{name}.json'
         self.run(f'test_{name}', 'test.py', config, checkpoint, '--out-json', out, '--work-dir', self.work_dir / 'test',
                  '--cfg-options', *self.options)  # fmt: skip
-        return read_json(out)['mIoU']
+        return cli.read_json(out)['mIoU']
 
 
 def summarise(demo: Demo, target: float) -> dict:
     """Test the three models, measure latency, and gather the figures of ``summary.json``."""
     slim = demo.work_dir / 'slim'
-    report = read_json(slim / 'slim.json')
+    report = cli.read_json(slim / 'slim.json')
     history = [json.loads(line) for line in (demo.work_dir / 'gdp' / 'gates.jsonl').read_text().splitlines()]
     last = history[-1]
     half = len(last['histogram']) // 2
     out = demo.work_dir / 'latency.json'
-    demo.run('latency', 'latency.py', DENSE, slim / 'slim.py', '--json', out)
-    latency = read_json(out)
+    demo.run('latency', 'analysis_tools/latency.py', DENSE, slim / 'slim.py', '--json', out)
+    latency = cli.read_json(out)
     return {
         'miou_dense': demo.miou('dense', DENSE, demo.last('dense')),
         'miou_gated': demo.miou('gated', GDP, demo.last('gdp')),
@@ -119,8 +119,9 @@ def main() -> None:
     args = parser.parse_args()
     begin = time.monotonic()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    generate_voc(args.data, num_train=args.num_train, num_val=args.num_val, size=tuple(args.size))
     demo = Demo(args.work_dir, args.data, args.seed, args.cfg_options)
+    sizes = ['--num-train', args.num_train, '--num-val', args.num_val, '--size', *args.size]
+    demo.run('data', 'dataset_converters/demo_data.py', args.data, *sizes)
     demo.train_all({'start': (START, [])})
     start = f'load_from={demo.last("start")}'
     demo.train_all({'dense': (DENSE, [start]), 'gdp': (GDP, [start])})

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
-import cli
+from mmprune_gates import cli  # cures come before the imports below
+
+# isort: split
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device

@@ -5,7 +5,7 @@ The files are laid out like those of the real data set (palette, void borders, l
 
 Example::
 
-    python tools/demo_data.py data/demo_scenes --num-train 2000 --num-val 200
+    python tools/dataset_converters/demo_data.py data/demo_scenes --num-train 2000 --num-val 200
 """
 
 from __future__ import annotations

@@ -1,0 +1,21 @@
+"""What the command lines in ``tools/`` share. Exit codes: 0 done, 1 bad input or an error, 2 wrong usage.
+
+Importing this needs mmengine; nothing else of the package does so. :mod:`mmprune_gates.cli.jobs`, which also needs rich
+(the extra ``report``), is imported by its own name.
+"""
+
+from mmprune_gates.cli.arguments import Options, config_parser, load_config, runner_config, runner_parser
+from mmprune_gates.cli.errors import reports_errors
+from mmprune_gates.cli.files import read_json, write_json, write_text
+
+__all__ = [
+    'Options',
+    'config_parser',
+    'load_config',
+    'read_json',
+    'reports_errors',
+    'runner_config',
+    'runner_parser',
+    'write_json',
+    'write_text',
+]

@@ -1,0 +1,28 @@
+"""Commands that documentation, configs and messages print are there, and start from any folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NAMED = re.compile(r'(?<![\w/.])tools/[\w/]+\.py')
+PLACES = ('README.md', 'Makefile', 'docs/**/*.md', 'configs/**/*.py', 'mmprune_gates/**/*.py', 'tools/**/*.py')
+
+
+def test_every_tool_that_is_named_exists():
+    texts = [path.read_text() for place in PLACES for path in ROOT.glob(place)]
+    names = {name for text in texts for name in NAMED.findall(text)}
+    assert len(names) > 10 and not [name for name in sorted(names) if not (ROOT / name).is_file()]
+
+
+@pytest.mark.models
+@pytest.mark.parametrize('name', ['train.py', 'analysis_tools/importance.py', 'dev/zoo.py'])
+def test_a_tool_of_each_room_starts_from_any_folder(name, tmp_path):
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / name), '--help']
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f'usage: {Path(name).name}'), done.stderr

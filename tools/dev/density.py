@@ -1,0 +1,61 @@
+"""How much there is to understand: AST nodes and code lines of each folder of the package, docstrings not counted.
+
+    python tools/dev/density.py [FOLDER]
+
+A node is an expression or a statement; a code line is one that holds part of a statement, outside docstrings. Also the
+nested comprehensions per 100 code lines, and the longest function.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def docstrings(tree: ast.Module) -> set[ast.stmt]:
+    """The statements that are docstrings."""
+    found = set()
+    for node in ast.walk(tree):
+        body = getattr(node, 'body', None)
+        if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) and body and isinstance(body[0], ast.Expr):
+            if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                found.add(body[0])
+    return found
+
+
+def measure(path: Path) -> dict[str, int]:
+    """Nodes, lines, nested comprehensions and the longest function of a file."""
+    tree = ast.parse(path.read_text())
+    left_out = {inner for statement in docstrings(tree) for inner in ast.walk(statement)}
+    nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.expr, ast.stmt)) and node not in left_out]
+    lines = {line for node in nodes for line in range(node.lineno, node.lineno + 1)}
+    lines |= {node.end_lineno for node in nodes}
+    nested = sum(
+        isinstance(node, COMPREHENSIONS) and any(isinstance(n, COMPREHENSIONS) for n in ast.walk(node) if n is not node)
+        for node in nodes
+    )
+    longest = max((node.end_lineno - node.lineno + 1 for node in nodes if isinstance(node, FUNCTIONS)), default=0)
+    return {'nodes': len(nodes), 'lines': len(lines), 'nested': nested, 'longest': longest}
+
+
+def main() -> None:
+    """Run the command line."""
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[2] / 'mmprune_gates')
+    rows: dict[str, list] = defaultdict(list)
+    for path in sorted(root.rglob('*.py')):
+        rows[path.relative_to(root).parts[0] if path.parent != root else '.'].append(measure(path))
+    rows['all'] = [row for own in list(rows.values()) for row in own]
+    print(f'{"":12}{"nodes":>8}{"lines":>8}{"per line":>10}{"nested/100":>12}{"longest":>9}')
+    for name, own in rows.items():
+        nodes, lines, nested = (sum(row[key] for row in own) for key in ('nodes', 'lines', 'nested'))
+        longest = max(row['longest'] for row in own)
+        print(f'{name:12}{nodes:8}{lines:8}{nodes / lines:10.2f}{100 * nested / lines:12.2f}{longest:9}')
+
+
+if __name__ == '__main__':
+    main()
