@@ -171,6 +171,7 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
     for hook in hooks:
         hook.before_run(runner)
         hook.before_train(runner)
+        hook.pruner.done = runner.iter
         if isinstance(hook, GateDecoratorHook):
             hook.pruner.controller.begin(args.phase, MAX_ITERS)
             hook.pruner.prepare()
