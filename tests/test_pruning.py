@@ -216,6 +216,12 @@ def test_finishing_too_early_changes_nothing():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_a_model_without_gates_needs_inputs():
+    model = models()['dict outputs']
+    with pytest.raises(ValueError, match='GDP: give example_inputs, or attach gates'):
+        GDP(model, None, sgd(model), total_steps=4, target_macs=0.5)
+
+
 def test_finishing_needs_inputs():
     model = randomize_(Residual())
     attach_gates(model, trace_channels(model, example((3, 8, 8), dtype=torch.float32)), PolarizationGate)

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.optim import BaseOptimWrapper
 
 from mmprune_gates.engine.running import loss_scale, unwrapped
-from mmprune_gates.gates import GatesDoNotAct, gates_of
+from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
 
 STATE = 'mmprune_gates'  # key of the pruner's state in a checkpoint
@@ -44,8 +44,10 @@ class PruningHook(Hook):
         Raises:
             ValueError: The method refuses the model, or a config key bypasses gates.
         """
-        gates_of(unwrapped(runner)).follow(unwrapped(runner))
-        if not isinstance(runner.optim_wrapper, BaseOptimWrapper):
+        model, trains = unwrapped(runner), isinstance(runner.optim_wrapper, BaseOptimWrapper)
+        if trains or has_gates(model):
+            gates_of(model).follow(model)
+        if not trains:
             return  # validation and test leave the optimiser a config
         try:
             self.refuse_bypass(runner)

@@ -59,6 +59,8 @@ class Pruner:
         self.model, self.optimizer, self.forward = model, optimizer, train_forward or forward
         self.options = None if example_inputs is None else call_options(example_inputs)
         if not has_gates(model):
+            if example_inputs is None:
+                raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
             attach_gates(model, trace_channels(model, example_inputs, forward, train_forward, units), self.gate)
         self.gates = gates_of(model)
         check_kind(self.gates, type(self))
