@@ -14,19 +14,11 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from mmprune_gates.channels import pointwise
-from mmprune_gates.channels import shapes as ops
 from mmprune_gates.channels.graph import within
 from mmprune_gates.channels.labels import GATED, Flow, Value
 from mmprune_gates.channels.op import UNKNOWN, module_paths, op_name, shapes
-from mmprune_gates.channels.rules import TABLE
+from mmprune_gates.channels.rules import Trait, has_trait
 from mmprune_gates.channels.tails import Tail, find_tail
-
-ELEMENTWISE = (
-    *(pointwise.same, pointwise.zero_preserving, pointwise.any_function, pointwise.clamp, pointwise.power),
-    *(pointwise.additive, pointwise.multiplicative),
-)
-ANY_WIDTH = (*ELEMENTWISE, ops.permute, ops.transpose)
 
 
 @dataclass(frozen=True)
@@ -114,7 +106,7 @@ def branch_of(nodes: set[fx.Node], end: fx.Node, values, names, paths, outside: 
     if not sites or not all(within(site, modules) for site in sites) or not all(map(takes_any_width, between)):
         return None
     (entry,) = entries_of(nodes, names)
-    tail = find_tail(end, modules, values, names, paths, keeps_constants)
+    tail = find_tail(end, modules, values, names, paths)
     return Branch(modules, sites, values[entry], values[end], tail)
 
 
@@ -161,9 +153,4 @@ def sites_of(value: Value) -> frozenset[str]:
 
 def takes_any_width(node: fx.Node) -> bool:
     """Whether a call between modules says nothing of the width of its tensors."""
-    return TABLE.get(op_name(node)) in ANY_WIDTH
-
-
-def keeps_constants(node: fx.Node) -> bool:
-    """Whether a call makes of one value per channel again one value per channel."""
-    return takes_any_width(node) or op_name(node) == 'batch_norm'
+    return has_trait(node, Trait.ANY_WIDTH)

@@ -45,6 +45,11 @@ class Axis:
         """The axis restricted to, or repeated at, the positions ``index``."""
         return replace(self, ids=self.ids[index], state=self.state[index])
 
+    def pieces(self, number: int) -> list[Axis]:
+        """The axis cut into ``number`` equal pieces."""
+        places = np.arange(len(self.ids)).reshape(number, -1)
+        return [self.take(row) for row in places]
+
 
 @dataclass(frozen=True)
 class Value:
@@ -62,6 +67,12 @@ class Value:
         """All axes but the one along ``dim``."""
         dim %= max(len(self.shape), 1)
         return tuple(axis for axis in self.axes if axis.dim != dim)
+
+    def expanded(self, rank: int) -> Value:
+        """The tensor seen with ``rank`` dimensions: new ones of size 1 come first."""
+        new = rank - len(self.shape)
+        axes = [replace(axis, dim=axis.dim + new) for axis in self.axes]
+        return Value((1,) * new + self.shape, tuple(axes))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from operator import getitem
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mmprune_gates.channels.labels import LOST, Axis, Flow, Value
+from mmprune_gates.channels.labels import GATED, LOST, Axis, Flow, Value
 
 NO_RULE = 'no rule for this op'
 UNKNOWN = -1  # a size that depends on data
@@ -58,19 +59,58 @@ class Op:
     @property
     def tensors(self) -> list[Value]:
         """Labels of all tensor operands in order, lists flattened, repetitions kept."""
-        nodes: list[fx.Node] = []
-        fx.node.map_arg((self.node.args, dict(self.node.kwargs)), nodes.append)
-        values = [self.values[node] for node in nodes]
-        return [v for value in values for v in (value if isinstance(value, list) else [value])]
+        found: list[Value] = []
+        for node in operands(self.node):
+            found += as_list(self.values[node])
+        return found
+
+    @property
+    def x(self) -> Value:
+        """Labels of the first tensor operand."""
+        return self.tensors[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the (first) result."""
         return shapes(self.node)[0]
 
-    def result(self, axes: tuple[Axis, ...] | list[Axis] = ()) -> Value:
-        """Labels of the result."""
-        return Value(self.shape, tuple(axes))
+    def result(self, axes: Iterable[Axis] = ()) -> Value | list[Value]:
+        """Labels of the result; where the op has several, all carry the same axes."""
+        axes = tuple(axes)
+        value = self.node.meta.get('val')
+        if isinstance(value, (list, tuple)):
+            return [Value(sizes(part), axes) for part in value]
+        return Value(sizes(value), axes)
+
+    def moved(self, origins: Sequence[int | None], reason: str = '', at_most: int = GATED) -> Value | list[Value]:
+        """Labels of the result if its dimension ``d`` is dimension ``origins[d]`` of the first operand.
+
+        Args:
+            origins: One dimension of the operand, or None, for each of the result.
+            reason: Why channels along the other dimensions of the operand are frozen.
+            at_most: What is known of the result's values at most.
+        """
+        known, lost = [], []
+        for axis in self.x.axes:
+            if axis.dim not in origins:
+                lost.append(axis)
+                continue
+            place = replace(axis, dim=origins.index(axis.dim))
+            known.append(place if at_most == GATED else self.flow.weaken(place, at_most))
+        self.freeze(lost, reason)
+        return self.result(known)
+
+    def spoilt(self, dims: Iterable[int], reason: str, at_most: int = GATED) -> Value | list[Value]:
+        """Labels of a result with the dimensions of the first operand, of which ``dims`` must stay what they are."""
+        rank = len(self.x.shape)
+        spoilt = {dim % rank for dim in dims}
+        return self.moved([None if dim in spoilt else dim for dim in range(rank)], reason, at_most)
+
+    def dropped(self, dims: Iterable[int], reason: str) -> Value | list[Value]:
+        """Labels of a result that has the dimensions of the first operand without ``dims``."""
+        rank = len(self.x.shape)
+        dropped = {dim % rank for dim in dims}
+        return self.moved([dim for dim in range(rank) if dim not in dropped], reason)
 
     def freeze(self, axes, reason: str) -> None:
         """Freeze ``axes``, naming the op and the module."""
@@ -78,11 +118,9 @@ class Op:
 
     def give_up(self, reason: str) -> Value | list[Value]:
         """Labels of a result in which no channel is known: nothing that the op touches can be removed."""
-        self.freeze([axis for value in self.tensors for axis in value.axes], reason)
-        result = self.node.meta.get('val')
-        if isinstance(result, (list, tuple)):
-            return [Value(sizes(part)) for part in result]
-        return Value(self.shape)
+        for value in self.tensors:
+            self.freeze(value.axes, reason)
+        return self.result()
 
     def rigid(self, dim: int, size: int, reason: str) -> Axis:
         """An axis of channels that must stay, for a piece of a tensor without labels."""
@@ -99,6 +137,18 @@ class Op:
         if UNKNOWN in extents:
             raise ValueError('a size depends on data')
         return prod(extents) / self.batch
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """All tensor operands of a call in order, repetitions kept."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, dict(node.kwargs)), found.append)
+    return found
+
+
+def as_list(value: Value | list[Value]) -> list[Value]:
+    """A value as a list of one, a list as it is."""
+    return value if isinstance(value, list) else [value]
 
 
 def op_name(node: fx.Node) -> str:

@@ -15,8 +15,7 @@ from torch import Tensor, fx
 
 from mmprune_gates.channels.labels import Axis
 from mmprune_gates.channels.op import op_name, shapes
-
-LAYERS = ('linear', 'conv1d', 'conv2d', 'conv3d')
+from mmprune_gates.channels.rules import Trait, has_trait
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,7 @@ def resolve(arg: Any, last: Tensor, tensors: Mapping[str, Tensor]) -> Any:
     return last if isinstance(arg, Before) else tensors[arg.name] if isinstance(arg, Named) else arg
 
 
-def find_tail(
-    end: fx.Node, modules: tuple[str, ...], values, names: Mapping[fx.Node, str], paths, passes
-) -> Tail | None:
+def find_tail(end: fx.Node, modules: tuple[str, ...], values, names: Mapping[fx.Node, str], paths) -> Tail | None:
     """The tail of a branch; None if its end is not computed step by step from what one layer makes.
 
     Args:
@@ -82,15 +79,14 @@ def find_tail(
         values: Labels of all tensors.
         names: Names of parameters and buffers.
         paths: Paths of the modules that each call is made in, of calls that depend on the input.
-        passes: Whether an op makes a constant of a constant, element by element or channel by channel.
     """
     node, outside, steps = end, True, []
     module = None
-    while op_name(node) not in LAYERS:
+    while not has_trait(node, Trait.BIAS):
         outside = outside and not any(path in modules for path in paths.get(node, ()))
         sources = [source for source in node.all_input_nodes if source in paths]
         computed = [source for source in node.all_input_nodes if source not in paths and source not in names]
-        if len(sources) != 1 or (computed and not outside) or node.kwargs or not passes(node):
+        if len(sources) != 1 or (computed and not outside) or node.kwargs or not has_trait(node, Trait.CONSTANT):
             return None
         if not outside:
             module = module or enclosing(node, modules, paths)

@@ -19,7 +19,7 @@ from mmprune_gates.channels.full_width import find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Flow, Value
-from mmprune_gates.channels.op import Op, is_inplace, shapes
+from mmprune_gates.channels.op import Op, as_list, is_inplace, shapes
 from mmprune_gates.channels.rules import apply_rule
 
 UNITS = ('channels', 'blocks', 'both')
@@ -182,8 +182,3 @@ def changed(before: Value, after: Value) -> bool:
         axis.dim not in known or axis.sites != known[axis.dim].sites or (axis.state != known[axis.dim].state).any()
         for axis in after.axes
     )
-
-
-def as_list(value: Any) -> list[Value]:
-    """A value as a list of one, a list as it is."""
-    return value if isinstance(value, list) else [value]
