@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from mmprune_gates.channels.labels import GATED, LOST, Axis, Flow, Value
+from mmprune_gates.channels.flow import Flow
+from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
 
 NO_RULE = 'no rule for this op'
 UNKNOWN = -1  # a size that depends on data
