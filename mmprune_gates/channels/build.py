@@ -45,33 +45,33 @@ def build_graph(flow: Flow, branches: Sequence[Branch], prune_channels: bool = T
         for value in flow.tensors.values():
             flow.freeze(value.axes, BLOCKS_ONLY)
     numbering = number_channels(flow, branches)
-    slots = find_slots(flow, numbering)
+    slots = _find_slots(flow, numbering)
     reads = [*flow.reads, *(call for calls in flow.full_width.values() for call in calls)]
-    full_width = {path: resolved(calls[0], numbering) for path, calls in flow.full_width.items()}
-    blocks = describe_blocks(flow, branches, numbering, {**slots, **{p: {0: w.index} for p, w in full_width.items()}})
+    full_width = {path: _resolved(calls[0], numbering) for path, calls in flow.full_width.items()}
+    blocks = _describe_blocks(flow, branches, numbering, {**slots, **{p: {0: w.index} for p, w in full_width.items()}})
     terms = [(term.layer, term.positions, [*map(numbering.channels, term.factors)]) for term in flow.terms]
     cost = Cost.of(terms)
     return ChannelGraph(
-        groups=with_blocks(numbering, blocks),
+        groups=_with_blocks(numbering, blocks),
         slots=slots,
-        layers=coverage(flow, numbering, cost),
-        reads=tuple(resolved(read, numbering) for read in reads),
-        sites=find_sites(flow, numbering),
+        layers=_coverage(flow, numbering, cost),
+        reads=tuple(_resolved(read, numbering) for read in reads),
+        sites=_find_sites(flow, numbering),
         full_width=full_width,
         blocks=blocks,
-        filters=count_filters(flow, numbering, blocks),
+        filters=_count_filters(flow, numbering, blocks),
         tainted=frozenset(flow.tainted),
-        unreached=unreached_modules(flow),
+        unreached=_unreached_modules(flow),
         cost=cost,
     )
 
 
-def resolved(found: Read | Site, numbering: Numbering) -> Read | Site:
+def _resolved(found: Read | Site, numbering: Numbering) -> Read | Site:
     """What a walk has found, with numbers of channels instead of ids."""
     return replace(found, index=numbering.channels(found.index))
 
 
-def find_slots(flow: Flow, numbering: Numbering) -> Slots:
+def _find_slots(flow: Flow, numbering: Numbering) -> Slots:
     """The channels of each parameter and buffer, by dimension, where there are any."""
     slots: Slots = defaultdict(dict)
     for name, value in flow.tensors.items():
@@ -82,13 +82,13 @@ def find_slots(flow: Flow, numbering: Numbering) -> Slots:
     return dict(slots)
 
 
-def find_sites(flow: Flow, numbering: Numbering) -> tuple[Site, ...]:
+def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site, ...]:
     """Where a gate can stand behind what makes channels."""
-    sites = [resolved(site, numbering) for site in flow.sites.values()]
+    sites = [_resolved(site, numbering) for site in flow.sites.values()]
     return tuple(site for site in sites if bool((site.index >= 0).any()))
 
 
-def describe_blocks(flow: Flow, branches: Sequence[Branch], numbering: Numbering, slots: Slots) -> tuple[Block, ...]:
+def _describe_blocks(flow: Flow, branches: Sequence[Branch], numbering: Numbering, slots: Slots) -> tuple[Block, ...]:
     """All residual blocks, each with the groups that go with it and the one that makes it constant if it is empty.
 
     Args:
@@ -104,8 +104,8 @@ def describe_blocks(flow: Flow, branches: Sequence[Branch], numbering: Numbering
     for name, branch in zip(block_names(branches), branches, strict=True):
         outside = [held for holder, held in holders.items() if not within(holder, branch.modules)]
         inner = free.difference(*outside)
-        last = last_group(flow, branch, numbering)
-        if last not in inner or not costs_nothing_without(flow, branch, numbering, inner):
+        last = _last_group(flow, branch, numbering)
+        if last not in inner or not _costs_nothing_without(flow, branch, numbering, inner):
             inner, last = set(), None
         blocks.append(
             Block(
@@ -121,12 +121,12 @@ def describe_blocks(flow: Flow, branches: Sequence[Branch], numbering: Numbering
     return tuple(blocks)
 
 
-def last_group(flow: Flow, branch: Branch, numbering: Numbering) -> int | None:
+def _last_group(flow: Flow, branch: Branch, numbering: Numbering) -> int | None:
     """Number of the group that is all that the last layer of a branch reads; None if there is no such group."""
     if branch.tail is None:
         return None
     weight = branch.tail.weight
-    read = axis_along(flow, weight, flow.layers[weight].in_dim)
+    read = _axis_along(flow, weight, flow.layers[weight].in_dim)
     if read is None:
         return None
     index = numbering.channels(read.ids)
@@ -134,7 +134,7 @@ def last_group(flow: Flow, branch: Branch, numbering: Numbering) -> int | None:
     return found[0] if len(found) == 1 and bool((index >= 0).all()) else None
 
 
-def costs_nothing_without(flow: Flow, branch: Branch, numbering: Numbering, inner: set[int]) -> bool:
+def _costs_nothing_without(flow: Flow, branch: Branch, numbering: Numbering, inner: set[int]) -> bool:
     """Whether all that a branch costs goes with its inner groups."""
     for number in branch.terms:
         factors = [numbering.groups_in(numbering.channels(ids)) for ids in flow.terms[number].factors]
@@ -143,12 +143,12 @@ def costs_nothing_without(flow: Flow, branch: Branch, numbering: Numbering, inne
     return True
 
 
-def axis_along(flow: Flow, weight: str, dim: int | None) -> Axis | None:
+def _axis_along(flow: Flow, weight: str, dim: int | None) -> Axis | None:
     """The channels of a weight along a dimension; None where there are none."""
     return None if dim is None else flow.tensors[weight].along(dim)
 
 
-def with_blocks(numbering: Numbering, blocks: Sequence[Block]) -> tuple[Group, ...]:
+def _with_blocks(numbering: Numbering, blocks: Sequence[Block]) -> tuple[Group, ...]:
     """All groups, which now know of the residual blocks that they stand for or can empty."""
     lasts = {block.last for block in blocks}
     groups = [replace(group, empties=group.name in lasts) for group in numbering.groups]
@@ -156,7 +156,7 @@ def with_blocks(numbering: Numbering, blocks: Sequence[Block]) -> tuple[Group, .
     return (*groups, *gates)
 
 
-def count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) -> Tensor:
+def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) -> Tensor:
     """(num_channels,) rows of weights that make each channel or pass it on; of a block, all that it holds."""
     filters = torch.zeros(numbering.num_channels, dtype=torch.long)
     rows = {}
@@ -172,7 +172,7 @@ def count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) -> 
     return filters
 
 
-def coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]:
+def _coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]:
     """Every convolution and linear layer: what it costs, its groups, and why a side of it is frozen."""
     macs: dict[str, float] = defaultdict(float)
     costs = cost.per_op(torch.ones(numbering.num_channels, dtype=torch.double))
@@ -180,8 +180,8 @@ def coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]:
         macs[layer] += value
     layers = []
     for weight, use in flow.layers.items():
-        out_groups, out_frozen = coverage_of_side(flow, numbering, weight, use.out_dim)
-        in_groups, in_frozen = coverage_of_side(flow, numbering, weight, use.in_dim)
+        out_groups, out_frozen = _coverage_of_side(flow, numbering, weight, use.out_dim)
+        in_groups, in_frozen = _coverage_of_side(flow, numbering, weight, use.in_dim)
         total = round(macs[use.layer])
         layers.append(Layer(use.layer, use.kind, total, out_groups, in_groups, out_frozen, in_frozen))
     used = {layer.name for layer in layers}
@@ -191,18 +191,18 @@ def coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def coverage_of_side(
+def _coverage_of_side(
     flow: Flow, numbering: Numbering, weight: str, dim: int | None
 ) -> tuple[tuple[str, ...], str | None]:
     """The groups along one dimension of a weight, and why none of their channels can be removed."""
-    axis = axis_along(flow, weight, dim)
+    axis = _axis_along(flow, weight, dim)
     if axis is None:
         return (), DEPTHWISE if dim is None else SINGLE
     numbers = numbering.groups_in(numbering.channels(axis.ids))
     return tuple(numbering.groups[number].name for number in numbers), numbering.why_frozen(axis.ids)
 
 
-def unreached_modules(flow: Flow) -> tuple[str, ...]:
+def _unreached_modules(flow: Flow) -> tuple[str, ...]:
     """Paths of the modules that hold parameters which no walk has met."""
     unused = [name for name, _ in flow.model.named_parameters() if name not in flow.tensors]
     return tuple(dict.fromkeys(name.rpartition('.')[0] for name in unused))

@@ -60,6 +60,10 @@ class Value:
         dim %= max(len(self.shape), 1)
         return tuple(axis for axis in self.axes if axis.dim != dim)
 
+    def behind(self, dim: int) -> list[Axis]:
+        """The axes along all dimensions behind ``dim``."""
+        return [axis for axis in self.axes if axis.dim > dim]
+
     def expanded(self, rank: int) -> Value:
         """The tensor seen with ``rank`` dimensions: new ones of size 1 come first."""
         new = rank - len(self.shape)

@@ -12,7 +12,7 @@ import numpy as np
 from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
 from mmprune_gates.channels.op import UNKNOWN, Op, shapes
 from mmprune_gates.channels.pointwise import Result, aligned
-from mmprune_gates.channels.reshape import grid, runs, spread
+from mmprune_gates.channels.reshape import copies, runs, spread
 
 
 def permute(op: Op) -> Result:
@@ -106,11 +106,11 @@ def stack(op: Op) -> Result:
     """``aten.stack``: a new dimension; channels along the others are united."""
     rank = len(op.shape)
     new = op.arg(1, 0) % rank
-    values = [unsqueezed(value, new) for value in op.tensors]
+    values = [_unsqueezed(value, new) for value in op.tensors]
     return op.result(aligned(op, values, range(rank), 'stacked with a tensor without removable channels'))
 
 
-def unsqueezed(value: Value, dim: int) -> Value:
+def _unsqueezed(value: Value, dim: int) -> Value:
     """A tensor with a new dimension of size one."""
     shape = (*value.shape[:dim], 1, *value.shape[dim:])
     axes = [replace(axis, dim=axis.dim + (axis.dim >= dim)) for axis in value.axes]
@@ -124,11 +124,11 @@ def cat(op: Op) -> Result:
     others = [dim for dim in range(rank) if dim != joined]
     axes = aligned(op, op.tensors, others, 'concatenated with a tensor without removable channels')
     if any(part.along(joined) for part in op.tensors):
-        axes.append(join(op, joined))
+        axes.append(_join(op, joined))
     return op.result(axes)
 
 
-def join(op: Op, dim: int) -> Axis:
+def _join(op: Op, dim: int) -> Axis:
     """The axis along the dimension of concatenation; pieces without labels stay whole."""
     pieces = []
     for part in op.tensors:
@@ -155,14 +155,14 @@ def view(op: Op) -> Result:
     for before, after in runs(x.shape, op.shape):
         own = [axis for axis in x.axes if axis.dim in before]
         if len(own) == 1:
-            axes += relaid(op, own[0], before, after)
+            axes.append(_relaid(op, own[0], before, after))
         else:
             op.freeze(own, 'two channel dimensions viewed as one')
     return op.result(axes)
 
 
-def relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
-    """The axis of a run of dimensions seen as another one; none if all its channels are the same, as after shuffles.
+def _relaid(op: Op, axis: Axis, before: range, after: range) -> Axis | None:
+    """The axis of a run of dimensions seen as another one; None if all its channels are the same, as after shuffles.
 
     Args:
         op: The view.
@@ -173,21 +173,20 @@ def relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
     old = op.x.shape[before.start : before.stop]
     new = op.shape[after.start : after.stop]
     dim = axis.dim - before.start
-    places = spread(axis.ids, dim, old, new)
-    varying = [after.start + number for number, size in enumerate(places.shape) if size > 1]
+    reduced = spread(axis.ids, dim, old, new)
+    varying = [place for place, size in zip(after, reduced.shape, strict=True) if size > 1]
     if not varying:
         op.freeze([axis], 'all of them tied to each other, and viewed in another shape')
-        return []
-    inferred = inferred_dim(op)
+        return None
+    inferred = _inferred_dim(op)
     shrinks = inferred if inferred in varying else varying[-1]
-    others = tuple(number for number, place in enumerate(after) if place != shrinks)
-    tied = np.moveaxis(places, shrinks - after.start, 0).reshape(places.shape[shrinks - after.start], -1)
-    op.flow.unite(axis.ids[tied[:, :1]], axis.ids[tied])
-    state = grid(axis.state, dim, old, new).min(axis=others)
-    return [replace(axis, dim=shrinks, ids=axis.ids[tied[:, 0]], state=state)]
+    ids = copies(axis.ids, dim, old, new, shrinks - after.start)
+    state = copies(axis.state, dim, old, new, shrinks - after.start)
+    op.flow.unite(ids[:1], ids[1:])
+    return replace(axis, dim=shrinks, ids=ids[0], state=state.min(axis=0))
 
 
-def inferred_dim(op: Op) -> int | None:
+def _inferred_dim(op: Op) -> int | None:
     """The dimension of the result whose size the code gives as -1, if any."""
     sizes = next((list(arg) for arg in op.node.args[1:] if isinstance(arg, (list, tuple))), [])
     if -1 not in sizes:

@@ -71,13 +71,23 @@ class Op:
         return self.tensors[0]
 
     @property
+    def weight(self) -> Value:
+        """Labels of the weight of a layer or norm, its second operand."""
+        return self.arg(1)
+
+    @property
+    def bias(self) -> Value | None:
+        """Labels of the bias of a layer or norm, its third operand."""
+        return self.arg(2)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the (first) result."""
         return shapes(self.node)[0]
 
-    def result(self, axes: Iterable[Axis] = ()) -> Value | list[Value]:
+    def result(self, axes: Iterable[Axis | None] = ()) -> Value | list[Value]:
         """Labels of the result; where the op has several, all carry the same axes."""
-        axes = tuple(axes)
+        axes = tuple(axis for axis in axes if axis is not None)
         value = self.node.meta.get('val')
         if isinstance(value, (list, tuple)):
             return [Value(sizes(part), axes) for part in value]

@@ -21,12 +21,12 @@ def passing(at_most: int) -> Callable[[Op], Result]:
     """The rule of functions of one element that leave at most so much known of its value."""
 
     def rule(op: Op) -> Result:
-        return passed(op, at_most)
+        return _passed(op, at_most)
 
     return rule
 
 
-def passed(op: Op, at_most: int) -> Result:
+def _passed(op: Op, at_most: int) -> Result:
     """The first operand's channels, with at most so much known of their values."""
     return op.result([op.flow.weaken(axis, at_most) for axis in op.x.axes])
 
@@ -43,16 +43,16 @@ def clamp(op: Op) -> Result:
     if isinstance(low, Value) or isinstance(high, Value):
         return op.give_up(NO_RULE)
     if low == 0 and high is None:
-        return passed(op, GATED)
+        return _passed(op, GATED)
     holds_zero = (low is None or low <= 0) and (high is None or high >= 0)
-    return passed(op, ZERO if holds_zero else LOST)
+    return _passed(op, ZERO if holds_zero else LOST)
 
 
 def power(op: Op) -> Result:
     """pow with a constant exponent: keeps zero where it is positive."""
     exponent = op.arg(1)
     if isinstance(exponent, (int, float)) and exponent > 0:
-        return passed(op, ZERO)
+        return _passed(op, ZERO)
     return op.give_up(NO_RULE)
 
 
@@ -70,12 +70,12 @@ def prelu(op: Op) -> Result:
 def additive(op: Op) -> Result:
     """add, sub, maximum: zero and homogeneous only if every operand is."""
     shifts = any(isinstance(arg, (int, float)) and arg != 0 for arg in op.node.args[:2])
-    return elementwise(op, lost if shifts else weakest, broadcast=LOST)
+    return _elementwise(op, _lost if shifts else weakest, broadcast=LOST)
 
 
 def multiplicative(op: Op) -> Result:
     """mul: zero if any factor is, homogeneous if exactly one factor is."""
-    return elementwise(op, scaled_once, broadcast=GATED)
+    return _elementwise(op, _scaled_once, broadcast=GATED)
 
 
 def quotient(op: Op) -> Result:
@@ -83,27 +83,27 @@ def quotient(op: Op) -> Result:
     denominator = op.arg(1)
     if isinstance(denominator, Value):
         op.freeze(denominator.axes, 'divides')
-    return elementwise(op, weakest, broadcast=GATED)
+    return _elementwise(op, weakest, broadcast=GATED)
 
 
 def comparison(op: Op) -> Result:
     """eq, lt, ...: channels pass, values are lost."""
-    return elementwise(op, lost, broadcast=LOST)
+    return _elementwise(op, _lost, broadcast=LOST)
 
 
-def lost(states: list[np.ndarray]) -> np.ndarray:
+def _lost(states: list[np.ndarray]) -> np.ndarray:
     """Nothing is known of the result."""
     return np.full_like(states[0], LOST)
 
 
-def scaled_once(states: list[np.ndarray]) -> np.ndarray:
+def _scaled_once(states: list[np.ndarray]) -> np.ndarray:
     """A product scales with a gate if exactly one factor does, and is zero if any factor is."""
     scaled = [state == GATED for state in states]
     strongest = np.maximum.reduce(states)
     return np.where(np.sum(scaled, axis=0) == 1, GATED, np.minimum(strongest, ZERO))
 
 
-def elementwise(op: Op, combine: Combine, broadcast: int) -> Result:
+def _elementwise(op: Op, combine: Combine, broadcast: int) -> Result:
     """Operands of one broadcast shape: channels that meet are united.
 
     Args:
@@ -143,11 +143,11 @@ def aligned(
         if any(size > 1 for size in bare):
             op.freeze(channels, reason)
         elif channels:
-            axes.append(meet(op, channels, combine, broadcast if bare else GATED))
+            axes.append(_meet(op, channels, combine, broadcast if bare else GATED))
     return axes
 
 
-def meet(op: Op, axes: list[Axis], combine: Combine, at_most: int) -> Axis:
+def _meet(op: Op, axes: list[Axis], combine: Combine, at_most: int) -> Axis:
     """One axis from all that meet along a dimension; sites that stop to scale the result are tainted."""
     first, *others = axes
     for other in others:
@@ -178,15 +178,15 @@ def sampling(op: Op) -> Result:
 
 def reduction(op: Op) -> Result:
     """sum, mean, amax over dimensions: exact only over dimensions that hold no channel."""
-    return reduced(op, op.arg(1), op.arg(2, False))
+    return _reduced(op, op.arg(1), op.arg(2, False))
 
 
 def vector_norm(op: Op) -> Result:
     """``aten.linalg_vector_norm``: homogeneous; exact only over dimensions that hold no channel."""
-    return reduced(op, op.arg(2), op.arg(3, False))
+    return _reduced(op, op.arg(2), op.arg(3, False))
 
 
-def reduced(op: Op, dims: int | list[int] | None, keep: bool) -> Result:
+def _reduced(op: Op, dims: int | list[int] | None, keep: bool) -> Result:
     """What is left of the first operand's axes once ``dims`` (all, if there are none) are gone, or of size 1."""
     if isinstance(dims, int):
         dims = [dims]
@@ -203,15 +203,15 @@ def softmax(op: Op) -> Result:
 
 def layer_norm(op: Op) -> Result:
     """``aten.layer_norm``: statistics over the trailing dimensions; removing a channel would change them."""
-    return statistics(op, range(-len(op.arg(1)), 0), 'normalised over channels')
+    return _statistics(op, range(-len(op.arg(1)), 0), 'normalised over channels')
 
 
 def group_norm(op: Op) -> Result:
     """``aten.group_norm``: statistics over groups of channels; removing one would change them."""
-    return statistics(op, range(1, len(op.shape)), 'normalised over groups of channels')
+    return _statistics(op, range(1, len(op.shape)), 'normalised over groups of channels')
 
 
-def statistics(op: Op, dims: Iterable[int], reason: str) -> Result:
+def _statistics(op: Op, dims: Iterable[int], reason: str) -> Result:
     """A norm with a weight and a bias, ``args[2]`` and ``args[3]``, over ``dims``."""
     for own in (op.arg(2), op.arg(3)):
         if own is not None:

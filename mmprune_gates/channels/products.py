@@ -15,15 +15,15 @@ def product(op: Op) -> Result:
     """
     result = op.give_up('multiplied as a matrix with other activations')
     if op.counted:
-        for extents in products_of(op):
+        for extents in _products_of(op):
             op.flow.terms.append(Term(op.node, op.layer, op.per_sample(extents), ()))
     return result
 
 
-def products_of(op: Op) -> list[list[int]]:
+def _products_of(op: Op) -> list[list[int]]:
     """Extents whose product is the number of multiply-accumulates, for each of the products an op makes."""
     if op.name.endswith('einsum'):
-        return einsum_extents(op)
+        return _einsum_extents(op)
     first, second, *others = op.tensors
     if op.name.endswith('attention'):
         queries, keys, width = first.shape[:-1], second.shape[-2], others[0].shape[-1]
@@ -31,7 +31,7 @@ def products_of(op: Op) -> list[list[int]]:
     return [[*op.shape, first.shape[-1]]]
 
 
-def einsum_extents(op: Op) -> list[list[int]]:
+def _einsum_extents(op: Op) -> list[list[int]]:
     """Extents of an einsum of two operands without an ellipsis; others are not counted."""
     equation = op.node.args[0].replace(' ', '')
     operands = equation.split('->')[0].split(',')

@@ -17,7 +17,7 @@ def runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]
     i = j = 0
     while i < len(old) or j < len(new):
         before, after = old[i:], new[j:]
-        m, n = first_run(before, after)
+        m, n = _first_run(before, after)
         if prod(before[m:]) == prod(after[n:]) == 1:  # trailing ones belong to the last run
             m, n = len(before), len(after)
         found.append((range(i, i + m), range(j, j + n)))
@@ -25,7 +25,7 @@ def runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]
     return found
 
 
-def first_run(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, int]:
+def _first_run(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, int]:
     """How many of the first dimensions of two shapes have equal products: as few as possible, but at least one."""
     m, n = min(1, len(old)), min(1, len(new))
     while prod(old[:m]) != prod(new[:n]):
@@ -41,6 +41,12 @@ def grid(vector: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int
     shape = [1] * len(before)
     shape[dim] = -1
     return np.broadcast_to(vector.reshape(shape), before).reshape(after)
+
+
+def copies(vector: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int, ...], along: int) -> np.ndarray:
+    """What :func:`grid` gives, as rows: one for each line of elements along dimension ``along`` of ``after``."""
+    elements = grid(vector, dim, before, after)
+    return np.moveaxis(elements, along, -1).reshape(-1, after[along])
 
 
 def spread(ids: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:

@@ -62,11 +62,11 @@ class Tail:
         if self.bias is not None:
             value = value + tensors[self.bias].reshape(self.shape)
         for op, args in self.steps:
-            value = op(*fx.node.map_aggregate(args, lambda arg, last=value: resolve(arg, last, tensors)))
+            value = op(*fx.node.map_aggregate(args, lambda arg, last=value: _resolve(arg, last, tensors)))
         return value
 
 
-def resolve(arg: Any, last: Tensor, tensors: Mapping[str, Tensor]) -> Any:
+def _resolve(arg: Any, last: Tensor, tensors: Mapping[str, Tensor]) -> Any:
     """What an argument of a step stands for."""
     if isinstance(arg, Named):
         return tensors[arg.name]

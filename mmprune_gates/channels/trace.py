@@ -62,20 +62,20 @@ def read_graph(
         raise ValueError(f'units must be one of {", ".join(UNITS)}, got {units!r}')
     flow = Flow(model, aliases(model))
     batch = batch_size(options)
-    branches = walk(flow, capture(flow, forward, options, training=False), batch, counted=True)
+    branches = _walk(flow, _capture(flow, forward, options, training=False), batch, counted=True)
     if train_forward is not None:
-        trained = walk(flow, capture(flow, train_forward, options, training=True), batch, counted=False)
+        trained = _walk(flow, _capture(flow, train_forward, options, training=True), batch, counted=False)
         known = {branch.sites: {*branch.modules} for branch in trained}  # drop path is a module in training only
         branches = [branch for branch in branches if known.get(branch.sites, set()).issuperset(branch.modules)]
     settle(flow)
     classes = flow.classes()
     branches = [branch for branch in branches if branch.terms and branch.keeps_channels(classes)]
     if units != 'channels':
-        branches = [with_gate(flow, branch) for branch in branches]
+        branches = [_with_gate(flow, branch) for branch in branches]
     return build_graph(flow, branches, prune_channels=units != 'blocks')
 
 
-def with_gate(flow: Flow, branch: Branch) -> Branch:
+def _with_gate(flow: Flow, branch: Branch) -> Branch:
     """Let a new id stand for a branch: what the branch costs, it costs only with that id."""
     ids = flow.fresh(0, 1).ids
     for number in branch.terms:
@@ -91,7 +91,7 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(x, name) for items in named for name, x in items(remove_duplicate=False)}
 
 
-def capture(flow: Flow, forward: Forward | None, options: Options, training: bool) -> torch.export.ExportedProgram:
+def _capture(flow: Flow, forward: Forward | None, options: Options, training: bool) -> torch.export.ExportedProgram:
     """The ATen graph of one pass, in training or evaluation mode; the modes of all modules are restored."""
     model = flow.model
     modes = {module: module.training for module in model.modules()}
@@ -113,14 +113,14 @@ def capture(flow: Flow, forward: Forward | None, options: Options, training: boo
     return program
 
 
-def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted: bool) -> list[Branch]:
+def _walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted: bool) -> list[Branch]:
     """Let labels flow through an exported graph, from its inputs to its outputs; returns its residual branches."""
     graph = program.graph
-    values, names = placeholders(flow, program)
+    values, names = _placeholders(flow, program)
     calls = {node: call for call in find_calls(flow, graph, names) for node in call.nodes}
 
     def follow(node: fx.Node, into: Flow) -> None:
-        values[node] = labels(Op(into, node, values, names, batch, counted))
+        values[node] = _labels(Op(into, node, values, names, batch, counted))
 
     for node in graph.nodes:
         if node.op != 'call_function' or node in values:  # all ops of a module's call are followed at its first one
@@ -143,7 +143,7 @@ def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted:
     return find_branches(Walked(flow, values, names))
 
 
-def placeholders(flow: Flow, program: torch.export.ExportedProgram) -> tuple[dict[fx.Node, Any], dict[fx.Node, str]]:
+def _placeholders(flow: Flow, program: torch.export.ExportedProgram) -> tuple[dict[fx.Node, Any], dict[fx.Node, str]]:
     """Labels of the inputs, parameters and buffers of a graph, and names of the latter two."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values, names = {}, {}
@@ -158,7 +158,7 @@ def placeholders(flow: Flow, program: torch.export.ExportedProgram) -> tuple[dic
     return values, names
 
 
-def labels(op: Op) -> Any:
+def _labels(op: Op) -> Any:
     """Labels of an op's result.
 
     Whoever reads a tensor after it was changed in place reads the result of that op: ``torch.export`` sees to it.
@@ -168,20 +168,20 @@ def labels(op: Op) -> Any:
     if not is_inplace(op.node):
         return result
     operand = op.node.args[0]
-    viewed = is_view(operand) or any(map(is_view, operand.users))
+    viewed = _is_view(operand) or any(map(_is_view, operand.users))
     read_later = any(user not in op.values and user is not op.node for user in operand.users)
-    if (viewed or read_later) and has_changed(op.values[operand], result):
+    if (viewed or read_later) and _has_changed(op.values[operand], result):
         op.freeze(result.axes, 'changed in place through a view')
     return result
 
 
-def is_view(node: fx.Node) -> bool:
+def _is_view(node: fx.Node) -> bool:
     """Whether a tensor shares its elements with one computed before it."""
     source = node.args[0] if node.target is getitem else node
     return getattr(source.target, 'is_view', False)
 
 
-def has_changed(before: Value, after: Value) -> bool:
+def _has_changed(before: Value, after: Value) -> bool:
     """Whether an op has changed what is known of the channels' values."""
     for axis in after.axes:
         old = before.along(axis.dim)
