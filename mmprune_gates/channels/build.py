@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels.blocks import Branch
 from mmprune_gates.channels.cost import Cost
-from mmprune_gates.channels.flow import Flow, Read, Site
+from mmprune_gates.channels.flow import Flow, FullWidth, Read, Site
 from mmprune_gates.channels.graph import Block, ChannelGraph, Group, Layer, within
 from mmprune_gates.channels.labels import Axis
 from mmprune_gates.channels.numbering import Numbering, block_names, number_channels
@@ -46,16 +46,14 @@ def build_graph(flow: Flow, branches: Sequence[Branch], prune_channels: bool = T
             flow.freeze(value.axes, BLOCKS_ONLY)
     numbering = number_channels(flow, branches)
     slots = _find_slots(flow, numbering)
-    reads = [*flow.reads, *(call for calls in flow.full_width.values() for call in calls)]
     full_width = {path: _resolved(calls[0], numbering) for path, calls in flow.full_width.items()}
-    blocks = _describe_blocks(flow, branches, numbering, {**slots, **{p: {0: w.index} for p, w in full_width.items()}})
-    terms = [(term.layer, term.positions, [*map(numbering.channels, term.factors)]) for term in flow.terms]
-    cost = Cost.of(terms)
+    blocks = _describe_blocks(flow, branches, numbering, slots, full_width)
+    cost = Cost.of([(term.layer, term.positions, [*map(numbering.channels, term.factors)]) for term in flow.terms])
     return ChannelGraph(
         groups=_with_blocks(numbering, blocks),
         slots=slots,
         layers=_coverage(flow, numbering, cost),
-        reads=tuple(_resolved(read, numbering) for read in reads),
+        reads=_find_reads(flow, numbering),
         sites=_find_sites(flow, numbering),
         full_width=full_width,
         blocks=blocks,
@@ -82,43 +80,56 @@ def _find_slots(flow: Flow, numbering: Numbering) -> Slots:
     return dict(slots)
 
 
+def _find_reads(flow: Flow, numbering: Numbering) -> tuple[Read, ...]:
+    """Where channels are read: by layers, and by modules that keep their full width."""
+    reads = [*flow.reads]
+    for calls in flow.full_width.values():
+        reads += calls
+    return tuple(_resolved(read, numbering) for read in reads)
+
+
 def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site, ...]:
     """Where a gate can stand behind what makes channels."""
     sites = [_resolved(site, numbering) for site in flow.sites.values()]
     return tuple(site for site in sites if bool((site.index >= 0).any()))
 
 
-def _describe_blocks(flow: Flow, branches: Sequence[Branch], numbering: Numbering, slots: Slots) -> tuple[Block, ...]:
-    """All residual blocks, each with the groups that go with it and the one that makes it constant if it is empty.
-
-    Args:
-        flow: What the walks found.
-        branches: The blocks.
-        numbering: Channels and groups.
-        slots: Channels of all parameters and buffers, and of all modules that keep their full width.
-    """
-    groups = numbering.groups
-    free = {number for number, group in enumerate(groups) if group.frozen is None}
-    holders = {name: set(numbering.groups_in(torch.cat([*dims.values()]))) for name, dims in slots.items()}
+def _describe_blocks(
+    flow: Flow, branches: Sequence[Branch], numbering: Numbering, slots: Slots, full_width: Mapping[str, FullWidth]
+) -> tuple[Block, ...]:
+    """All residual blocks, each with the groups that go with it and the one that makes it constant if it is empty."""
+    holders = {path: set(numbering.groups_in(module.index)) for path, module in full_width.items()}
+    for name, dims in slots.items():
+        holders[name] = set(numbering.groups_in(torch.cat([*dims.values()])))
     blocks = []
     for name, branch in zip(block_names(branches), branches, strict=True):
-        outside = [held for holder, held in holders.items() if not within(holder, branch.modules)]
-        inner = free.difference(*outside)
+        tail, index = branch.tail, torch.zeros(0, dtype=torch.long)
+        inner = _inner_groups(branch, numbering, holders)
         last = _last_group(flow, branch, numbering)
-        if last not in inner or not _costs_nothing_without(flow, branch, numbering, inner):
-            inner, last = set(), None
-        blocks.append(
-            Block(
-                name=name,
-                modules=branch.modules,
-                sites=branch.sites,
-                inner=tuple(groups[number].name for number in sorted(inner)),
-                last=None if last is None else groups[last].name,
-                tail=branch.tail,
-                index=numbering.channels(branch.tail.axis.ids) if branch.tail else torch.zeros(0, dtype=torch.long),
-            )
-        )
+        if tail is not None:
+            index = numbering.channels(tail.axis.ids)
+        if last in inner and _costs_nothing_without(flow, branch, numbering, inner):
+            names = [numbering.groups[number].name for number in sorted(inner)]
+            last_name = numbering.groups[last].name
+        else:
+            names, last_name = [], None
+        blocks.append(Block(name, branch.modules, branch.sites, tuple(names), last_name, tail, index))
     return tuple(blocks)
+
+
+def _inner_groups(branch: Branch, numbering: Numbering, holders: Mapping[str, set[int]]) -> set[int]:
+    """Numbers of the free groups that nothing outside a branch has channels of.
+
+    Args:
+        branch: The branch.
+        numbering: Channels and groups.
+        holders: The groups of each parameter and buffer, and of each module that keeps its full width.
+    """
+    inner = {number for number, group in enumerate(numbering.groups) if group.frozen is None}
+    for name, groups in holders.items():
+        if not within(name, branch.modules):
+            inner -= groups
+    return inner
 
 
 def _last_group(flow: Flow, branch: Branch, numbering: Numbering) -> int | None:
@@ -137,8 +148,8 @@ def _last_group(flow: Flow, branch: Branch, numbering: Numbering) -> int | None:
 def _costs_nothing_without(flow: Flow, branch: Branch, numbering: Numbering, inner: set[int]) -> bool:
     """Whether all that a branch costs goes with its inner groups."""
     for number in branch.terms:
-        factors = [numbering.groups_in(numbering.channels(ids)) for ids in flow.terms[number].factors]
-        if inner.isdisjoint(sum(factors, [])):
+        factors = [numbering.channels(ids) for ids in flow.terms[number].factors]
+        if not any(inner.intersection(numbering.groups_in(index)) for index in factors):
             return False
     return True
 

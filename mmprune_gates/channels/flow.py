@@ -17,7 +17,7 @@ from mmprune_gates.channels.labels import GATED, ZERO, Axis, Value
 Index = np.ndarray | Tensor  # ids of channels, an array, as long as models are walked; then their numbers, a tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Read:
     """A layer that reads channels, and whether gates at sites before it reach it unchanged.
 
@@ -35,18 +35,18 @@ class Read:
     """
 
     layer: str
-    weight: str | None
-    in_dim: int | None
+    weight: str | None = None
+    in_dim: int | None = None
     dim: int
     index: Index
     gated: Tensor
     sites: frozenset[str]
     input_size: float
-    weight_size: int
-    direct: bool
+    weight_size: int = 0
+    direct: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FullWidth(Read):
     """A module that computes across channels: in a slim model it still sees all of them, those gone as zeros.
 

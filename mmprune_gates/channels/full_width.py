@@ -113,15 +113,11 @@ def keep_whole(flow: Flow, call: Call, values: dict[fx.Node, Value], batch: int)
     (axis,) = entry.axes
     read = FullWidth(
         layer=call.module,
-        weight=None,
-        in_dim=None,
         dim=-1 if axis.dim == len(entry.shape) - 1 else axis.dim,
         index=axis.ids,
         gated=torch.from_numpy(axis.state == GATED),
         sites=axis.sites,
         input_size=prod(entry.shape) / batch,
-        weight_size=0,
-        direct=True,
         shape=entry.shape,
     )
     flow.full_width[call.module].append(read)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from mmprune_gates.channels.flow import Read, Site, Term, Use
-from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Value
-from mmprune_gates.channels.op import Op
+from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis
+from mmprune_gates.channels.op import Op, Result
 
 FIXED_INPUT = 'reads an input without removable channels'
 FOREIGN = 'read by a weight that is not the `weight` of the module that uses it: no gate can stand there'
 
 
-def linear(op: Op) -> Value:
+def linear(op: Op) -> Result:
     """``aten.linear``: x (..., I), weight (O, I) -> (..., O)."""
     x, weight = op.x, op.weight
     last = len(x.shape) - 1
@@ -32,17 +32,17 @@ def linear(op: Op) -> Value:
     return op.result([*_shifted(op, x.without(last)), out])
 
 
-def convolution(op: Op) -> Value:
+def convolution(op: Op) -> Result:
     """``aten.conv1d/2d/3d``: x (N, I, *), weight (O, I/groups, *) -> (N, O, *)."""
     return _convolve(op, transposed=False)
 
 
-def transposed_convolution(op: Op) -> Value:
+def transposed_convolution(op: Op) -> Result:
     """``aten.conv_transpose1d/2d/3d``: x (N, I, *), weight (I, O/groups, *) -> (N, O, *)."""
     return _convolve(op, transposed=True)
 
 
-def _convolve(op: Op, transposed: bool) -> Value:
+def _convolve(op: Op, transposed: bool) -> Result:
     """A regular, grouped or depthwise convolution."""
     x, conv_groups = op.x, op.arg(6, 1)
     op.freeze(x.behind(1), 'convolves over a dimension that holds channels')
@@ -216,7 +216,7 @@ def _own_axes(op: Op, *positions: int) -> list[Axis]:
     return [axis for axis in axes if axis is not None]
 
 
-def batch_norm(op: Op) -> Value:
+def batch_norm(op: Op) -> Result:
     """``aten.batch_norm`` and ``aten.instance_norm``: channels pass; a gate may stand on the affine."""
     op.freeze(op.x.behind(1), 'normalised over a dimension that holds channels')
     axes = [op.flow.weaken(axis, LOST) for axis in op.x.without(1)]

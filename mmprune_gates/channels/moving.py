@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
-from mmprune_gates.channels.op import UNKNOWN, Op, shapes
-from mmprune_gates.channels.pointwise import Result, aligned
+from mmprune_gates.channels.op import UNKNOWN, Op, Result, shapes
+from mmprune_gates.channels.pointwise import aligned
 from mmprune_gates.channels.reshape import copies, runs, spread
 
 
@@ -130,16 +130,15 @@ def cat(op: Op) -> Result:
 
 def _join(op: Op, dim: int) -> Axis:
     """The axis along the dimension of concatenation; pieces without labels stay whole."""
-    pieces = []
+    ids, state, sites = [], [], set()
     for part in op.tensors:
-        axis = part.along(dim)
-        if axis is None:
-            axis = op.rigid(dim, part.shape[dim], 'a piece without removable channels')
-        pieces.append(axis)
-    ids = np.concatenate([piece.ids for piece in pieces])
-    state = np.concatenate([piece.state for piece in pieces])
-    sites = frozenset().union(*(piece.sites for piece in pieces))
-    return Axis(dim, ids, state, sites)
+        piece = part.along(dim)
+        if piece is None:
+            piece = op.rigid(dim, part.shape[dim], 'a piece without removable channels')
+        ids.append(piece.ids)
+        state.append(piece.state)
+        sites |= piece.sites
+    return Axis(dim, np.concatenate(ids), np.concatenate(state), frozenset(sites))
 
 
 def view(op: Op) -> Result:

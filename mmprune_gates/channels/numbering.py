@@ -67,11 +67,12 @@ def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
     """Channels in order of execution, group after group; after them the gates of residual blocks."""
     classes = flow.classes()
     reasons = _freeze_reasons(flow, classes)
-    members, names = _group_classes(flow, classes, reasons)
+    makers = _makers(flow, classes)
+    members = _with_same_slots(flow, classes, makers, reasons)
     number_of = np.full(flow.num_ids + 1, -1)
     groups: list[Group] = []
     start = 0
-    for name, numbers in zip(numbered(names), members, strict=True):
+    for name, numbers in zip(_numbered(makers[first] for first, *_ in members), members, strict=True):
         size = len(numbers)
         if size == 1:
             reasons.setdefault(numbers[0], ALONE)  # at least one must stay
@@ -89,10 +90,10 @@ def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
 
 def block_names(branches: Sequence[Branch]) -> list[str]:
     """A name for each residual block."""
-    return numbered(f'{branch.name}{BLOCK}' for branch in branches)
+    return _numbered(f'{branch.name}{BLOCK}' for branch in branches)
 
 
-def numbered(names: Iterable[str]) -> list[str]:
+def _numbered(names: Iterable[str]) -> list[str]:
     """The names, with ``#2`` and so on behind those that have occurred before."""
     counts: Counter[str] = Counter()
     found = []
@@ -111,19 +112,20 @@ def _freeze_reasons(flow: Flow, classes: np.ndarray) -> dict[int, str]:
     return reasons
 
 
-def _group_classes(flow: Flow, classes: np.ndarray, reasons: dict[int, str]) -> tuple[list[list[int]], list[str]]:
-    """The classes of each group, those with the same slots, and the layer that makes the group."""
+def _with_same_slots(
+    flow: Flow, classes: np.ndarray, numbers: Iterable[int], reasons: dict[int, str]
+) -> list[list[int]]:
+    """Those classes together that have the same slots and are frozen for the same reason."""
     slots = defaultdict(list)
     for name, value in flow.tensors.items():
         for axis in value.axes:
-            for number in np.unique(classes[axis.ids]).tolist():
+            for number in set(classes[axis.ids].tolist()):
                 slots[number].append((name, axis.dim))
-    makers = _makers(flow, classes)
-    members: dict[tuple, list[int]] = defaultdict(list)
-    for number in makers:
+    alike = defaultdict(list)
+    for number in numbers:
         key = (*slots[number], reasons.get(number))
-        members[key].append(number)
-    return list(members.values()), [makers[numbers[0]] for numbers in members.values()]
+        alike[key].append(number)
+    return list(alike.values())
 
 
 def _makers(flow: Flow, classes: np.ndarray) -> dict[int, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from operator import getitem
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
 
 NO_RULE = 'no rule for this op'
 UNKNOWN = -1  # a size that depends on data
+Result = Value | list[Value]  # labels of the result, or of several results
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Op:
     @property
     def name(self) -> str:
         """The op without overload, for example ``aten.conv2d``."""
-        return str(self.node.target).rsplit('.', 1)[0]
+        return _without_overload(self.node.target)
 
     @property
     def layer(self) -> str:
@@ -85,7 +85,7 @@ class Op:
         """Shape of the (first) result."""
         return shapes(self.node)[0]
 
-    def result(self, axes: Iterable[Axis | None] = ()) -> Value | list[Value]:
+    def result(self, axes: Iterable[Axis | None] = ()) -> Result:
         """Labels of the result; where the op has several, all carry the same axes."""
         axes = tuple(axis for axis in axes if axis is not None)
         value = self.node.meta.get('val')
@@ -93,7 +93,7 @@ class Op:
             return [Value(sizes(part), axes) for part in value]
         return Value(sizes(value), axes)
 
-    def moved(self, origins: Sequence[int | None], reason: str = '', at_most: int = GATED) -> Value | list[Value]:
+    def moved(self, origins: Sequence[int | None], reason: str = '', at_most: int = GATED) -> Result:
         """Labels of the result if its dimension ``d`` is dimension ``origins[d]`` of the first operand.
 
         Args:
@@ -111,13 +111,13 @@ class Op:
         self.freeze(lost, reason)
         return self.result(known)
 
-    def spoilt(self, dims: Iterable[int], reason: str, at_most: int = GATED) -> Value | list[Value]:
+    def spoilt(self, dims: Iterable[int], reason: str, at_most: int = GATED) -> Result:
         """Labels of a result with the dimensions of the first operand, of which ``dims`` must stay what they are."""
         rank = len(self.x.shape)
         spoilt = {dim % rank for dim in dims}
         return self.moved([None if dim in spoilt else dim for dim in range(rank)], reason, at_most)
 
-    def dropped(self, dims: Iterable[int], reason: str) -> Value | list[Value]:
+    def dropped(self, dims: Iterable[int], reason: str) -> Result:
         """Labels of a result that has the dimensions of the first operand without ``dims``."""
         rank = len(self.x.shape)
         dropped = {dim % rank for dim in dims}
@@ -127,7 +127,7 @@ class Op:
         """Freeze ``axes``, naming the op and the module."""
         self.flow.freeze(axes, f'{reason} ({self.name} in {self.layer or "the model itself"})')
 
-    def give_up(self, reason: str) -> Value | list[Value]:
+    def give_up(self, reason: str) -> Result:
         """Labels of a result in which no channel is known: nothing that the op touches can be removed."""
         for value in self.tensors:
             self.freeze(value.axes, reason)
@@ -157,7 +157,7 @@ def operands(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def as_list(value: Value | list[Value]) -> list[Value]:
+def as_list(value: Result) -> list[Value]:
     """A value as a list of one, a list as it is."""
     return value if isinstance(value, list) else [value]
 
@@ -169,12 +169,17 @@ def op_name(node: fx.Node) -> str:
 
 def base_name(target: Any) -> str:
     """An op without overload and the mark of its in-place form, for example ``conv2d``; others than ATen's in full."""
-    return str(target).rsplit('.', 1)[0].removeprefix('aten.').rstrip('_')
+    return _without_overload(target).removeprefix('aten.').rstrip('_')
+
+
+def _without_overload(target: Any) -> str:
+    """For example ``aten.conv2d`` for ``aten.conv2d.default``."""
+    return str(target).rsplit('.', 1)[0]
 
 
 def is_inplace(node: fx.Node) -> bool:
     """Whether a call changes its first operand."""
-    return node.target is not getitem and str(node.target).rpartition('.')[0].endswith('_')
+    return _without_overload(node.target).endswith('_')
 
 
 def module_path(node: fx.Node) -> str:

@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Value
-from mmprune_gates.channels.op import NO_RULE, Op
+from mmprune_gates.channels.op import NO_RULE, Op, Result
 
-Result = Value | list[Value]
 Combine = Callable[[list[np.ndarray]], np.ndarray]  # states of channels that meet -> state of the result
 
 MIXED = 'combined with a tensor that has no removable channels there'

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from mmprune_gates.channels.flow import Term
-from mmprune_gates.channels.op import Op
-from mmprune_gates.channels.pointwise import Result
+from mmprune_gates.channels.op import Op, Result
 
 
 def product(op: Op) -> Result:

@@ -15,7 +15,7 @@ from torch import fx
 
 from mmprune_gates.channels import layers, moving, pointwise, products
 from mmprune_gates.channels.labels import GATED, LOST, ZERO
-from mmprune_gates.channels.op import NO_RULE, Op, op_name
+from mmprune_gates.channels.op import NO_RULE, Op, Result, op_name
 
 
 class Trait(Flag):
@@ -37,11 +37,11 @@ class Rule:
         traits: What class of op it is.
     """
 
-    labels: Callable[[Op], pointwise.Result]
+    labels: Callable[[Op], Result]
     traits: Trait = Trait.NONE
 
 
-def rows(names: str, labels: Callable[[Op], pointwise.Result], traits: Trait = Trait.NONE) -> dict[str, Rule]:
+def rows(names: str, labels: Callable[[Op], Result], traits: Trait = Trait.NONE) -> dict[str, Rule]:
     """One row for each of several ops of the same kind."""
     return dict.fromkeys(names.split(), Rule(labels, traits))
 
@@ -112,7 +112,7 @@ def has_trait(node: fx.Node, trait: Trait) -> bool:
     return rule is not None and trait in rule.traits
 
 
-def apply_rule(op: Op) -> object:
+def apply_rule(op: Op) -> Result:
     """Labels of the op's result (a list for several results).
 
     An op without a rule freezes its operands, and so does a call that its rule cannot handle: a gap in a rule costs

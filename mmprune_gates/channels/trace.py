@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram, export
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
@@ -91,14 +92,14 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(x, name) for items in named for name, x in items(remove_duplicate=False)}
 
 
-def _capture(flow: Flow, forward: Forward | None, options: Options, training: bool) -> torch.export.ExportedProgram:
+def _capture(flow: Flow, forward: Forward | None, options: Options, training: bool) -> ExportedProgram:
     """The ATen graph of one pass, in training or evaluation mode; the modes of all modules are restored."""
     model = flow.model
     modes = {module: module.training for module in model.modules()}
     model.train(training)
     try:
         with noted_calls(model, flow.plain, flow.odd):
-            program = torch.export.export(_Captured(model, forward), *options, strict=False)
+            program = export(_Captured(model, forward), *options, strict=False)
     except Exception as error:
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(options) if isinstance(leaf, torch.Tensor)]
         raise RuntimeError(
@@ -113,7 +114,7 @@ def _capture(flow: Flow, forward: Forward | None, options: Options, training: bo
     return program
 
 
-def _walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted: bool) -> list[Branch]:
+def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> list[Branch]:
     """Let labels flow through an exported graph, from its inputs to its outputs; returns its residual branches."""
     graph = program.graph
     values, names = _placeholders(flow, program)
@@ -143,7 +144,7 @@ def _walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted
     return find_branches(Walked(flow, values, names))
 
 
-def _placeholders(flow: Flow, program: torch.export.ExportedProgram) -> tuple[dict[fx.Node, Any], dict[fx.Node, str]]:
+def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[fx.Node, Any], dict[fx.Node, str]]:
     """Labels of the inputs, parameters and buffers of a graph, and names of the latter two."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values, names = {}, {}
