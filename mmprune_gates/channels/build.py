@@ -75,7 +75,7 @@ def _find_slots(flow: Flow, numbering: Numbering) -> Slots:
     for name, value in flow.tensors.items():
         for axis in value.axes:
             index = numbering.channels(axis.ids)
-            if bool((index >= 0).any()):
+            if (index >= 0).any():
                 slots[name][axis.dim] = index
     return dict(slots)
 
@@ -91,7 +91,7 @@ def _find_reads(flow: Flow, numbering: Numbering) -> tuple[Read, ...]:
 def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site, ...]:
     """Where a gate can stand behind what makes channels."""
     sites = [_resolved(site, numbering) for site in flow.sites.values()]
-    return tuple(site for site in sites if bool((site.index >= 0).any()))
+    return tuple(site for site in sites if (site.index >= 0).any())
 
 
 def _describe_blocks(
@@ -142,7 +142,7 @@ def _last_group(flow: Flow, branch: Branch, numbering: Numbering) -> int | None:
         return None
     index = numbering.channels(read.ids)
     found = numbering.groups_in(index)
-    return found[0] if len(found) == 1 and bool((index >= 0).all()) else None
+    return found[0] if len(found) == 1 and (index >= 0).all() else None
 
 
 def _costs_nothing_without(flow: Flow, branch: Branch, numbering: Numbering, inner: set[int]) -> bool:

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 
 from mmprune_gates.channels.calls import Options
-from mmprune_gates.channels.labels import GATED, ZERO, Axis, Value
+from mmprune_gates.channels.labels import GATED, ZERO, Axis, Shape, Value
 
 Index = np.ndarray | Tensor  # ids of channels, an array, as long as models are walked; then their numbers, a tensor
 
@@ -56,7 +56,7 @@ class FullWidth(Read):
         shape: Shape of its input.
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Flow:
         self.num_ids += size
         return Axis(dim, ids, np.full(size, ZERO, np.int8))
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> Value:
+    def tensor(self, name: str, shape: Shape) -> Value:
         """The labels of a parameter or buffer: channels of its own along every dimension longer than one."""
         if name not in self.tensors:
             axes = [self.fresh(dim, size) for dim, size in enumerate(shape) if size > 1]

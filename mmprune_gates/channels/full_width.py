@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -125,8 +125,7 @@ def keep_whole(flow: Flow, call: Call, values: dict[fx.Node, Value], batch: int)
         flow.freeze(values[constant].axes, f'{OWN} ({call.module})')
     for node in call.nodes:
         values[node] = Value(shapes(node)[0])
-    out = replace(axis, state=np.full_like(axis.state, LOST), sites=frozenset())
-    values[call.nodes[-1]] = Value(entry.shape, (out,))
+    values[call.nodes[-1]] = Value(entry.shape, (axis.known(LOST),))
 
 
 def settle(flow: Flow) -> None:

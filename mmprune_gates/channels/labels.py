@@ -17,6 +17,9 @@ ZERO = 1  # zero once the parameters that make it are zero (behind a convolution
 GATED = 2  # scales with a gate at the modules in `Axis.sites` (behind a norm or a convolution, ReLU, pooling, ...)
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Axis:
     """Channels along one dimension of a tensor.
@@ -37,6 +40,10 @@ class Axis:
         """The axis restricted to, or repeated at, the positions ``index``."""
         return replace(self, ids=self.ids[index], state=self.state[index])
 
+    def known(self, state: int, *sites: str) -> Axis:
+        """The axis with as much known of all its channels, which gates at ``sites`` scale."""
+        return replace(self, state=np.full_like(self.state, state), sites=frozenset(sites))
+
     def pieces(self, number: int) -> list[Axis]:
         """The axis cut into ``number`` equal pieces."""
         places = np.arange(len(self.ids)).reshape(number, -1)
@@ -47,7 +54,7 @@ class Axis:
 class Value:
     """A tensor in the graph: its shape and the axes it carries, at most one per dimension."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     axes: tuple[Axis, ...] = ()
 
     def along(self, dim: int) -> Axis | None:

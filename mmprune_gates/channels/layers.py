@@ -139,9 +139,8 @@ def _produce(op: Op, made: Axis | None, dim: int) -> Axis | None:
     """The output axis of a layer: the channels its weight makes, laid along ``dim``."""
     if made is None:
         return None
-    bias = op.bias
-    if bias is not None:
-        op.flow.unite(made.ids, bias.along(0).ids)
+    if op.bias is not None:
+        op.flow.unite(made.ids, op.bias.along(0).ids)
     return _gated(op, replace(made, dim=dim), made.dim)
 
 
@@ -162,7 +161,7 @@ def _gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
             weight_size=prod(weight.shape),
             direct=op.flow.is_direct(op.layer),
         )
-    return replace(axis, state=np.full_like(axis.state, GATED), sites=frozenset({op.layer}))
+    return axis.known(GATED, op.layer)
 
 
 def _grouped_output(op: Op, transposed: bool, conv_groups: int) -> Axis | None:

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from mmprune_gates.channels.flow import Flow
-from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
+from mmprune_gates.channels.labels import GATED, LOST, Axis, Shape, Value
 
 NO_RULE = 'no rule for this op'
 UNKNOWN = -1  # a size that depends on data
@@ -81,7 +81,7 @@ class Op:
         return self.arg(2)
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """Shape of the (first) result."""
         return shapes(self.node)[0]
 
@@ -135,9 +135,9 @@ class Op:
 
     def rigid(self, dim: int, size: int, reason: str) -> Axis:
         """An axis of channels that must stay, for a piece of a tensor without labels."""
-        axis = self.flow.fresh(dim, size)
+        axis = self.flow.fresh(dim, size).known(LOST)
         self.freeze([axis], reason)
-        return Axis(dim, axis.ids, axis.state * LOST)
+        return axis
 
     def per_sample(self, extents) -> float:
         """Product of ``extents`` per sample of the batch.
@@ -193,13 +193,13 @@ def module_paths(node: fx.Node) -> list[str]:
     return [path.removeprefix('model').removeprefix('.') for path, _ in stack.values()]
 
 
-def shapes(node: fx.Node) -> list[tuple[int, ...]]:
+def shapes(node: fx.Node) -> list[Shape]:
     """Shapes of the results of a call."""
     value = node.meta.get('val')
     values = value if isinstance(value, (list, tuple)) else [value]
     return [sizes(v) for v in values if isinstance(v, torch.Tensor)] or [()]
 
 
-def sizes(value: Any) -> tuple[int, ...]:
+def sizes(value: Any) -> Shape:
     """Shape of a tensor, empty for anything else; :data:`UNKNOWN` where a size depends on data."""
     return tuple(size if isinstance(size, int) else UNKNOWN for size in getattr(value, 'shape', ()))

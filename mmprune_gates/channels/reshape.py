@@ -6,8 +6,10 @@ from math import prod
 
 import numpy as np
 
+from mmprune_gates.channels.labels import Shape
 
-def runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]]:
+
+def runs(old: Shape, new: Shape) -> list[tuple[range, range]]:
     """The finest split of two shapes of equal size into runs of dimensions with equal products.
 
     >>> runs((2, 6, 4, 5), (2, 3, 2, 20))
@@ -25,7 +27,7 @@ def runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]
     return found
 
 
-def _first_run(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, int]:
+def _first_run(old: Shape, new: Shape) -> tuple[int, int]:
     """How many of the first dimensions of two shapes have equal products: as few as possible, but at least one."""
     m, n = min(1, len(old)), min(1, len(new))
     while prod(old[:m]) != prod(new[:n]):
@@ -36,20 +38,20 @@ def _first_run(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, int]:
     return m, n
 
 
-def grid(vector: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
+def grid(vector: np.ndarray, dim: int, before: Shape, after: Shape) -> np.ndarray:
     """A vector along dimension ``dim`` of a run ``before``, seen as ``after``: its element at each position."""
     shape = [1] * len(before)
     shape[dim] = -1
     return np.broadcast_to(vector.reshape(shape), before).reshape(after)
 
 
-def copies(vector: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int, ...], along: int) -> np.ndarray:
+def copies(vector: np.ndarray, dim: int, before: Shape, after: Shape, along: int) -> np.ndarray:
     """What :func:`grid` gives, as rows: one for each line of elements along dimension ``along`` of ``after``."""
     elements = grid(vector, dim, before, after)
     return np.moveaxis(elements, along, -1).reshape(-1, after[along])
 
 
-def spread(ids: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
+def spread(ids: np.ndarray, dim: int, before: Shape, after: Shape) -> np.ndarray:
     """Where the channels along dimension ``dim`` of a run ``before`` lie in the same run seen as ``after``.
 
     Args:

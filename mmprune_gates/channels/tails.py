@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mmprune_gates.channels.labels import Axis
+from mmprune_gates.channels.labels import Axis, Shape
 from mmprune_gates.channels.op import op_name, shapes
 from mmprune_gates.channels.rules import Trait, has_trait
 from mmprune_gates.channels.walked import Walked
@@ -47,7 +47,7 @@ class Tail:
     module: str
     weight: str
     bias: str | None
-    shape: tuple[int, ...]
+    shape: Shape
     steps: tuple[tuple[Any, tuple], ...]
     axis: Axis
 
@@ -117,7 +117,7 @@ def _source(graph: Walked, node: fx.Node, inside: bool) -> fx.Node | None:
     return variable[0] if len(variable) == 1 else None
 
 
-def _bias_shape(layer: fx.Node) -> tuple[int, ...]:
+def _bias_shape(layer: fx.Node) -> Shape:
     """Shape of a layer's output, with size 1 along all dimensions without channels."""
     sizes = shapes(layer)[0]
     channels = len(sizes) - 1 if op_name(layer) == 'linear' else 1
