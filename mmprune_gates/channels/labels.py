@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+Shape = tuple[int, ...]
+
 # What is known of a channel's values, from weakest to strongest.
 LOST = 0  # may be non-zero although everything that makes it is zero (behind a sigmoid)
 ZERO = 1  # zero once the parameters that make it are zero (behind a convolution, a SiLU)
 GATED = 2  # scales with a gate at the modules in `Axis.sites` (behind a norm or a convolution, ReLU, pooling, ...)
-
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

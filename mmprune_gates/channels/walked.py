@@ -35,14 +35,10 @@ class Walked:
         """
         paths: dict[fx.Node, list[str]] = {}
         for node in self.values:
-            if node.op == 'call_function' and any(map(paths.__contains__, node.all_input_nodes)):
-                paths[node] = self._modules_around(node)
-            elif node.op == 'call_function' and any(map(self._is_input, node.all_input_nodes)):
-                paths[node] = self._modules_around(node)
+            sources = node.all_input_nodes if node.op == 'call_function' else []
+            if any(source in paths or self._is_input(source) for source in sources):
+                paths[node] = [self.flow.canonical(path) for path in module_paths(node)]
         return paths
-
-    def _modules_around(self, node: fx.Node) -> list[str]:
-        return [self.flow.canonical(path) for path in module_paths(node)]
 
     def _is_input(self, node: fx.Node) -> bool:
         return node.op == 'placeholder' and node not in self.names
