@@ -77,9 +77,9 @@ def find_branches(graph: Walked) -> list[Branch]:
 def _branch(
     graph: Walked, needed: dict[fx.Node, set[str]], total: fx.Node, skip: fx.Node, end: fx.Node
 ) -> Branch | None:
-    """The branch that ends in one operand of a sum and that the other one, ``skip``, does without.
+    """The branch behind one operand of a sum, ``end``, if it can be cut off without changing the other one, ``skip``.
 
-    It consists of whole modules that no other call needs, and of calls between them that take any width.
+    A branch consists of whole modules that no other call depends on, joined by calls that accept any width.
     """
     nodes = _ancestors(end) - _ancestors(skip)
     entry = _only_entry(graph, nodes, total, end)
@@ -103,7 +103,7 @@ def _branch(
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """A call and all calls that it is computed from."""
+    """A call and all calls that it depends on."""
     seen: set[fx.Node] = set()
     pending = [node]
     while pending:
@@ -115,7 +115,7 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def _only_entry(graph: Walked, nodes: set[fx.Node], total: fx.Node, end: fx.Node) -> fx.Node | None:
-    """The tensor that calls are computed from, if there is only one, of the shape of the sum that alone reads them."""
+    """The single tensor that a branch reads, if it has the shape of the sum and only the sum reads the branch."""
     readers = {user for node in nodes for user in node.users} - nodes
     entries = graph.entries(nodes)
     if readers != {total} or len(entries) != 1:
@@ -127,7 +127,7 @@ def _only_entry(graph: Walked, nodes: set[fx.Node], total: fx.Node, end: fx.Node
 
 
 def _largest_modules(graph: Walked, nodes: set[fx.Node], elsewhere: Container[str]) -> tuple[str, ...]:
-    """The outermost modules around calls that are not needed elsewhere, in order of execution."""
+    """The outermost modules that enclose these calls and are not needed elsewhere, in order of execution."""
     found = []
     for node, paths in graph.paths.items():
         if node in nodes:
@@ -137,6 +137,6 @@ def _largest_modules(graph: Walked, nodes: set[fx.Node], elsewhere: Container[st
 
 
 def _sites_of(value: Value) -> frozenset[str]:
-    """Where gates scale all of a tensor; empty if they cannot."""
+    """The sites whose gates scale every channel of a tensor; empty if there are none."""
     found = [axis.sites for axis in value.axes if axis.sites and (axis.state == GATED).all()]
     return found[0] if len(found) == 1 else frozenset()

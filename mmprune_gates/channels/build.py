@@ -65,7 +65,7 @@ def build_graph(flow: Flow, branches: Sequence[Branch], prune_channels: bool = T
 
 
 def _resolved(found: Read | Site, numbering: Numbering) -> Read | Site:
-    """What a walk has found, with numbers of channels instead of ids."""
+    """The same record with channel numbers in place of ids."""
     return replace(found, index=numbering.channels(found.index))
 
 
@@ -118,12 +118,12 @@ def _describe_blocks(
 
 
 def _inner_groups(branch: Branch, numbering: Numbering, holders: Mapping[str, set[int]]) -> set[int]:
-    """Numbers of the free groups that nothing outside a branch has channels of.
+    """Numbers of the free groups that occur only inside a branch.
 
     Args:
         branch: The branch.
         numbering: Channels and groups.
-        holders: The groups of each parameter and buffer, and of each module that keeps its full width.
+        holders: Groups that occur in each parameter, buffer, and module that keeps its full width.
     """
     inner = {number for number, group in enumerate(numbering.groups) if group.frozen is None}
     for name, groups in holders.items():
@@ -133,7 +133,7 @@ def _inner_groups(branch: Branch, numbering: Numbering, holders: Mapping[str, se
 
 
 def _last_group(flow: Flow, branch: Branch, numbering: Numbering) -> int | None:
-    """Number of the group that is all that the last layer of a branch reads; None if there is no such group."""
+    """Number of the one group that the last layer of a branch reads; None if it reads several, or other channels."""
     if branch.tail is None:
         return None
     weight = branch.tail.weight
@@ -146,7 +146,7 @@ def _last_group(flow: Flow, branch: Branch, numbering: Numbering) -> int | None:
 
 
 def _costs_nothing_without(flow: Flow, branch: Branch, numbering: Numbering, inner: set[int]) -> bool:
-    """Whether all that a branch costs goes with its inner groups."""
+    """Whether a branch costs nothing once its inner groups are empty."""
     for number in branch.terms:
         factors = [numbering.channels(ids) for ids in flow.terms[number].factors]
         if not any(inner.intersection(numbering.groups_in(index)) for index in factors):
@@ -155,12 +155,12 @@ def _costs_nothing_without(flow: Flow, branch: Branch, numbering: Numbering, inn
 
 
 def _axis_along(flow: Flow, weight: str, dim: int | None) -> Axis | None:
-    """The channels of a weight along a dimension; None where there are none."""
+    """The axis of a weight along a dimension, or None."""
     return None if dim is None else flow.tensors[weight].along(dim)
 
 
 def _with_blocks(numbering: Numbering, blocks: Sequence[Block]) -> tuple[Group, ...]:
-    """All groups, which now know of the residual blocks that they stand for or can empty."""
+    """All groups, linked to the residual blocks that they stand for or can empty."""
     lasts = {block.last for block in blocks}
     groups = [replace(group, empties=group.name in lasts) for group in numbering.groups]
     gates = [replace(gate, block=block) for gate, block in zip(numbering.gates, blocks, strict=False)]

@@ -44,7 +44,7 @@ class Call:
 
 
 def find_calls(flow: Flow, graph: fx.Graph, constants: Collection[fx.Node]) -> list[Call]:
-    """Such calls in an exported graph, in order of execution.
+    """Calls of modules without submodules that turn one tensor into one of the same shape, in order of execution.
 
     Args:
         flow: Counts the calls of all modules without submodules, and knows which modules take and return one tensor.
@@ -61,7 +61,7 @@ def find_calls(flow: Flow, graph: fx.Graph, constants: Collection[fx.Node]) -> l
 
 
 def _innermost_calls(graph: fx.Graph) -> list[list[fx.Node]]:
-    """The ops of each call of a module in which no other module is called."""
+    """The ops of each module call that calls no other module."""
     ops, outer = defaultdict(list), set()
     for node in graph.nodes:
         around = list(node.meta.get('nn_module_stack') or ())
@@ -72,7 +72,7 @@ def _innermost_calls(graph: fx.Graph) -> list[list[fx.Node]]:
 
 
 def _same_shape_call(module: str, nodes: list[fx.Node], constants: Collection[fx.Node]) -> list[Call]:
-    """The call that ops make up; none unless they turn one tensor into one of the same shape."""
+    """These ops as a call, or nothing unless they turn one tensor into one of the same shape."""
     own = set(nodes)
     sources = {source for node in nodes for source in node.all_input_nodes} - own
     read = sources.intersection(constants)
@@ -88,11 +88,11 @@ def _same_shape_call(module: str, nodes: list[fx.Node], constants: Collection[fx
 
 
 def computes_across(draft: Flow, entry: Value | list[Value]) -> bool:
-    """Whether the rules for single ops freeze what a module reads.
+    """Whether the rules for its ops freeze the channels that a module reads.
 
     Args:
-        draft: What they record of a call of the module.
-        entry: Labels of the tensor that it reads.
+        draft: What the rules recorded for a call of the module.
+        entry: Labels of the tensor that the call reads.
     """
     if isinstance(entry, list) or len(entry.axes) != 1 or draft.layers:
         return False
@@ -101,12 +101,12 @@ def computes_across(draft: Flow, entry: Value | list[Value]) -> bool:
 
 
 def keep_whole(flow: Flow, call: Call, values: dict[fx.Node, Value], batch: int) -> None:
-    """Let a module keep its full width: its result has the channels of its input, wherever they are needed.
+    """Let a module keep its full width: its output carries the channels of its input, at the same places.
 
     Args:
-        flow: Takes note of the call.
+        flow: Records the call.
         call: The call.
-        values: Labels of all tensors before it; those of its results are set.
+        values: Labels of all tensors so far; those of the call's ops are replaced.
         batch: Batch size of the traced input.
     """
     entry = values[call.entry]
@@ -143,13 +143,13 @@ def settle(flow: Flow) -> None:
 
 
 def _freeze_calls(flow: Flow, calls: list[FullWidth], reason: str) -> None:
-    """Never remove what a module reads."""
+    """Freeze the channels that a module reads, in all its calls."""
     flow.frozen.extend((call.index, reason) for call in calls)
 
 
 @torch.no_grad()
 def _is_finite(flow: Flow, call: FullWidth) -> bool:
-    """Whether a module's result is finite if all channels, or every other one, are zero."""
+    """Whether a module's output stays finite when all channels, or every other one, are zero."""
     module = copy.deepcopy(flow.model.get_submodule(call.layer)).eval()
     args, kwargs = flow.plain[call.layer]
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]

@@ -62,7 +62,7 @@ def _convolve(op: Op, transposed: bool) -> Result:
 
 
 def _shifted(op: Op, axes: Iterable[Axis]) -> list[Axis]:
-    """Axes of a layer's input that are no channels to it: its bias adds to what is zero there."""
+    """Axes along which a layer works independently; its bias shifts the values there."""
     at_most = GATED if op.bias is None else LOST
     return [op.flow.weaken(axis, at_most) for axis in axes]
 
@@ -81,7 +81,7 @@ def _holder(op: Op) -> str:
 
 
 def _count(op: Op, positions: Sequence[int]) -> None:
-    """Count the multiply-accumulates of a layer that applies its weight at so many positions."""
+    """Record the multiply-accumulates of a layer whose weight is applied at ``positions`` (their extents)."""
     if not op.counted:
         return
     extents, factors = list(positions), []

@@ -58,7 +58,7 @@ class Numbering:
         return np.unique(self.group_of[present]).tolist()
 
     def why_frozen(self, ids: np.ndarray) -> str | None:
-        """Why none of several channels can be removed; None if one of them can."""
+        """Why none of these channels can be removed; None if at least one can."""
         reasons = [self.reasons.get(number) for number in self.classes[ids].tolist()]
         return None if None in reasons else reasons[0]
 
@@ -94,7 +94,7 @@ def block_names(branches: Sequence[Branch]) -> list[str]:
 
 
 def _numbered(names: Iterable[str]) -> list[str]:
-    """The names, with ``#2`` and so on behind those that have occurred before."""
+    """The names, made unique: repetitions get ``#2``, ``#3`` and so on."""
     counts: Counter[str] = Counter()
     found = []
     for name in names:
@@ -115,7 +115,7 @@ def _freeze_reasons(flow: Flow, classes: np.ndarray) -> dict[int, str]:
 def _with_same_slots(
     flow: Flow, classes: np.ndarray, numbers: Iterable[int], reasons: dict[int, str]
 ) -> list[list[int]]:
-    """Those classes together that have the same slots and are frozen for the same reason."""
+    """Classes grouped by the slots they own and the reason they are frozen for."""
     slots = defaultdict(list)
     for name, value in flow.tensors.items():
         for axis in value.axes:

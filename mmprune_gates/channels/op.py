@@ -94,12 +94,12 @@ class Op:
         return Value(sizes(value), axes)
 
     def moved(self, origins: Sequence[int | None], reason: str = '', at_most: int = GATED) -> Result:
-        """Labels of the result if its dimension ``d`` is dimension ``origins[d]`` of the first operand.
+        """Labels of a result whose dimension ``d`` is dimension ``origins[d]`` of the first operand.
 
         Args:
             origins: One dimension of the operand, or None, for each of the result.
             reason: Why channels along the other dimensions of the operand are frozen.
-            at_most: What is known of the result's values at most.
+            at_most: Upper bound on what is known of the values.
         """
         known, lost = [], []
         for axis in self.x.axes:
@@ -112,13 +112,13 @@ class Op:
         return self.result(known)
 
     def spoilt(self, dims: Iterable[int], reason: str, at_most: int = GATED) -> Result:
-        """Labels of a result with the dimensions of the first operand, of which ``dims`` must stay what they are."""
+        """Labels of a result with the dimensions of the first operand; channels along ``dims`` are frozen."""
         rank = len(self.x.shape)
         spoilt = {dim % rank for dim in dims}
         return self.moved([None if dim in spoilt else dim for dim in range(rank)], reason, at_most)
 
     def dropped(self, dims: Iterable[int], reason: str) -> Result:
-        """Labels of a result that has the dimensions of the first operand without ``dims``."""
+        """Labels of a result without dimensions ``dims`` of the first operand; channels along them are frozen."""
         rank = len(self.x.shape)
         dropped = {dim % rank for dim in dims}
         return self.moved([dim for dim in range(rank) if dim not in dropped], reason)

@@ -76,7 +76,7 @@ def _resolve(arg: Any, last: Tensor, tensors: Mapping[str, Tensor]) -> Any:
 def find_tail(graph: Walked, end: fx.Node, modules: tuple[str, ...]) -> Tail | None:
     """The tail of a branch; None if its end is not computed step by step from what one layer makes.
 
-    What is computed behind the modules of the branch stays in the model and is no part of the tail.
+    Calls after the last module of the branch stay in the model and are not part of the tail.
 
     Args:
         graph: The graph.
@@ -103,12 +103,12 @@ def find_tail(graph: Walked, end: fx.Node, modules: tuple[str, ...]) -> Tail | N
 
 
 def _source(graph: Walked, node: fx.Node, inside: bool) -> fx.Node | None:
-    """The only operand of a call that depends on the input, if the call makes of a constant a constant.
+    """The single operand of a call that depends on the input, if the call maps constants to constants.
 
     Args:
         graph: The graph.
         node: The call.
-        inside: Whether it is part of the tail: then all other operands must be parameters or buffers.
+        inside: Whether the call is part of the tail; if so, all other operands must be parameters or buffers.
     """
     variable = [source for source in node.all_input_nodes if source in graph.paths]
     computed = [source for source in node.all_input_nodes if source not in graph.paths and source not in graph.names]
@@ -125,7 +125,7 @@ def _bias_shape(layer: fx.Node) -> Shape:
 
 
 def _written_args(graph: Walked, node: fx.Node) -> tuple:
-    """Arguments of a call, tensors by name."""
+    """The arguments of a call, with tensors replaced by their names."""
 
     def written(source: fx.Node) -> Named | Before:
         return Named(graph.names[source]) if source in graph.names else Before()

@@ -29,7 +29,7 @@ class Walked:
 
     @cached_property
     def paths(self) -> dict[fx.Node, list[str]]:
-        """Paths of the modules around each call that depends on the input, outermost first.
+        """Enclosing modules of each call that depends on the input, outermost first.
 
         Other calls compute with parameters only, or count the batches that a norm has seen.
         """
@@ -44,7 +44,7 @@ class Walked:
         return node.op == 'placeholder' and node not in self.names
 
     def needed_modules(self, node: fx.Node) -> set[str]:
-        """Modules that a call depends on: those around it, those that hold its parameters, and their ancestors."""
+        """Modules this call depends on: enclosing modules, parameter owners, and their ancestors."""
         needed = set()
         holders = [self.names[source].rpartition('.')[0] for source in node.all_input_nodes if source in self.names]
         for path in (*self.paths[node], *holders):
@@ -54,10 +54,10 @@ class Walked:
         return needed
 
     def entries(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
-        """What calls read besides each other and parameters."""
+        """Tensors that these calls read, other than parameters and each other's results."""
         read = {source for node in nodes for source in node.all_input_nodes}
         return read.difference(nodes, self.names)
 
     def enclosing(self, node: fx.Node, modules: Iterable[str]) -> str | None:
-        """The outermost of ``modules`` that is around a call."""
+        """The outermost of ``modules`` that encloses a call."""
         return next((path for path in self.paths.get(node, ()) if path in modules), None)
