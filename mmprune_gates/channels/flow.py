@@ -200,6 +200,10 @@ class Flow:
         a, b = np.broadcast_arrays(a, b)
         self.edges.append((a.ravel(), b.ravel()))
 
+    def tie(self, rows: np.ndarray) -> None:
+        """Keep or remove the channels at the same place of all rows together."""
+        self.unite(rows[:1], rows[1:])
+
     def freeze(self, axes: Iterable[Axis | None], reason: str) -> None:
         """Never remove the channels of ``axes``."""
         self.frozen.extend((axis.ids, reason) for axis in axes if axis is not None)

@@ -173,8 +173,7 @@ def _grouped_output(op: Op, transposed: bool, conv_groups: int) -> Axis | None:
     # The weight's first dimension spans all groups: channels at the same place of each group are tied.
     first = weight.along(0)
     if first is not None:
-        rows = first.ids.reshape(conv_groups, -1)
-        op.flow.unite(rows[:1], rows)
+        op.flow.tie(first.ids.reshape(conv_groups, -1))
     if not transposed:
         return _produce(op, made, 1)
     if made is None:

@@ -85,8 +85,7 @@ def chunk(op: Op) -> Result:
     if len(sizes) > 1 or sizes == {1}:
         return op.spoilt([dim], 'split into pieces of different sizes, or of one channel')
     pieces = axis.pieces(len(parts))
-    for piece in pieces[1:]:
-        op.flow.unite(pieces[0].ids, piece.ids)
+    op.flow.tie(np.stack([piece.ids for piece in pieces]))
     rest = x.without(dim)
     return [Value(shape, (*rest, piece)) for shape, piece in zip(parts, pieces, strict=True)]
 
@@ -96,10 +95,10 @@ def pixel_shuffle(op: Op) -> Result:
     axis = op.x.along(1)
     if axis is None or op.shape[1] == 1:
         return op.spoilt([1], 'shuffled into a single channel')
-    ids = axis.ids.reshape(op.shape[1], -1)
-    state = axis.state.reshape(ids.shape).min(axis=1)
-    op.flow.unite(ids[:, :1], ids)
-    return op.result([*op.x.without(1), replace(axis, ids=ids[:, 0], state=state)])
+    ids = axis.ids.reshape(op.shape[1], -1).T
+    state = axis.state.reshape(op.shape[1], -1).T
+    op.flow.tie(ids)
+    return op.result([*op.x.without(1), replace(axis, ids=ids[0], state=state.min(axis=0))])
 
 
 def stack(op: Op) -> Result:
@@ -181,7 +180,7 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> Axis | None:
     shrinks = inferred if inferred in varying else varying[-1]
     ids = copies(axis.ids, dim, old, new, shrinks - after.start)
     state = copies(axis.state, dim, old, new, shrinks - after.start)
-    op.flow.unite(ids[:1], ids[1:])
+    op.flow.tie(ids)
     return replace(axis, dim=shrinks, ids=ids[0], state=state.min(axis=0))
 
 
