@@ -12,7 +12,7 @@ from toy_nets import conv, conv_bn
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.channels.calls import tensors_in
-from mmprune_gates.channels.rules import TABLE
+from mmprune_gates.channels.rules import TABLE, Rule
 
 
 class Net(nn.Module):
@@ -212,7 +212,7 @@ def test_a_gap_in_a_rule_freezes_and_says_so(monkeypatch):
         def between(self, x):
             return x.tanh()
 
-    monkeypatch.setitem(TABLE, 'tanh', broken)
+    monkeypatch.setitem(TABLE, 'tanh', Rule(broken))
     graph = trace_channels(Tanh(), torch.zeros(1, 3, 8, 8))
     assert {group.name for group in graph.free} == {'a.0'}
     assert graph.group('b.0').frozen == (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmprune_gates.channels.reshape import grid, runs, spread
+from mmprune_gates.channels.reshape import copies, grid, runs, spread
 
 
 def spans(old, new):
@@ -50,3 +50,9 @@ def test_spread_sees_equal_ids_as_one_channel():
 
 def test_grid_is_numpys_reshape():
     assert grid(np.array([1, 2]), 1, (3, 2), (6,)).tolist() == [1, 2, 1, 2, 1, 2]
+
+
+def test_copies_are_the_lines_along_a_dimension():
+    assert copies(np.arange(6), 0, (6,), (2, 3), 0).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert copies(np.arange(6), 0, (6,), (2, 3), 1).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert copies(np.array([7, 8]), 0, (2, 3), (6,), 0).tolist() == [[7, 7, 7, 8, 8, 8]]

@@ -10,7 +10,7 @@ from helpers import call, example, random_kept, randomize_, relative_error, remo
 from torch import nn
 
 from mmprune_gates import masked_copy, trace_channels
-from mmprune_gates.channels.rules import TABLE
+from mmprune_gates.channels.rules import ELEMENTWISE, TABLE, Trait
 from mmprune_gates.gates import PolarizationGate, attach_gates
 from mmprune_gates.gates.placement import AFFINE, place_gates
 
@@ -296,3 +296,13 @@ def test_every_row_of_the_table_is_tested():
     names = {name.partition('(')[0].rstrip('_') for cases in (SAME, ZERO, FLAT, PAIRS, STAY) for name in cases}
     elsewhere = {'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'}  # toy nets
     assert set(TABLE) - names - elsewhere == set()
+
+
+def test_the_classes_of_ops():
+    def having(trait):
+        return {name for name, rule in TABLE.items() if trait in rule.traits}
+
+    assert having(Trait.ELEMENTWISE) == ELEMENTWISE >= {'relu', 'sigmoid', 'clamp', 'pow', 'add', 'mul', 'div', 'eq'}
+    assert having(Trait.ANY_WIDTH) - ELEMENTWISE == {'permute', 'transpose', 't'}
+    assert having(Trait.CONSTANT) - having(Trait.ANY_WIDTH) == {'batch_norm'}
+    assert having(Trait.BIAS) == {'linear', 'conv1d', 'conv2d', 'conv3d'}

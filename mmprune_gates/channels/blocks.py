@@ -6,27 +6,19 @@ which one operand, the branch, is computed from a single tensor of the sum's own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container
+from dataclasses import dataclass
 from os.path import commonprefix
-from typing import Any
 
 import numpy as np
 from torch import fx
 
-from mmprune_gates.channels import pointwise
-from mmprune_gates.channels import shapes as ops
 from mmprune_gates.channels.graph import within
-from mmprune_gates.channels.labels import GATED, Flow, Value
-from mmprune_gates.channels.op import UNKNOWN, module_paths, op_name, shapes
-from mmprune_gates.channels.rules import TABLE
+from mmprune_gates.channels.labels import GATED, Value
+from mmprune_gates.channels.op import UNKNOWN, op_name, shapes
+from mmprune_gates.channels.rules import Trait, has_trait
 from mmprune_gates.channels.tails import Tail, find_tail
-
-ELEMENTWISE = (
-    *(pointwise.same, pointwise.zero_preserving, pointwise.any_function, pointwise.clamp, pointwise.power),
-    *(pointwise.additive, pointwise.multiplicative),
-)
-ANY_WIDTH = (*ELEMENTWISE, ops.permute, ops.transpose)
+from mmprune_gates.channels.walked import Walked
 
 
 @dataclass(frozen=True)
@@ -40,6 +32,7 @@ class Branch:
         end: Labels of its result.
         tail: How its result follows from what its last layer reads, or None.
         terms: Numbers of its terms of the cost; none outside the inference graph.
+        gate: (1,) the id that stands for it; None if only channels are pruned.
     """
 
     modules: tuple[str, ...]
@@ -47,12 +40,18 @@ class Branch:
     entry: Value
     end: Value
     tail: Tail | None
-    terms: tuple[int, ...] = ()
+    terms: tuple[int, ...]
+    gate: np.ndarray | None = None
 
     def keeps_channels(self, classes: np.ndarray) -> bool:
         """Whether it ends in the channels that it begins with, so that they go together."""
-        channels = [{axis.dim: classes[axis.ids].tolist() for axis in value.axes} for value in (self.entry, self.end)]
-        return channels[0] == channels[1]
+        if len(self.entry.axes) != len(self.end.axes):
+            return False
+        for first in self.entry.axes:
+            last = self.end.along(first.dim)
+            if last is None or not np.array_equal(classes[first.ids], classes[last.ids]):
+                return False
+        return True
 
     @property
     def name(self) -> str:
@@ -61,70 +60,50 @@ class Branch:
         return '.'.join(commonprefix(parts)) or self.modules[-1]
 
 
-def find_branches(
-    values: Mapping[fx.Node, Any], names: Mapping[fx.Node, str], terms: Mapping[fx.Node, range], flow: Flow
-) -> list[Branch]:
-    """The branches of an exported graph, in order of execution.
-
-    Args:
-        values: Labels of its tensors, in order of execution.
-        names: Names of the parameters and buffers among them.
-        terms: Where the cost of each call stands in ``flow.terms``.
-        flow: For the canonical names of modules.
-    """
-    paths: dict[fx.Node, list[str]] = {}  # of the calls that depend on the input: norms also count their batches
-    for node in values:
-        if node.op == 'call_function' and any(s in paths or is_input(s, names) for s in node.all_input_nodes):
-            paths[node] = [flow.canonical(path) for path in module_paths(node)]
-    needs = {node: needed(node, paths[node], names) for node in paths}
+def find_branches(graph: Walked) -> list[Branch]:
+    """The branches of an exported graph, in order of execution."""
+    needed = {node: graph.needed_modules(node) for node in graph.paths}
     found = []
-    for node in paths:
-        if op_name(node) == 'add' and len(node.all_input_nodes) == 2:
-            first, second = node.all_input_nodes
-            for skip, end in ((first, second), (second, first)):
-                nodes = branch_nodes(node, skip, end, names)
-                outside = flow.odd.union(*(needs[other] for other in needs if other not in nodes)) if nodes else set()
-                if branch := nodes and branch_of(nodes, end, values, names, paths, outside):
-                    cost = [number for one in nodes for number in terms.get(one, ())]
-                    found.append(replace(branch, terms=tuple(sorted(cost))))
-                    break
+    for total in graph.paths:
+        if op_name(total) != 'add' or len(total.all_input_nodes) != 2:
+            continue
+        first, second = total.all_input_nodes
+        branch = _branch(graph, needed, total, first, second) or _branch(graph, needed, total, second, first)
+        if branch is not None:
+            found.append(branch)
     return found
 
 
-def branch_nodes(total: fx.Node, skip: fx.Node, end: fx.Node, names) -> set[fx.Node]:
-    """The calls that only ``end``, an operand of ``total``, needs; empty if they are no branch of a single tensor."""
-    nodes = above(end) - above(skip)
-    entries = entries_of(nodes, names)
-    readers = {user for node in nodes for user in node.users} - nodes
-    if readers != {total} or len(entries) != 1:
-        return set()
-    shape = shapes(entries.pop())[0]
-    return nodes if shape == shapes(end)[0] == shapes(total)[0] and UNKNOWN not in shape else set()
+def _branch(
+    graph: Walked, needed: dict[fx.Node, set[str]], total: fx.Node, skip: fx.Node, end: fx.Node
+) -> Branch | None:
+    """The branch behind one operand of a sum, ``end``, if it can be cut off without changing the other one, ``skip``.
 
-
-def entries_of(nodes: set[fx.Node], names: Mapping[fx.Node, str]) -> set[fx.Node]:
-    """What calls read besides each other and parameters."""
-    return {source for node in nodes for source in node.all_input_nodes} - nodes - names.keys()
-
-
-def branch_of(nodes: set[fx.Node], end: fx.Node, values, names, paths, outside: set[str]) -> Branch | None:
-    """The branch that calls make up, if whole modules that nothing ``outside`` needs are all there is to cut off."""
-    modules, sites = largest_modules(nodes, paths, outside), sites_of(values[end])
-    between = [node for node in nodes & paths.keys() if not any(path in modules for path in paths[node])]
-    if not sites or not all(within(site, modules) for site in sites) or not all(map(takes_any_width, between)):
+    A branch consists of whole modules that no other call depends on, joined by calls that accept any width.
+    """
+    nodes = _ancestors(end) - _ancestors(skip)
+    entry = _only_entry(graph, nodes, total, end)
+    if entry is None:
         return None
-    (entry,) = entries_of(nodes, names)
-    tail = find_tail(end, modules, values, names, paths, keeps_constants)
-    return Branch(modules, sites, values[entry], values[end], tail)
+    elsewhere = graph.flow.odd.union(*(modules for node, modules in needed.items() if node not in nodes))
+    modules = _largest_modules(graph, nodes, elsewhere)
+    between = [node for node in nodes if node in graph.paths and graph.enclosing(node, modules) is None]
+    sites = _sites_of(graph.values[end])
+    whole = bool(sites) and all(within(site, modules) for site in sites)
+    if not whole or not all(has_trait(node, Trait.ANY_WIDTH) for node in between):
+        return None
+    return Branch(
+        modules=modules,
+        sites=sites,
+        entry=graph.values[entry],
+        end=graph.values[end],
+        tail=find_tail(graph, end, modules),
+        terms=tuple(number for number, term in enumerate(graph.flow.terms) if term.call in nodes),
+    )
 
 
-def is_input(node: fx.Node, names: Mapping[fx.Node, str]) -> bool:
-    """Whether a node is an input of the model, not one of its parameters or buffers."""
-    return node.op == 'placeholder' and node not in names
-
-
-def above(node: fx.Node) -> set[fx.Node]:
-    """A call and all calls that it is computed from."""
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """A call and all calls that it depends on."""
     seen: set[fx.Node] = set()
     pending = [node]
     while pending:
@@ -135,35 +114,29 @@ def above(node: fx.Node) -> set[fx.Node]:
     return seen
 
 
-def needed(node: fx.Node, paths: list[str], names: Mapping[fx.Node, str]) -> set[str]:
-    """Paths of all modules that a call needs: that it is made in, that hold its parameters, and those around these."""
-    held = [names[source].rpartition('.')[0] for source in node.all_input_nodes if source in names]
-    return {path[:end] for path in (*paths, *held) for end in ends(path)}
+def _only_entry(graph: Walked, nodes: set[fx.Node], total: fx.Node, end: fx.Node) -> fx.Node | None:
+    """The single tensor that a branch reads, if it has the shape of the sum and only the sum reads the branch."""
+    readers = {user for node in nodes for user in node.users} - nodes
+    entries = graph.entries(nodes)
+    if readers != {total} or len(entries) != 1:
+        return None
+    (entry,) = entries
+    shape = shapes(total)[0]
+    alike = shapes(entry)[0] == shapes(end)[0] == shape
+    return entry if alike and UNKNOWN not in shape else None
 
 
-def ends(path: str) -> list[int]:
-    """Where the path of a module and of each module around it ends."""
-    return [place for place, letter in enumerate(path) if letter == '.'] + [len(path)]
+def _largest_modules(graph: Walked, nodes: set[fx.Node], elsewhere: Container[str]) -> tuple[str, ...]:
+    """The outermost modules that enclose these calls and are not needed elsewhere, in order of execution."""
+    found = []
+    for node, paths in graph.paths.items():
+        if node in nodes:
+            whole = [path for path in paths if path and path not in elsewhere]
+            found += whole[:1]
+    return tuple(dict.fromkeys(found))
 
 
-def largest_modules(nodes: set[fx.Node], paths: Mapping[fx.Node, list[str]], outside: set[str]) -> tuple[str, ...]:
-    """The outermost modules around ``nodes`` that are not ``outside``, in order of execution."""
-    ordered = [node for node in paths if node in nodes]
-    outermost = (next((path for path in paths[node] if path and path not in outside), None) for node in ordered)
-    return tuple(dict.fromkeys(path for path in outermost if path))
-
-
-def sites_of(value: Value) -> frozenset[str]:
-    """Where gates scale all of a tensor; empty if they cannot."""
-    found = [axis for axis in value.axes if axis.sites and bool((axis.state == GATED).all())]
-    return found[0].sites if len(found) == 1 else frozenset()
-
-
-def takes_any_width(node: fx.Node) -> bool:
-    """Whether a call between modules says nothing of the width of its tensors."""
-    return TABLE.get(op_name(node)) in ANY_WIDTH
-
-
-def keeps_constants(node: fx.Node) -> bool:
-    """Whether a call makes of one value per channel again one value per channel."""
-    return takes_any_width(node) or op_name(node) == 'batch_norm'
+def _sites_of(value: Value) -> frozenset[str]:
+    """The sites whose gates scale every channel of a tensor; empty if there are none."""
+    found = [axis.sites for axis in value.axes if axis.sites and (axis.state == GATED).all()]
+    return found[0] if len(found) == 1 else frozenset()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,22 @@ class Cost:
     @classmethod
     def of(cls, terms: Sequence[tuple[str, float, Sequence[Tensor]]]) -> Cost:
         """From (module path, positions, channel vectors) of each op."""
-        vectors = [vector for _, _, factors in terms for vector in factors]
-        width = max([len(factors) for _, _, factors in terms], default=0)
-        table = torch.full((len(terms), width), len(vectors))
-        first = 0
-        for row, (_, _, factors) in zip(table, terms, strict=True):
-            row[: len(factors)] = torch.arange(first, first + len(factors))
-            first += len(factors)
+        vectors: list[Tensor] = []
+        rows = []
+        for _, _, factors in terms:
+            first = len(vectors)
+            vectors += factors
+            rows.append(torch.arange(first, len(vectors)))
+        count = len(vectors)
+        sizes = torch.tensor([len(vector) for vector in vectors], dtype=torch.long)
+        nothing = torch.zeros(0, dtype=torch.long)
         return cls(
             layers=tuple(layer for layer, _, _ in terms),
             positions=torch.tensor([positions for _, positions, _ in terms], dtype=torch.double),
-            index=torch.cat([torch.zeros(0, dtype=torch.long), *vectors]),
-            owner=torch.repeat_interleave(torch.arange(len(vectors)), torch.tensor([len(v) for v in vectors]).long()),
-            factors=table,
-            count=len(vectors),
+            index=torch.cat([nothing, *vectors]),
+            owner=torch.repeat_interleave(torch.arange(count), sizes),
+            factors=pad_sequence([nothing, *rows], batch_first=True, padding_value=count)[1:],
+            count=count,
         )
 
     def per_op(self, value: Tensor) -> Tensor:

@@ -8,21 +8,19 @@ for single ops can say so: what counts is that a module without submodules turns
 from __future__ import annotations
 
 import copy
-from collections import ChainMap, defaultdict
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 
-from mmprune_gates.channels.calls import Options
-from mmprune_gates.channels.labels import LOST, Axis, Flow, FullWidth, Value
+from mmprune_gates.channels.flow import Flow, FullWidth
+from mmprune_gates.channels.labels import GATED, LOST, Value
 from mmprune_gates.channels.op import UNKNOWN, is_inplace, module_path, shapes
 
-Apply = Callable[[Flow, fx.Node, Mapping[fx.Node, Any]], Any]
 UNLIKE = 'called in different ways by a module that computes across channels'
 INFINITE = 'not finite where channels are zero, by a module that computes across channels'
 OWN = 'held by a module that keeps its full width'
@@ -33,91 +31,130 @@ class Call:
     """One call of a module without submodules, which turns one tensor into one of the same shape.
 
     Attributes:
+        module: Path of the module.
         nodes: Its ops in order of execution; the last one makes its result.
         entry: The tensor it reads.
+        constants: Parameters and buffers that it reads.
     """
 
+    module: str
     nodes: tuple[fx.Node, ...]
     entry: fx.Node
+    constants: frozenset[fx.Node]
 
 
-def find_calls(flow: Flow, graph: fx.Graph, constants: Container[fx.Node]) -> list[Call]:
-    """Such calls in an exported graph, in order of execution.
+def find_calls(flow: Flow, graph: fx.Graph, constants: Collection[fx.Node]) -> list[Call]:
+    """Calls of modules without submodules that turn one tensor into one of the same shape, in order of execution.
 
     Args:
         flow: Counts the calls of all modules without submodules, and knows which modules take and return one tensor.
         graph: The graph.
         constants: Its parameters and buffers.
     """
-    runs, outer = defaultdict(list), set()
-    for node in graph.nodes:
-        if node.op == 'call_function' and (stack := list(node.meta.get('nn_module_stack') or ())):
-            runs[stack[-1]].append(node)
-            outer.update(stack[:-1])
-    calls = []
-    for nodes in (nodes for name, nodes in runs.items() if name not in outer):
+    found = []
+    for nodes in _innermost_calls(graph):
         module = flow.canonical(module_path(nodes[-1]))
         flow.calls[module] += 1
-        if module in flow.odd:
-            continue
-        inside = set(nodes)
-        entries = {source for node in nodes for source in node.all_input_nodes if source not in constants} - inside
-        ends = [node for node in nodes if set(node.users) - inside]
-        if len(entries) == 1 and ends == nodes[-1:] and not any(map(is_inplace, nodes)):
-            entry = entries.pop()
-            if shapes(entry)[0] == shapes(ends[0])[0] and UNKNOWN not in shapes(entry)[0]:
-                calls.append(Call(tuple(nodes), entry))
-    return calls
+        if module not in flow.odd:
+            found += _same_shape_call(module, nodes, constants)
+    return found
 
 
-def keep_whole(flow: Flow, call: Call, values: Mapping[fx.Node, Any], apply: Apply, batch: int) -> Axis | None:
-    """The output axis of a module that keeps its full width; None if the rules for its single ops do as well.
+def _innermost_calls(graph: fx.Graph) -> list[list[fx.Node]]:
+    """The ops of each module call that calls no other module."""
+    ops, outer = defaultdict(list), set()
+    for node in graph.nodes:
+        around = list(node.meta.get('nn_module_stack') or ())
+        if node.op == 'call_function' and around:
+            ops[around[-1]].append(node)
+            outer.update(around[:-1])
+    return [nodes for call, nodes in ops.items() if call not in outer]
+
+
+def _same_shape_call(module: str, nodes: list[fx.Node], constants: Collection[fx.Node]) -> list[Call]:
+    """These ops as a call, or nothing unless they turn one tensor into one of the same shape."""
+    own = set(nodes)
+    sources = {source for node in nodes for source in node.all_input_nodes} - own
+    read = sources.intersection(constants)
+    entries = sources - read
+    results = [node for node in nodes if not own.issuperset(node.users)]
+    if len(entries) != 1 or results != nodes[-1:] or any(map(is_inplace, nodes)):
+        return []
+    (entry,) = entries
+    shape = shapes(entry)[0]
+    if shape != shapes(nodes[-1])[0] or UNKNOWN in shape:
+        return []
+    return [Call(module, tuple(nodes), entry, frozenset(read))]
+
+
+def computes_across(draft: Flow, entry: Value | list[Value]) -> bool:
+    """Whether the rules for its ops freeze the channels that a module reads.
 
     Args:
-        flow: What the walk has found so far; the call is noted in it unless the result is None.
+        draft: What the rules recorded for a call of the module.
+        entry: Labels of the tensor that the call reads.
+    """
+    if isinstance(entry, list) or len(entry.axes) != 1 or draft.layers:
+        return False
+    (axis,) = entry.axes
+    return any(np.isin(ids, axis.ids).any() for ids, _ in draft.frozen)
+
+
+def keep_whole(flow: Flow, call: Call, values: dict[fx.Node, Value], batch: int) -> None:
+    """Let a module keep its full width: its output carries the channels of its input, at the same places.
+
+    Args:
+        flow: Records the call.
         call: The call.
-        values: Labels of all tensors before it.
-        apply: Labels of the result of one op.
+        values: Labels of all tensors so far; those of the call's ops are replaced.
         batch: Batch size of the traced input.
     """
     entry = values[call.entry]
-    axes = entry.axes if isinstance(entry, Value) else ()
-    if len(axes) != 1:
-        return None
-    draft, own = flow.draft(), {}
+    (axis,) = entry.axes
+    read = FullWidth(
+        layer=call.module,
+        dim=-1 if axis.dim == len(entry.shape) - 1 else axis.dim,
+        index=axis.ids,
+        gated=torch.from_numpy(axis.state == GATED),
+        sites=axis.sites,
+        input_size=prod(entry.shape) / batch,
+        shape=entry.shape,
+    )
+    flow.full_width[call.module].append(read)
+    for constant in call.constants:
+        flow.freeze(values[constant].axes, f'{OWN} ({call.module})')
     for node in call.nodes:
-        own[node] = apply(draft, node, ChainMap(own, values))
-    if draft.layers or not any(np.isin(ids, axes[0].ids).any() for ids, _ in draft.frozen):
-        return None
-    module = flow.canonical(module_path(call.nodes[-1]))
-    dim = -1 if axes[0].dim == len(entry.shape) - 1 else axes[0].dim
-    flow.full_width[module].append(FullWidth(dim, axes[0], entry.shape, prod(entry.shape) / batch))
-    flow.terms += draft.terms
-    sources = {source for node in call.nodes for source in node.all_input_nodes} - own.keys() - {call.entry}
-    flow.freeze([axis for source in sources for axis in values[source].axes], f'{OWN} ({module})')
-    return replace(axes[0], state=np.full_like(axes[0].state, LOST), sites=frozenset())
+        values[node] = Value(shapes(node)[0])
+    values[call.nodes[-1]] = Value(entry.shape, (axis.known(LOST),))
 
 
-def settle(flow: Flow, model: nn.Module) -> None:
+def settle(flow: Flow) -> None:
     """Tie the channels of all calls of each module that keeps its full width; freeze those for which it cannot."""
     for path, calls in flow.full_width.items():
-        axes = [call.axis for call in calls]
-        alike = len({(call.dim, len(call.axis.ids)) for call in calls}) == 1
+        first, *others = calls
+        alike = all(call.dim == first.dim and len(call.index) == len(first.index) for call in others)
         if path in flow.odd or len(calls) != flow.calls[path] or not alike:
-            flow.freeze(axes, f'{UNLIKE} ({path})')
-        elif not is_finite(model.get_submodule(path), calls[0], flow.plain[path]):
-            flow.freeze(axes, f'{INFINITE} ({path})')
+            _freeze_calls(flow, calls, f'{UNLIKE} ({path})')
+        elif not _is_finite(flow, first):
+            _freeze_calls(flow, calls, f'{INFINITE} ({path})')
         else:
-            for axis in axes[1:]:
-                flow.unite(axes[0].ids, axis.ids)
+            for call in others:
+                flow.unite(first.index, call.index)
+
+
+def _freeze_calls(flow: Flow, calls: list[FullWidth], reason: str) -> None:
+    """Freeze the channels that a module reads, in all its calls."""
+    flow.frozen.extend((call.index, reason) for call in calls)
 
 
 @torch.no_grad()
-def is_finite(module: nn.Module, call: FullWidth, options: Options) -> bool:
-    """Whether a module's result is finite if all channels, or every other one, are zero."""
-    like = next((x for x in (*module.parameters(), *module.buffers()) if x.is_floating_point()), torch.zeros(()))
+def _is_finite(flow: Flow, call: FullWidth) -> bool:
+    """Whether a module's output stays finite when all channels, or every other one, are zero."""
+    module = copy.deepcopy(flow.model.get_submodule(call.layer)).eval()
+    args, kwargs = flow.plain[call.layer]
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    like = tensors[0] if tensors else torch.zeros(())
     x = torch.randn(call.shape, generator=torch.Generator().manual_seed(0)).to(like)
-    x.index_fill_(call.dim, torch.arange(0, x.shape[call.dim], 2, device=x.device), 0)
-    module = copy.deepcopy(module).eval()
-    args, kwargs = options
-    return all(bool(module(value, *args, **kwargs).isfinite().all()) for value in (x, torch.zeros_like(x)))
+    every_other = torch.arange(0, x.shape[call.dim], 2, device=x.device)
+    inputs = (x.index_fill(call.dim, every_other, 0), torch.zeros_like(x))
+    return all(bool(module(value, *args, **kwargs).isfinite().all()) for value in inputs)

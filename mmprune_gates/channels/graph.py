@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.channels.cost import Cost
+from mmprune_gates.channels.flow import FullWidth, Read, Site
 from mmprune_gates.channels.tails import Tail
 
 Kept = Mapping[str, Tensor]
@@ -95,71 +96,6 @@ class Layer:
     def prunable(self) -> bool:
         """Whether the layer can lose outputs or inputs."""
         return self.out_frozen is None or self.in_frozen is None
-
-
-@dataclass(frozen=True)
-class Read:
-    """A layer that reads channels, and whether gates at sites before it reach it unchanged.
-
-    Attributes:
-        layer: Module path of the reader.
-        weight: Name of its weight; None for a module that keeps its full width.
-        in_dim: Dimension of the weight that reads them, or None.
-        dim: Channel dimension of its input; -1, the last, for a linear layer.
-        index: (C,) channel at each input position, -1 for none.
-        gated: (C,) bool, whether a gate at ``sites`` scales that input.
-        sites: Module paths of norms and layers.
-        input_size: Elements of its input per sample.
-        weight_size: Elements of its weight, or 0.
-        direct: Whether the reader's own input is what its weight reads (a layer of torch, not a derived one).
-    """
-
-    layer: str
-    weight: str | None
-    in_dim: int | None
-    dim: int
-    index: Tensor
-    gated: Tensor
-    sites: frozenset[str]
-    input_size: float
-    weight_size: int
-    direct: bool
-
-
-@dataclass(frozen=True)
-class Site:
-    """A norm, or a layer without one behind it, whose output a gate can scale.
-
-    Attributes:
-        module: Its path.
-        weight_dim: Dimension of its weight that holds the channels of its output; those of its bias are the same.
-        out_dim: Channel dimension of its output; -1, the last, for a linear layer.
-        index: (C,) channel at each position, -1 for none.
-        output_size: Elements of its output per sample.
-        weight_size: Elements of its weight.
-        direct: Whether the module's output is the layer's own (a layer of torch, not a derived one).
-    """
-
-    module: str
-    weight_dim: int
-    out_dim: int
-    index: Tensor
-    output_size: float
-    weight_size: int
-    direct: bool
-
-
-@dataclass(frozen=True)
-class FullWidth:
-    """A module that computes across channels: in a slim model it still sees all of them, those gone as zeros.
-
-    Attributes:
-        dim: Channel dimension of its input and output; -1 if it is the last.
-        index: (C,) channel at each position, -1 for none.
-    """
-
-    dim: int
-    index: Tensor
 
 
 @dataclass(frozen=True)

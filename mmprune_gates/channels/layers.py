@@ -1,172 +1,225 @@
-"""Channel rules of the ops that hold weights: convolutions, linear layers, norms."""
+"""Channel rules of the ops that hold weights: convolutions, linear layers, norms.
+
+All of them have the input as first operand, then weight and bias. A weight has channels along its first two dimensions:
+one makes the channels of the output, the other one reads those of the input.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
+import torch
 
-from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Read, Site, Term, Use, Value
-from mmprune_gates.channels.op import Op
+from mmprune_gates.channels.flow import Read, Site, Term, Use
+from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis
+from mmprune_gates.channels.op import Op, Result
 
 FIXED_INPUT = 'reads an input without removable channels'
 FOREIGN = 'read by a weight that is not the `weight` of the module that uses it: no gate can stand there'
 
 
-def consume(op: Op, x: Value, dim: int, read_by: Axis | None, weight: str | None) -> None:
-    """Tie the channels of ``x`` along ``dim`` to the weight axis that reads them."""
-    axis = x.along(dim)
-    if axis is None or read_by is None:
-        op.freeze([axis, read_by], FIXED_INPUT if axis is None else 'read by a weight of one channel')
-        return
-    op.flow.unite(axis.ids.reshape(-1, len(read_by.ids)), read_by.ids)
-    if is_own(op, weight):
-        op.flow.reads.append(Read(op.layer, weight, axis, op.per_sample(x.shape)))
+def linear(op: Op) -> Result:
+    """``aten.linear``: x (..., I), weight (O, I) -> (..., O)."""
+    x, weight = op.x, op.weight
+    last = len(x.shape) - 1
+    _register(op, Use(_holder(op), 'linear', out_dim=0, in_dim=1))
+    _count(op, x.shape[:-1])
+    _consume(op, x.along(last), weight.along(1))
+    out = _produce(op, weight.along(0), last)
+    return op.result([*_shifted(op, x.without(last)), out])
+
+
+def convolution(op: Op) -> Result:
+    """``aten.conv1d/2d/3d``: x (N, I, *), weight (O, I/groups, *) -> (N, O, *)."""
+    return _convolve(op, transposed=False)
+
+
+def transposed_convolution(op: Op) -> Result:
+    """``aten.conv_transpose1d/2d/3d``: x (N, I, *), weight (I, O/groups, *) -> (N, O, *)."""
+    return _convolve(op, transposed=True)
+
+
+def _convolve(op: Op, transposed: bool) -> Result:
+    """A regular, grouped or depthwise convolution."""
+    x, conv_groups = op.x, op.arg(6, 1)
+    op.freeze(x.behind(1), 'convolves over a dimension that holds channels')
+    op.freeze(op.weight.behind(1), 'a kernel')
+    batch, *places = x.shape if transposed else op.shape
+    _count(op, [batch, *places[1:]])
+    if 1 < conv_groups == x.shape[1]:
+        _register(op, Use(_holder(op), 'depthwise conv', out_dim=0, in_dim=None))
+        out = _depthwise_output(op, transposed)
     else:
-        op.freeze([axis], FOREIGN)
+        use = Use(_holder(op), 'conv', out_dim=int(transposed), in_dim=int(not transposed))
+        _register(op, use)
+        _consume(op, x.along(1), op.weight.along(use.in_dim))
+        out = _grouped_output(op, transposed, conv_groups)
+    others = [axis for axis in x.axes if axis.dim == 0]
+    return op.result([*_shifted(op, others), out])
 
 
-def is_own(op: Op, tensor: str | None, attribute: str = 'weight') -> bool:
-    """Whether a tensor is that attribute of the very module whose forward makes the call."""
-    return tensor == f'{op.layer}.{attribute}'.lstrip('.')
+def _shifted(op: Op, axes: Iterable[Axis]) -> list[Axis]:
+    """Axes along which a layer works independently; its bias shifts the values there."""
+    at_most = GATED if op.bias is None else LOST
+    return [op.flow.weaken(axis, at_most) for axis in axes]
 
 
-def produce(op: Op, made: Axis | None, bias: Value | None, dim: int) -> Axis | None:
+def _register(op: Op, use: Use) -> None:
+    """Remember which layer uses a weight, for groups and the coverage report."""
+    weight = op.parameter(1)
+    if weight is not None:
+        op.flow.layers.setdefault(weight, use)
+
+
+def _holder(op: Op) -> str:
+    """Path of the module that holds the weight; the one that makes the call where it is computed."""
+    weight = op.parameter(1)
+    return op.layer if weight is None else weight.rpartition('.')[0]
+
+
+def _count(op: Op, positions: Sequence[int]) -> None:
+    """Record the multiply-accumulates of a layer whose weight is applied at ``positions`` (their extents)."""
+    if not op.counted:
+        return
+    extents, factors = list(positions), []
+    for dim, size in enumerate(op.weight.shape):
+        axis = op.weight.along(dim)
+        if axis is None or dim > 1:
+            extents.append(size)
+        else:
+            factors.append(axis.ids)
+    op.flow.terms.append(Term(op.node, _holder(op), op.per_sample(extents), tuple(factors)))
+
+
+def _consume(op: Op, channels: Axis | None, reader: Axis | None) -> None:
+    """Tie channels of the input to the axis of the weight that reads them."""
+    if channels is None:
+        op.freeze([reader], FIXED_INPUT)
+        return
+    if reader is None:
+        op.freeze([channels], 'read by a weight of one channel')
+        return
+    op.flow.unite(channels.ids.reshape(-1, len(reader.ids)), reader.ids)
+    if _is_own(op, 1, 'weight'):
+        op.flow.reads.append(_describe_read(op, channels, reader.dim))
+    else:
+        op.freeze([channels], FOREIGN)
+
+
+def _describe_read(op: Op, channels: Axis, in_dim: int) -> Read:
+    """How a layer reads channels of its input."""
+    return Read(
+        layer=op.layer,
+        weight=op.parameter(1),
+        in_dim=in_dim,
+        dim=_channel_dim(op, channels),
+        index=channels.ids,
+        gated=torch.from_numpy(channels.state == GATED),
+        sites=channels.sites,
+        input_size=op.per_sample(op.x.shape),
+        weight_size=prod(op.weight.shape),
+        direct=op.flow.is_direct(op.layer),
+    )
+
+
+def _is_own(op: Op, position: int, attribute: str) -> bool:
+    """Whether an operand is that attribute of the very module whose forward makes the call."""
+    return op.parameter(position) == f'{op.layer}.{attribute}'.lstrip('.')
+
+
+def _channel_dim(op: Op, axis: Axis) -> int:
+    """The channel dimension of a layer's input or output: the last, -1, of a linear layer."""
+    return -1 if op.name == 'aten.linear' else axis.dim
+
+
+def _produce(op: Op, made: Axis | None, dim: int) -> Axis | None:
     """The output axis of a layer: the channels its weight makes, laid along ``dim``."""
     if made is None:
         return None
-    if bias is not None:
-        op.flow.unite(made.ids, bias.along(0).ids)
-    return gated(op, replace(made, dim=dim), made.dim)
+    if op.bias is not None:
+        op.flow.unite(made.ids, op.bias.along(0).ids)
+    return _gated(op, replace(made, dim=dim), made.dim)
 
 
-def gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
+def _gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
     """The output axis of a norm or layer, scaled by a gate there if weight and bias are the module's own."""
-    own_bias = op.arg(2) is None or is_own(op, op.parameter(2), 'bias')
-    if not (is_own(op, op.parameter(1)) and own_bias):
+    own_bias = op.bias is None or _is_own(op, 2, 'bias')
+    if not (own_bias and _is_own(op, 1, 'weight')):
         return op.flow.weaken(axis, ZERO)
-    out_dim = -1 if op.name == 'aten.linear' else axis.dim
-    op.flow.sites[op.layer] = Site(op.parameter(1), weight_dim, out_dim, op.per_sample(op.shape))
-    return replace(axis, state=np.full_like(axis.state, GATED), sites=frozenset({op.layer}))
+    weight = op.weight
+    channels = weight.along(weight_dim)
+    if channels is not None:
+        op.flow.sites[op.layer] = Site(
+            module=op.layer,
+            weight_dim=weight_dim,
+            out_dim=_channel_dim(op, axis),
+            index=channels.ids,
+            output_size=op.per_sample(op.shape),
+            weight_size=prod(weight.shape),
+            direct=op.flow.is_direct(op.layer),
+        )
+    return axis.known(GATED, op.layer)
 
 
-def cost(op: Op, positions, *axes: Axis | None) -> None:
-    """Count the op's multiply-accumulates where it belongs to the inference graph."""
-    if op.counted:
-        factors = tuple(axis.ids for axis in axes if axis is not None)
-        weight = op.parameter(1)
-        layer = op.layer if weight is None else weight.rpartition('.')[0]
-        op.flow.terms.append(Term(layer, op.per_sample(positions), factors))
-
-
-def linear(op: Op) -> Value:
-    """``aten.linear``: x (..., I), weight (O, I) -> (..., O)."""
-    x, weight, bias = op.arg(0), op.arg(1), op.arg(2)
-    last = len(x.shape) - 1
-    register(op, 'linear')
-    consume(op, x, last, weight.along(1), op.parameter(1))
-    out = produce(op, weight.along(0), bias, last)
-    rigid = [weight.shape[d] for d in (0, 1) if weight.along(d) is None]
-    cost(op, [*x.shape[:-1], *rigid], weight.along(0), weight.along(1))
-    rest = [op.flow.weaken(a, GATED if bias is None else LOST) for a in x.without(last)]
-    return op.result([*rest, *([out] if out else [])])
-
-
-def convolution(op: Op) -> Value:
-    """``aten.conv1d/2d/3d``: x (N, I, *), weight (O, I/groups, *) -> (N, O, *)."""
-    return convolve(op, transposed=False, conv_groups=op.arg(6, 1))
-
-
-def transposed_convolution(op: Op) -> Value:
-    """``aten.conv_transpose1d/2d/3d``: x (N, I, *), weight (I, O/groups, *) -> (N, O, *)."""
-    return convolve(op, transposed=True, conv_groups=op.arg(6, 1))
-
-
-def convolve(op: Op, transposed: bool, conv_groups: int) -> Value:
-    """A regular, grouped or depthwise convolution."""
-    x, weight, bias = op.arg(0), op.arg(1), op.arg(2)
-    op.freeze([axis for axis in x.axes if axis.dim > 1], 'convolves over a dimension that holds channels')
-    op.freeze([axis for axis in weight.axes if axis.dim > 1], 'a kernel')
-    depthwise = conv_groups > 1 and conv_groups == x.shape[1]
-    if depthwise:
-        register(op, 'depthwise conv', in_dim=None)
-    else:
-        register(op, 'conv', out_dim=int(transposed), in_dim=1 - transposed)
-    positions = [x.shape[0], *(x.shape if transposed else op.shape)[2:], *weight.shape[2:]]
-    rigid = [weight.shape[d] for d in (0, 1) if weight.along(d) is None]
-    cost(op, [*positions, *rigid], weight.along(0), weight.along(1))
-    if depthwise:
-        out = depthwise_output(op, x, weight, bias, transposed)
-    else:
-        out = grouped_output(op, x, weight, bias, transposed, conv_groups)
-    batch = [op.flow.weaken(axis, GATED if bias is None else LOST) for axis in x.axes if axis.dim == 0]
-    return op.result([*batch, *([out] if out else [])])
-
-
-def grouped_output(op: Op, x: Value, weight: Value, bias, transposed: bool, conv_groups: int) -> Axis | None:
+def _grouped_output(op: Op, transposed: bool, conv_groups: int) -> Axis | None:
     """Output axis of a convolution whose groups (one or many) shrink evenly."""
-    reader, maker = weight.along(1 - transposed), weight.along(int(transposed))
-    consume(op, x, 1, reader, op.parameter(1))
+    weight = op.weight
+    made = weight.along(int(transposed))
     if conv_groups == 1:
-        return produce(op, maker, bias, 1)
+        return _produce(op, made, 1)
     # The weight's first dimension spans all groups: channels at the same place of each group are tied.
-    tie(op, weight.along(0), conv_groups)
+    first = weight.along(0)
+    if first is not None:
+        op.flow.tie(first.ids.reshape(conv_groups, -1))
     if not transposed:
-        return produce(op, maker, bias, 1)
-    size = weight.shape[1]
-    if maker is None:
-        maker, size = op.rigid(1, conv_groups, 'a single channel in each group'), conv_groups
-    out = produce(op, maker.take(np.tile(np.arange(size), op.shape[1] // size)), bias, 1)
+        return _produce(op, made, 1)
+    if made is None:
+        made = op.rigid(1, conv_groups, 'a single channel in each group')
+    repeated = np.resize(np.arange(len(made.ids)), op.shape[1])
+    out = _produce(op, made.take(repeated), 1)
     return op.flow.weaken(out, ZERO)  # weight and bias hold its channels in different numbers: no gate there
 
 
-def depthwise_output(op: Op, x: Value, weight: Value, bias: Value | None, transposed: bool) -> Axis | None:
+def _depthwise_output(op: Op, transposed: bool) -> Axis | None:
     """A depthwise convolution passes the channels of its input on, each to ``multiplier`` outputs."""
-    multiplier = op.shape[1] // x.shape[1]
-    own = weight.along(0)
+    channels = op.x.along(1)
+    multiplier = op.shape[1] // op.x.shape[1]
     if transposed and multiplier > 1:
-        op.freeze(
-            [own, weight.along(1), x.along(1), bias and bias.along(0)],
-            'transposed depthwise with a multiplier',
-        )
+        op.freeze([channels, op.weight.along(1), *_own_axes(op, 1, 2)], 'transposed depthwise with a multiplier')
         return None
-    op.freeze([weight.along(1)], 'multiplier')
-    axis = x.along(1)
-    if axis is None:
-        op.freeze([own, bias and bias.along(0)], FIXED_INPUT)
-        return None
-    out = axis.take(np.repeat(np.arange(len(axis.ids)), multiplier))
-    op.flow.unite(out.ids, own.ids)
-    if bias is None:
-        return out
-    op.flow.unite(out.ids, bias.along(0).ids)
-    return op.flow.weaken(out, ZERO)
+    op.freeze([op.weight.along(1)], 'multiplier')
+    if channels is not None:
+        places = np.arange(len(channels.ids))
+        channels = channels.take(np.repeat(places, multiplier))
+    _share(op, channels, 1, 2)
+    return channels if channels is None or op.bias is None else op.flow.weaken(channels, ZERO)
 
 
-def tie(op: Op, axis: Axis | None, parts: int) -> None:
-    """Unite the channels at the same place of each of ``parts`` equal parts."""
-    if axis is not None:
-        rows = axis.ids.reshape(parts, -1)
-        op.flow.unite(rows[:1], rows)
+def _share(op: Op, channels: Axis | None, *positions: int) -> None:
+    """Tie channels that pass through to the parameters and buffers at ``positions``."""
+    for axis in _own_axes(op, *positions):
+        if channels is None:
+            op.freeze([axis], FIXED_INPUT)
+        else:
+            op.flow.unite(channels.ids, axis.ids)
 
 
-def register(op: Op, kind: str, out_dim: int = 0, in_dim: int | None = 1) -> None:
-    """Remember which layer uses a weight, for groups and the coverage report."""
-    if (weight := op.parameter(1)) is not None:
-        op.flow.layers.setdefault(weight, Use(weight.rpartition('.')[0], kind, out_dim, in_dim))
+def _own_axes(op: Op, *positions: int) -> list[Axis]:
+    """The channels along the first dimension of parameters and buffers."""
+    values = [op.arg(position) for position in positions]
+    axes = [value.along(0) for value in values if value is not None]
+    return [axis for axis in axes if axis is not None]
 
 
-def batch_norm(op: Op) -> Value:
+def batch_norm(op: Op) -> Result:
     """``aten.batch_norm`` and ``aten.instance_norm``: channels pass; a gate may stand on the affine."""
-    x, own = op.arg(0), [op.arg(i) for i in range(1, 5)]
-    own_axes = [value.along(0) for value in own if value is not None]
-    axis = x.along(1)
-    op.freeze([a for a in x.axes if a.dim > 1], 'normalised over a dimension that holds channels')
-    rest = [op.flow.weaken(a, LOST) for a in x.axes if a.dim != 1]
-    if axis is None:
-        op.freeze(own_axes, FIXED_INPUT)
-        return op.result(rest)
-    for other in own_axes:
-        if other is not None:
-            op.flow.unite(axis.ids, other.ids)
-    return op.result([*rest, gated(op, axis, 0)])
+    op.freeze(op.x.behind(1), 'normalised over a dimension that holds channels')
+    axes = [op.flow.weaken(axis, LOST) for axis in op.x.without(1)]
+    channels = op.x.along(1)
+    _share(op, channels, 1, 2, 3, 4)
+    if channels is not None:
+        axes.append(_gated(op, channels, 0))
+    return op.result(axes)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
-from operator import getitem
 from typing import Any
 
 import torch
 from torch import fx
 
-from mmprune_gates.channels.labels import LOST, Axis, Flow, Value
+from mmprune_gates.channels.flow import Flow
+from mmprune_gates.channels.labels import GATED, LOST, Axis, Shape, Value
 
 NO_RULE = 'no rule for this op'
 UNKNOWN = -1  # a size that depends on data
+Result = Value | list[Value]  # labels of the result, or of several results
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Op:
     @property
     def name(self) -> str:
         """The op without overload, for example ``aten.conv2d``."""
-        return str(self.node.target).rsplit('.', 1)[0]
+        return _without_overload(self.node.target)
 
     @property
     def layer(self) -> str:
@@ -58,37 +60,84 @@ class Op:
     @property
     def tensors(self) -> list[Value]:
         """Labels of all tensor operands in order, lists flattened, repetitions kept."""
-        nodes: list[fx.Node] = []
-        fx.node.map_arg((self.node.args, dict(self.node.kwargs)), nodes.append)
-        values = [self.values[node] for node in nodes]
-        return [v for value in values for v in (value if isinstance(value, list) else [value])]
+        found: list[Value] = []
+        for node in operands(self.node):
+            found += as_list(self.values[node])
+        return found
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def x(self) -> Value:
+        """Labels of the first tensor operand."""
+        return self.tensors[0]
+
+    @property
+    def weight(self) -> Value:
+        """Labels of the weight of a layer or norm, its second operand."""
+        return self.arg(1)
+
+    @property
+    def bias(self) -> Value | None:
+        """Labels of the bias of a layer or norm, its third operand."""
+        return self.arg(2)
+
+    @property
+    def shape(self) -> Shape:
         """Shape of the (first) result."""
         return shapes(self.node)[0]
 
-    def result(self, axes: tuple[Axis, ...] | list[Axis] = ()) -> Value:
-        """Labels of the result."""
-        return Value(self.shape, tuple(axes))
+    def result(self, axes: Iterable[Axis | None] = ()) -> Result:
+        """Labels of the result; where the op has several, all carry the same axes."""
+        axes = tuple(axis for axis in axes if axis is not None)
+        value = self.node.meta.get('val')
+        if isinstance(value, (list, tuple)):
+            return [Value(sizes(part), axes) for part in value]
+        return Value(sizes(value), axes)
+
+    def moved(self, origins: Sequence[int | None], reason: str = '', at_most: int = GATED) -> Result:
+        """Labels of a result whose dimension ``d`` is dimension ``origins[d]`` of the first operand.
+
+        Args:
+            origins: One dimension of the operand, or None, for each of the result.
+            reason: Why channels along the other dimensions of the operand are frozen.
+            at_most: Upper bound on what is known of the values.
+        """
+        known, lost = [], []
+        for axis in self.x.axes:
+            if axis.dim not in origins:
+                lost.append(axis)
+                continue
+            place = replace(axis, dim=origins.index(axis.dim))
+            known.append(place if at_most == GATED else self.flow.weaken(place, at_most))
+        self.freeze(lost, reason)
+        return self.result(known)
+
+    def spoilt(self, dims: Iterable[int], reason: str, at_most: int = GATED) -> Result:
+        """Labels of a result with the dimensions of the first operand; channels along ``dims`` are frozen."""
+        rank = len(self.x.shape)
+        spoilt = {dim % rank for dim in dims}
+        return self.moved([None if dim in spoilt else dim for dim in range(rank)], reason, at_most)
+
+    def dropped(self, dims: Iterable[int], reason: str) -> Result:
+        """Labels of a result without dimensions ``dims`` of the first operand; channels along them are frozen."""
+        rank = len(self.x.shape)
+        dropped = {dim % rank for dim in dims}
+        return self.moved([dim for dim in range(rank) if dim not in dropped], reason)
 
     def freeze(self, axes, reason: str) -> None:
         """Freeze ``axes``, naming the op and the module."""
         self.flow.freeze(axes, f'{reason} ({self.name} in {self.layer or "the model itself"})')
 
-    def give_up(self, reason: str) -> Value | list[Value]:
+    def give_up(self, reason: str) -> Result:
         """Labels of a result in which no channel is known: nothing that the op touches can be removed."""
-        self.freeze([axis for value in self.tensors for axis in value.axes], reason)
-        result = self.node.meta.get('val')
-        if isinstance(result, (list, tuple)):
-            return [Value(sizes(part)) for part in result]
-        return Value(self.shape)
+        for value in self.tensors:
+            self.freeze(value.axes, reason)
+        return self.result()
 
     def rigid(self, dim: int, size: int, reason: str) -> Axis:
         """An axis of channels that must stay, for a piece of a tensor without labels."""
-        axis = self.flow.fresh(dim, size)
+        axis = self.flow.fresh(dim, size).known(LOST)
         self.freeze([axis], reason)
-        return Axis(dim, axis.ids, axis.state * LOST)
+        return axis
 
     def per_sample(self, extents) -> float:
         """Product of ``extents`` per sample of the batch.
@@ -101,6 +150,18 @@ class Op:
         return prod(extents) / self.batch
 
 
+def operands(node: fx.Node) -> list[fx.Node]:
+    """All tensor operands of a call in order, repetitions kept."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, dict(node.kwargs)), found.append)
+    return found
+
+
+def as_list(value: Result) -> list[Value]:
+    """A value as a list of one, a list as it is."""
+    return value if isinstance(value, list) else [value]
+
+
 def op_name(node: fx.Node) -> str:
     """The op that a node calls, see :func:`base_name`."""
     return base_name(node.target)
@@ -108,12 +169,17 @@ def op_name(node: fx.Node) -> str:
 
 def base_name(target: Any) -> str:
     """An op without overload and the mark of its in-place form, for example ``conv2d``; others than ATen's in full."""
-    return str(target).rsplit('.', 1)[0].removeprefix('aten.').rstrip('_')
+    return _without_overload(target).removeprefix('aten.').rstrip('_')
+
+
+def _without_overload(target: Any) -> str:
+    """For example ``aten.conv2d`` for ``aten.conv2d.default``."""
+    return str(target).rsplit('.', 1)[0]
 
 
 def is_inplace(node: fx.Node) -> bool:
     """Whether a call changes its first operand."""
-    return node.target is not getitem and str(node.target).rpartition('.')[0].endswith('_')
+    return _without_overload(node.target).endswith('_')
 
 
 def module_path(node: fx.Node) -> str:
@@ -127,13 +193,13 @@ def module_paths(node: fx.Node) -> list[str]:
     return [path.removeprefix('model').removeprefix('.') for path, _ in stack.values()]
 
 
-def shapes(node: fx.Node) -> list[tuple[int, ...]]:
+def shapes(node: fx.Node) -> list[Shape]:
     """Shapes of the results of a call."""
     value = node.meta.get('val')
     values = value if isinstance(value, (list, tuple)) else [value]
     return [sizes(v) for v in values if isinstance(v, torch.Tensor)] or [()]
 
 
-def sizes(value: Any) -> tuple[int, ...]:
+def sizes(value: Any) -> Shape:
     """Shape of a tensor, empty for anything else; :data:`UNKNOWN` where a size depends on data."""
     return tuple(size if isinstance(size, int) else UNKNOWN for size in getattr(value, 'shape', ()))

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from mmprune_gates.channels.labels import Term, Value
-from mmprune_gates.channels.op import Op
+from mmprune_gates.channels.flow import Term
+from mmprune_gates.channels.op import Op, Result
 
 
-def product(op: Op) -> Value:
+def product(op: Op) -> Result:
     """Matrix products: nothing they touch can be removed, but their multiply-accumulates count.
 
     Channels that are summed over have no weight in front of which a gate could stand, and the others are
     nearly always laid out by sizes fixed in the code (heads).
     """
-    op.freeze([axis for value in op.tensors for axis in value.axes], 'multiplied as a matrix with other activations')
+    result = op.give_up('multiplied as a matrix with other activations')
     if op.counted:
-        op.flow.terms += [Term(op.layer, op.per_sample(extents), ()) for extents in count(op)]
-    return op.result()
+        for extents in _products_of(op):
+            op.flow.terms.append(Term(op.node, op.layer, op.per_sample(extents), ()))
+    return result
 
 
-def count(op: Op) -> list[list[int]]:
+def _products_of(op: Op) -> list[list[int]]:
     """Extents whose product is the number of multiply-accumulates, for each of the products an op makes."""
     if op.name.endswith('einsum'):
-        operands = op.node.args[0].replace(' ', '').split('->')[0].split(',')
-        if '...' in op.node.args[0] or len(operands) != 2:
-            return []
-        sizes = {}
-        for letters, x in zip(operands, op.tensors, strict=True):
-            sizes.update(zip(letters, x.shape, strict=True))
-        return [list(sizes.values())]
-    first, second = op.tensors[:2]
+        return _einsum_extents(op)
+    first, second, *others = op.tensors
     if op.name.endswith('attention'):
-        scores = [*first.shape, second.shape[-2]]
-        return [scores, [*scores[:-2], second.shape[-2], op.tensors[2].shape[-1]]]
+        queries, keys, width = first.shape[:-1], second.shape[-2], others[0].shape[-1]
+        return [[*queries, first.shape[-1], keys], [*queries, keys, width]]
     return [[*op.shape, first.shape[-1]]]
+
+
+def _einsum_extents(op: Op) -> list[list[int]]:
+    """Extents of an einsum of two operands without an ellipsis; others are not counted."""
+    equation = op.node.args[0].replace(' ', '')
+    operands = equation.split('->')[0].split(',')
+    if '...' in equation or len(operands) != 2:
+        return []
+    sizes: dict[str, int] = {}
+    for letters, value in zip(operands, op.tensors, strict=True):
+        sizes.update(zip(letters, value.shape, strict=True))
+    return [list(sizes.values())]

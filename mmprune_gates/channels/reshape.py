@@ -6,32 +6,52 @@ from math import prod
 
 import numpy as np
 
+from mmprune_gates.channels.labels import Shape
 
-def runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]]:
+
+def runs(old: Shape, new: Shape) -> list[tuple[range, range]]:
     """The finest split of two shapes of equal size into runs of dimensions with equal products.
 
     >>> runs((2, 6, 4, 5), (2, 3, 2, 20))
     [(range(0, 1), range(0, 1)), (range(1, 2), range(1, 3)), (range(2, 4), range(3, 4))]
     """
-    found, i, j = [], 0, 0
+    found = []
+    i = j = 0
     while i < len(old) or j < len(new):
-        first = i, j
-        i, j = min(i + 1, len(old)), min(j + 1, len(new))
-        while (a := prod(old[first[0] : i])) != (b := prod(new[first[1] : j])):
-            i, j = (i + 1, j) if a < b else (i, j + 1)
-        if prod(old[i:]) == 1 and prod(new[j:]) == 1:  # trailing ones belong to the last run
-            i, j = len(old), len(new)
-        found.append((range(first[0], i), range(first[1], j)))
+        before, after = old[i:], new[j:]
+        m, n = _first_run(before, after)
+        if prod(before[m:]) == prod(after[n:]) == 1:  # trailing ones belong to the last run
+            m, n = len(before), len(after)
+        found.append((range(i, i + m), range(j, j + n)))
+        i, j = i + m, j + n
     return found
 
 
-def grid(vector: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
+def _first_run(old: Shape, new: Shape) -> tuple[int, int]:
+    """How many of the first dimensions of two shapes have equal products: as few as possible, but at least one."""
+    m, n = min(1, len(old)), min(1, len(new))
+    while prod(old[:m]) != prod(new[:n]):
+        if prod(old[:m]) < prod(new[:n]):
+            m += 1
+        else:
+            n += 1
+    return m, n
+
+
+def grid(vector: np.ndarray, dim: int, before: Shape, after: Shape) -> np.ndarray:
     """A vector along dimension ``dim`` of a run ``before``, seen as ``after``: its element at each position."""
-    shape = [-1 if d == dim else 1 for d in range(len(before))]
+    shape = [1] * len(before)
+    shape[dim] = -1
     return np.broadcast_to(vector.reshape(shape), before).reshape(after)
 
 
-def spread(ids: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
+def copies(vector: np.ndarray, dim: int, before: Shape, after: Shape, along: int) -> np.ndarray:
+    """What :func:`grid` gives, as rows: one for each line of elements along dimension ``along`` of ``after``."""
+    elements = grid(vector, dim, before, after)
+    return np.moveaxis(elements, along, -1).reshape(-1, after[along])
+
+
+def spread(ids: np.ndarray, dim: int, before: Shape, after: Shape) -> np.ndarray:
     """Where the channels along dimension ``dim`` of a run ``before`` lie in the same run seen as ``after``.
 
     Args:
@@ -47,6 +67,6 @@ def spread(ids: np.ndarray, dim: int, before: tuple[int, ...], after: tuple[int,
     positions = grid(np.arange(len(ids)), dim, before, after)
     for d in range(positions.ndim):
         first = positions.take([0], axis=d)
-        if positions.shape[d] > 1 and np.array_equal(np.broadcast_to(ids[first], positions.shape), ids[positions]):
+        if (ids[first] == ids[positions]).all():
             positions = first
     return positions

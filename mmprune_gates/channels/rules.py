@@ -1,123 +1,130 @@
 """The op table: ATen op -> what it does to channels. An op that is not listed freezes what it touches.
 
-Support for a new op is one row here, a rule if none fits, and a test.
+Support for a new op is one row here, a rule if none fits, and a test. A row also says what class of op it is; whoever
+has to know asks the row, never the name of the op nor its rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Flag, auto
 from operator import getitem
 
-from mmprune_gates.channels import layers, pointwise, products, shapes
-from mmprune_gates.channels.op import NO_RULE, Op, op_name
+from torch import fx
 
-HOMOGENEOUS = (
-    'relu leaky_relu abs neg dropout feature_dropout clone contiguous detach alias to _to_copy type_as lift_fresh_copy'
-)
-RESAMPLING = (
-    'max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d '
-    'adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d '
-    'upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d'
-)
-ZERO_PRESERVING = 'relu6 silu gelu hardswish tanh elu selu celu mish sin sqrt square sign expm1 log1p'
-# Not here: log, reciprocal, rsqrt and the like, which are infinite where a closed channel is zero.
-ANY_FUNCTION = (
-    'sigmoid hardsigmoid exp cos softplus log_sigmoid alpha_dropout zeros_like ones_like full_like rand_like randn_like'
-)
-VIEWS = 'view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view'
-PRODUCTS = 'matmul mm bmm einsum scaled_dot_product_attention'
+from mmprune_gates.channels import layers, moving, pointwise, products
+from mmprune_gates.channels.labels import GATED, LOST, ZERO
+from mmprune_gates.channels.op import NO_RULE, Op, Result, op_name
 
-TABLE: dict[str, Callable[[Op], object]] = {
+
+class Trait(Flag):
+    """What is true of an op besides its channel rule."""
+
+    NONE = 0
+    ELEMENTWISE = auto()  # takes one element at a time: numbers that it is given are never sizes
+    ANY_WIDTH = auto()  # says nothing of the width of its tensors
+    CONSTANT = auto()  # makes of one value per channel again one value per channel
+    BIAS = auto()  # makes its bias, one value per channel, of an input that is zero
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table.
+
+    Attributes:
+        labels: From a call of the op to the labels of its result.
+        traits: What class of op it is.
+    """
+
+    labels: Callable[[Op], Result]
+    traits: Trait = Trait.NONE
+
+
+def rows(names: str, labels: Callable[[Op], Result], traits: Trait = Trait.NONE) -> dict[str, Rule]:
+    """One row for each of several ops of the same kind."""
+    return dict.fromkeys(names.split(), Rule(labels, traits))
+
+
+FUNCTION = Trait.ELEMENTWISE | Trait.ANY_WIDTH | Trait.CONSTANT
+REORDERING = Trait.ANY_WIDTH | Trait.CONSTANT
+
+TABLE: dict[str, Rule] = {
     # layers
-    'conv1d': layers.convolution,
-    'conv2d': layers.convolution,
-    'conv3d': layers.convolution,
-    'conv_transpose1d': layers.transposed_convolution,
-    'conv_transpose2d': layers.transposed_convolution,
-    'conv_transpose3d': layers.transposed_convolution,
-    'linear': layers.linear,
-    'batch_norm': layers.batch_norm,
-    'instance_norm': layers.batch_norm,
-    **dict.fromkeys(PRODUCTS.split(), products.product),
-    # one element, or one channel, at a time
-    **dict.fromkeys(HOMOGENEOUS.split(), pointwise.same),
-    **dict.fromkeys(RESAMPLING.split(), pointwise.resampling),
-    **dict.fromkeys(ZERO_PRESERVING.split(), pointwise.zero_preserving),
-    **dict.fromkeys(ANY_FUNCTION.split(), pointwise.any_function),
-    'grid_sampler': pointwise.sampling,
-    '_assert_tensor_metadata': pointwise.nothing,
-    'clamp': pointwise.clamp,
-    'clamp_min': pointwise.clamp,
-    'hardtanh': pointwise.clamp,
-    'pow': pointwise.power,
-    'prelu': pointwise.prelu,
-    'add': pointwise.additive,
-    'sub': pointwise.additive,
-    'rsub': pointwise.additive,
-    'maximum': pointwise.additive,
-    'minimum': pointwise.additive,
-    'mul': pointwise.multiplicative,
-    'div': pointwise.quotient,
-    'eq': pointwise.comparison,
-    'ne': pointwise.comparison,
-    'lt': pointwise.comparison,
-    'gt': pointwise.comparison,
-    'le': pointwise.comparison,
-    'ge': pointwise.comparison,
+    **rows('conv1d conv2d conv3d', layers.convolution, Trait.BIAS),
+    **rows('conv_transpose1d conv_transpose2d conv_transpose3d', layers.transposed_convolution),
+    **rows('linear', layers.linear, Trait.BIAS),
+    **rows('batch_norm', layers.batch_norm, Trait.CONSTANT),
+    **rows('instance_norm', layers.batch_norm),
+    **rows('matmul mm bmm einsum scaled_dot_product_attention', products.product),
+    # functions of one element: positively homogeneous, those that keep zero, any others
+    **rows('relu leaky_relu abs neg dropout feature_dropout', pointwise.passing(GATED), FUNCTION),
+    **rows('clone contiguous detach alias to _to_copy type_as lift_fresh_copy', pointwise.passing(GATED), FUNCTION),
+    **rows('relu6 silu gelu hardswish tanh elu selu celu mish', pointwise.passing(ZERO), FUNCTION),
+    **rows('sin sqrt square sign expm1 log1p', pointwise.passing(ZERO), FUNCTION),
+    **rows('sigmoid hardsigmoid exp cos softplus log_sigmoid alpha_dropout', pointwise.passing(LOST), FUNCTION),
+    **rows('zeros_like ones_like full_like rand_like randn_like', pointwise.passing(LOST), FUNCTION),
+    # Not here: log, reciprocal, rsqrt and the like, which are infinite where a closed channel is zero.
+    **rows('clamp clamp_min hardtanh', pointwise.clamp, FUNCTION),
+    **rows('pow', pointwise.power, FUNCTION),
+    **rows('prelu', pointwise.prelu),
+    **rows('_assert_tensor_metadata', pointwise.nothing),
+    # functions of one element of each operand
+    **rows('add sub rsub maximum minimum', pointwise.additive, FUNCTION),
+    **rows('mul', pointwise.multiplicative, FUNCTION),
+    **rows('div', pointwise.quotient, Trait.ELEMENTWISE),
+    **rows('eq ne lt gt le ge', pointwise.comparison, Trait.ELEMENTWISE),
+    # within a channel
+    **rows('max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d', pointwise.resampling),
+    **rows('adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d', pointwise.resampling),
+    **rows('upsample_nearest1d upsample_nearest2d upsample_nearest3d', pointwise.resampling),
+    **rows('upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d', pointwise.resampling),
+    **rows('grid_sampler', pointwise.sampling),
     # over a dimension
-    'sum': pointwise.reduction,
-    'mean': pointwise.reduction,
-    'amax': pointwise.reduction,
-    'amin': pointwise.reduction,
-    'linalg_vector_norm': pointwise.vector_norm,
-    'softmax': pointwise.normalised,
-    'log_softmax': pointwise.normalised,
-    'layer_norm': pointwise.layer_norm,
-    'group_norm': pointwise.group_norm,
+    **rows('sum mean amax amin', pointwise.reduction),
+    **rows('linalg_vector_norm', pointwise.vector_norm),
+    **rows('softmax log_softmax', pointwise.softmax),
+    **rows('layer_norm', pointwise.layer_norm),
+    **rows('group_norm', pointwise.group_norm),
     # moving elements about
-    **dict.fromkeys(VIEWS.split(), shapes.view),
-    'permute': shapes.permute,
-    'transpose': shapes.transpose,
-    't': shapes.transpose,
-    'expand': shapes.expand,
-    'expand_as': shapes.expand,
-    'cat': shapes.cat,
-    'concat': shapes.cat,
-    'stack': shapes.stack,
-    'chunk': shapes.chunk,
-    'split': shapes.split,
-    'split_with_sizes': shapes.split,
-    'roll': pointwise.roll,
-    'unbind': shapes.unbind,
-    'pixel_shuffle': shapes.pixel_shuffle,
-    'slice': shapes.take_slice,
-    'select': shapes.select,
-    'pad': shapes.pad,
-    'constant_pad_nd': shapes.pad,
-    'reflection_pad2d': shapes.pad,
-    'replication_pad2d': shapes.pad,
+    **rows('permute', moving.permute, REORDERING),
+    **rows('transpose t', moving.transpose, REORDERING),
+    **rows('view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view', moving.view),
+    **rows('expand expand_as', moving.expand),
+    **rows('cat concat', moving.cat),
+    **rows('stack', moving.stack),
+    **rows('chunk', moving.chunk),
+    **rows('split split_with_sizes', moving.split),
+    **rows('unbind', moving.unbind),
+    **rows('slice', moving.take_slice),
+    **rows('select', moving.select),
+    **rows('roll', moving.roll),
+    **rows('pixel_shuffle', moving.pixel_shuffle),
+    **rows('pad constant_pad_nd reflection_pad2d replication_pad2d', moving.pad),
 }
 
-# Ops on one element at a time: numbers that they are given are never sizes.
-ELEMENTWISE = frozenset(
-    name
-    for name, rule in TABLE.items()
-    if rule in (pointwise.same, pointwise.zero_preserving, pointwise.any_function, pointwise.clamp, pointwise.power)
-    or rule in (pointwise.additive, pointwise.multiplicative, pointwise.quotient, pointwise.comparison)
-)
+ELEMENTWISE = frozenset(name for name, rule in TABLE.items() if Trait.ELEMENTWISE in rule.traits)
 
 
-def apply_rule(op: Op) -> object:
+def has_trait(node: fx.Node, trait: Trait) -> bool:
+    """Whether a call is one of an op that has a trait."""
+    rule = TABLE.get(op_name(node))
+    return rule is not None and trait in rule.traits
+
+
+def apply_rule(op: Op) -> Result:
     """Labels of the op's result (a list for several results).
 
     An op without a rule freezes its operands, and so does a call that its rule cannot handle: a gap in a rule costs
     coverage, never a trace. The in-place form of an op (``relu_``) follows the same rule.
     """
-    rule = shapes.getitem if op.node.target is getitem else TABLE.get(op_name(op.node))
+    if op.node.target is getitem:
+        return moving.getitem(op)
+    rule = TABLE.get(op_name(op.node))
     if rule is None:
         return op.give_up(NO_RULE)
     try:
-        return rule(op)
+        return rule.labels(op)
     except Exception as error:
         sizes = [value.shape for value in op.tensors]
         return op.give_up(f'its rule cannot handle this call on shapes {sizes}: {type(error).__name__}: {error}')

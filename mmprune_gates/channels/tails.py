@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mmprune_gates.channels.labels import Axis
+from mmprune_gates.channels.labels import Axis, Shape
 from mmprune_gates.channels.op import op_name, shapes
-
-LAYERS = ('linear', 'conv1d', 'conv2d', 'conv3d')
+from mmprune_gates.channels.rules import Trait, has_trait
+from mmprune_gates.channels.walked import Walked
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Tail:
     module: str
     weight: str
     bias: str | None
-    shape: tuple[int, ...]
+    shape: Shape
     steps: tuple[tuple[Any, tuple], ...]
     axis: Axis
 
@@ -62,57 +62,72 @@ class Tail:
         if self.bias is not None:
             value = value + tensors[self.bias].reshape(self.shape)
         for op, args in self.steps:
-            value = op(*fx.node.map_aggregate(args, lambda arg, last=value: resolve(arg, last, tensors)))
+            value = op(*fx.node.map_aggregate(args, lambda arg, last=value: _resolve(arg, last, tensors)))
         return value
 
 
-def resolve(arg: Any, last: Tensor, tensors: Mapping[str, Tensor]) -> Any:
+def _resolve(arg: Any, last: Tensor, tensors: Mapping[str, Tensor]) -> Any:
     """What an argument of a step stands for."""
-    return last if isinstance(arg, Before) else tensors[arg.name] if isinstance(arg, Named) else arg
+    if isinstance(arg, Named):
+        return tensors[arg.name]
+    return last if isinstance(arg, Before) else arg
 
 
-def find_tail(
-    end: fx.Node, modules: tuple[str, ...], values, names: Mapping[fx.Node, str], paths, passes
-) -> Tail | None:
+def find_tail(graph: Walked, end: fx.Node, modules: tuple[str, ...]) -> Tail | None:
     """The tail of a branch; None if its end is not computed step by step from what one layer makes.
 
+    Calls after the last module of the branch stay in the model and are not part of the tail.
+
     Args:
+        graph: The graph.
         end: Result of the branch.
         modules: Paths of its modules.
-        values: Labels of all tensors.
-        names: Names of parameters and buffers.
-        paths: Paths of the modules that each call is made in, of calls that depend on the input.
-        passes: Whether an op makes a constant of a constant, element by element or channel by channel.
     """
-    node, outside, steps = end, True, []
-    module = None
-    while op_name(node) not in LAYERS:
-        outside = outside and not any(path in modules for path in paths.get(node, ()))
-        sources = [source for source in node.all_input_nodes if source in paths]
-        computed = [source for source in node.all_input_nodes if source not in paths and source not in names]
-        if len(sources) != 1 or (computed and not outside) or node.kwargs or not passes(node):
+    node, steps = end, []
+    module = graph.enclosing(node, modules)
+    while not has_trait(node, Trait.BIAS):
+        source = _source(graph, node, inside=module is not None)
+        if source is None:
             return None
-        if not outside:
-            module = module or enclosing(node, modules, paths)
+        if module is not None:
             steps.append(node)
-        node = sources[0]
-    module = module or enclosing(node, modules, paths)
-    last = steps[0] if steps else node
-    value = values[last]
-    bias = node.args[2] if len(node.args) > 2 else None
-    if module is None or len(value.axes) != 1 or any(x and x not in names for x in (node.args[1], bias)):
+        node = source
+        module = module or graph.enclosing(node, modules)
+    layer = node
+    weight, bias = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
+    axes = graph.values[steps[0] if steps else layer].axes
+    if module is None or len(axes) != 1 or weight not in graph.names or (bias and bias not in graph.names):
         return None
-    dim = len(shapes(node)[0]) - 1 if op_name(node) == 'linear' else 1
-    shape = tuple(size if d == dim else 1 for d, size in enumerate(shapes(node)[0]))
-    written = tuple((step.target, written_args(step, names)) for step in reversed(steps))
-    return Tail(module, names[node.args[1]], bias and names[bias], shape, written, value.axes[0])
+    written = [(step.target, _written_args(graph, step)) for step in reversed(steps)]
+    return Tail(module, graph.names[weight], graph.names.get(bias), _bias_shape(layer), tuple(written), axes[0])
 
 
-def enclosing(node: fx.Node, modules: tuple[str, ...], paths) -> str | None:
-    """The module of the branch that a call is made in."""
-    return next((path for path in paths.get(node, ()) if path in modules), None)
+def _source(graph: Walked, node: fx.Node, inside: bool) -> fx.Node | None:
+    """The single operand of a call that depends on the input, if the call maps constants to constants.
+
+    Args:
+        graph: The graph.
+        node: The call.
+        inside: Whether the call is part of the tail; if so, all other operands must be parameters or buffers.
+    """
+    variable = [source for source in node.all_input_nodes if source in graph.paths]
+    computed = [source for source in node.all_input_nodes if source not in graph.paths and source not in graph.names]
+    if node.kwargs or (inside and computed) or not has_trait(node, Trait.CONSTANT):
+        return None
+    return variable[0] if len(variable) == 1 else None
 
 
-def written_args(node: fx.Node, names: Mapping[fx.Node, str]) -> tuple:
-    """Arguments of a call, tensors by name."""
-    return fx.node.map_arg(node.args, lambda source: Named(names[source]) if source in names else Before())
+def _bias_shape(layer: fx.Node) -> Shape:
+    """Shape of a layer's output, with size 1 along all dimensions without channels."""
+    sizes = shapes(layer)[0]
+    channels = len(sizes) - 1 if op_name(layer) == 'linear' else 1
+    return tuple(size if dim == channels else 1 for dim, size in enumerate(sizes))
+
+
+def _written_args(graph: Walked, node: fx.Node) -> tuple:
+    """The arguments of a call, with tensors replaced by their names."""
+
+    def written(source: fx.Node) -> Named | Before:
+        return Named(graph.names[source]) if source in graph.names else Before()
+
+    return fx.node.map_arg(node.args, written)

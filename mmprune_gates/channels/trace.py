@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from operator import getitem
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram, export
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
 from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
 from mmprune_gates.channels.calls import Forward, Options, batch_size, noted_calls, run
-from mmprune_gates.channels.full_width import find_calls, keep_whole, settle
+from mmprune_gates.channels.flow import Flow
+from mmprune_gates.channels.full_width import computes_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.inline import inline_contexts
-from mmprune_gates.channels.labels import Flow, Value
-from mmprune_gates.channels.op import Op, is_inplace, shapes
+from mmprune_gates.channels.labels import Value
+from mmprune_gates.channels.op import Op, as_list, is_inplace, shapes
 from mmprune_gates.channels.rules import apply_rule
+from mmprune_gates.channels.walked import Walked
 
 UNITS = ('channels', 'blocks', 'both')
 
@@ -59,29 +61,28 @@ def read_graph(
     """
     if units not in UNITS:
         raise ValueError(f'units must be one of {", ".join(UNITS)}, got {units!r}')
-    flow = Flow(aliases=aliases(model))
+    flow = Flow(model, aliases(model))
     batch = batch_size(options)
-    branches = walk(flow, capture(flow, model, forward, options, training=False), batch, counted=True)
+    branches = _walk(flow, _capture(flow, forward, options, training=False), batch, counted=True)
     if train_forward is not None:
-        trained = walk(flow, capture(flow, model, train_forward, options, training=True), batch, counted=False)
+        trained = _walk(flow, _capture(flow, train_forward, options, training=True), batch, counted=False)
         known = {branch.sites: {*branch.modules} for branch in trained}  # drop path is a module in training only
-        branches = [branch for branch in branches if known.get(branch.sites, set()) >= {*branch.modules}]
-    settle(flow, model)
+        branches = [branch for branch in branches if known.get(branch.sites, set()).issuperset(branch.modules)]
+    settle(flow)
     classes = flow.classes()
-    flow.branches = [branch for branch in branches if branch.terms and branch.keeps_channels(classes)]
+    branches = [branch for branch in branches if branch.terms and branch.keeps_channels(classes)]
     if units != 'channels':
-        add_blocks(flow)
-    return build_graph(flow, model, prune_channels=units != 'blocks')
+        branches = [_with_gate(flow, branch) for branch in branches]
+    return build_graph(flow, branches, prune_channels=units != 'blocks')
 
 
-def add_blocks(flow: Flow) -> None:
-    """Let a new id stand for each branch: what the branch costs, it costs only with that id."""
-    for branch in flow.branches:
-        ids = flow.fresh(0, 1).ids
-        flow.block_ids.append(ids)
-        for number in branch.terms:
-            term = flow.terms[number]
-            flow.terms[number] = replace(term, factors=(*term.factors, ids))
+def _with_gate(flow: Flow, branch: Branch) -> Branch:
+    """Let a new id stand for a branch: what the branch costs, it costs only with that id."""
+    ids = flow.fresh(0, 1).ids
+    for number in branch.terms:
+        term = flow.terms[number]
+        flow.terms[number] = replace(term, factors=(*term.factors, ids))
+    return replace(branch, gate=ids)
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
@@ -91,15 +92,14 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(x, name) for items in named for name, x in items(remove_duplicate=False)}
 
 
-def capture(
-    flow: Flow, model: nn.Module, forward: Forward | None, options: Options, training: bool
-) -> torch.export.ExportedProgram:
+def _capture(flow: Flow, forward: Forward | None, options: Options, training: bool) -> ExportedProgram:
     """The ATen graph of one pass, in training or evaluation mode; the modes of all modules are restored."""
+    model = flow.model
     modes = {module: module.training for module in model.modules()}
     model.train(training)
     try:
         with noted_calls(model, flow.plain, flow.odd):
-            program = torch.export.export(_Captured(model, forward), *options, strict=False)
+            program = export(_Captured(model, forward), *options, strict=False)
     except Exception as error:
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(options) if isinstance(leaf, torch.Tensor)]
         raise RuntimeError(
@@ -114,76 +114,78 @@ def capture(
     return program
 
 
-def walk(flow: Flow, program: torch.export.ExportedProgram, batch: int, counted: bool) -> list[Branch]:
+def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> list[Branch]:
     """Let labels flow through an exported graph, from its inputs to its outputs; returns its residual branches."""
-    values, names = placeholders(flow, program)
-    terms: dict[fx.Node, range] = {}
-    calls = {node: call for call in find_calls(flow, program.graph, names) for node in call.nodes}
+    graph = program.graph
+    values, names = _placeholders(flow, program)
+    calls = {node: call for call in find_calls(flow, graph, names) for node in call.nodes}
 
-    def apply(flow: Flow, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-        return labels(Op(flow, node, values, names, batch, counted))
+    def follow(node: fx.Node, into: Flow) -> None:
+        values[node] = _labels(Op(into, node, values, names, batch, counted))
 
-    for node in program.graph.nodes:
-        if node.op == 'output':
-            outputs = [value for n in node.all_input_nodes for value in as_list(values[n])]
-            flow.freeze([axis for value in outputs for axis in value.axes], OUTPUT)
-        if node.op != 'call_function':
+    for node in graph.nodes:
+        if node.op != 'call_function' or node in values:  # all ops of a module's call are followed at its first one
             continue
-        before = len(flow.terms)
         call = calls.get(node)
-        if call and node is call.nodes[0] and (axis := keep_whole(flow, call, values, apply, batch)):
-            values |= {one: Value(shapes(one)[0]) for one in call.nodes}
-            values[call.nodes[-1]] = Value(shapes(call.nodes[-1])[0], (axis,))
-        elif node not in values:
-            values[node] = apply(flow, node, values)
-        terms[node] = range(before, len(flow.terms))
-    return find_branches(values, names, terms, flow)
+        if call is None:
+            follow(node, flow)
+            continue
+        draft = flow.draft()
+        for inner in call.nodes:
+            follow(inner, draft)
+        if computes_across(draft, values[call.entry]):
+            flow.absorb_cost(draft)
+            keep_whole(flow, call, values, batch)
+        else:
+            flow.absorb(draft)
+    for node in graph.output_node().all_input_nodes:
+        for value in as_list(values[node]):
+            flow.freeze(value.axes, OUTPUT)
+    return find_branches(Walked(flow, values, names))
 
 
-def placeholders(flow: Flow, program: torch.export.ExportedProgram) -> tuple[dict[fx.Node, Any], dict[fx.Node, str]]:
+def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[fx.Node, Any], dict[fx.Node, str]]:
     """Labels of the inputs, parameters and buffers of a graph, and names of the latter two."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values, names = {}, {}
-    for node in (node for node in program.graph.nodes if node.op not in ('call_function', 'output')):
-        values[node] = Value(shapes(node)[0])
-        spec = specs.get(node.name)
+    for node in program.graph.nodes:
+        if node.op in ('call_function', 'output'):
+            continue
+        shape, spec = shapes(node)[0], specs.get(node.name)
+        values[node] = Value(shape)
         if spec is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and node.users:
             names[node] = flow.canonical(spec.target.removeprefix('model.'))
-            values[node] = flow.tensor(names[node], shapes(node)[0])
+            values[node] = flow.tensor(names[node], shape)
     return values, names
 
 
-def labels(op: Op) -> Any:
+def _labels(op: Op) -> Any:
     """Labels of an op's result.
 
     Whoever reads a tensor after it was changed in place reads the result of that op: ``torch.export`` sees to it.
     It does not for views, nor across the graphs of contexts; the labels of what is read there would be out of date.
     """
     result = apply_rule(op)
-    if is_inplace(op.node):
-        operand = op.node.args[0]
-        viewed = is_view(operand) or any(is_view(user) for user in operand.users)
-        read_later = any(user not in op.values and user is not op.node for user in operand.users)
-        if (viewed or read_later) and changed(op.values[operand], result):
-            op.freeze(result.axes, 'changed in place through a view')
+    if not is_inplace(op.node):
+        return result
+    operand = op.node.args[0]
+    viewed = _is_view(operand) or any(map(_is_view, operand.users))
+    read_later = any(user not in op.values and user is not op.node for user in operand.users)
+    if (viewed or read_later) and _has_changed(op.values[operand], result):
+        op.freeze(result.axes, 'changed in place through a view')
     return result
 
 
-def is_view(node: fx.Node) -> bool:
+def _is_view(node: fx.Node) -> bool:
     """Whether a tensor shares its elements with one computed before it."""
     source = node.args[0] if node.target is getitem else node
     return getattr(source.target, 'is_view', False)
 
 
-def changed(before: Value, after: Value) -> bool:
+def _has_changed(before: Value, after: Value) -> bool:
     """Whether an op has changed what is known of the channels' values."""
-    known = {axis.dim: axis for axis in before.axes}
-    return any(
-        axis.dim not in known or axis.sites != known[axis.dim].sites or (axis.state != known[axis.dim].state).any()
-        for axis in after.axes
-    )
-
-
-def as_list(value: Any) -> list[Value]:
-    """A value as a list of one, a list as it is."""
-    return value if isinstance(value, list) else [value]
+    for axis in after.axes:
+        old = before.along(axis.dim)
+        if old is None or axis.sites != old.sites or (axis.state != old.state).any():
+            return True
+    return False

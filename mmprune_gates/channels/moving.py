@@ -1,0 +1,193 @@
+"""Channel rules of ops that move elements about: permutations, views, concatenations, pieces.
+
+Most of them only say where each dimension of their result comes from, see :meth:`Op.moved`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
+from mmprune_gates.channels.op import UNKNOWN, Op, Result, shapes
+from mmprune_gates.channels.pointwise import aligned
+from mmprune_gates.channels.reshape import copies, runs, spread
+
+
+def permute(op: Op) -> Result:
+    """``aten.permute``."""
+    rank = len(op.shape)
+    return op.moved([dim % rank for dim in op.arg(1)])
+
+
+def transpose(op: Op) -> Result:
+    """``aten.transpose`` and ``aten.t``."""
+    rank = len(op.shape)
+    order = list(range(rank))
+    if order:
+        first, second = op.arg(1, 0) % rank, op.arg(2, 1) % rank
+        order[first], order[second] = second, first
+    return op.moved(order)
+
+
+def expand(op: Op) -> Result:
+    """``aten.expand``: broadcast dimensions hold no channel."""
+    return op.result(op.x.expanded(len(op.shape)).axes)
+
+
+def take_slice(op: Op) -> Result:
+    """``aten.slice``: whole dimensions pass; a part of a channel dimension is a size fixed in the code."""
+    dim = op.arg(1, 0)
+    cut = [] if op.shape[dim] == op.x.shape[dim] else [dim]
+    return op.spoilt(cut, 'sliced at a size fixed in the code')
+
+
+def select(op: Op) -> Result:
+    """``aten.select``: one position of a dimension."""
+    return op.dropped([op.arg(1)], 'a single channel selected')
+
+
+def unbind(op: Op) -> Result:
+    """``aten.unbind``: every position of a dimension."""
+    return op.dropped([op.arg(1, 0)], 'taken apart along channels')
+
+
+def split(op: Op) -> Result:
+    """split: consecutive pieces along ``args[2]``, by their sizes, which the code may fix."""
+    return op.spoilt([op.arg(2, 0)], 'split at sizes that the code may fix')
+
+
+def roll(op: Op) -> Result:
+    """``aten.roll`` over dimensions that hold no channel."""
+    return op.spoilt(op.arg(2) or range(len(op.shape)), 'rolled along channels')
+
+
+def pad(op: Op) -> Result:
+    """``aten.pad`` with a constant: exact over dimensions that hold no channel."""
+    widths, fill = op.arg(1), op.arg(3, 0) or 0
+    padded = [-1 - number // 2 for number, width in enumerate(widths) if width]
+    return op.spoilt(padded, 'padded along channels', GATED if fill == 0 else LOST)
+
+
+def getitem(op: Op) -> Value:
+    """``operator.getitem`` of a list of results."""
+    return op.arg(0)[op.arg(1)]
+
+
+def chunk(op: Op) -> Result:
+    """``aten.chunk``: consecutive pieces along ``args[2]``, by their number. Equal pieces shrink alike."""
+    x, dim, parts = op.x, op.arg(2, 0), shapes(op.node)
+    axis = x.along(dim)
+    if axis is None:
+        return op.result(x.axes)
+    sizes = {shape[dim] for shape in parts}
+    if len(sizes) > 1 or sizes == {1}:
+        return op.spoilt([dim], 'split into pieces of different sizes, or of one channel')
+    pieces = axis.pieces(len(parts))
+    op.flow.tie(np.stack([piece.ids for piece in pieces]))
+    rest = x.without(dim)
+    return [Value(shape, (*rest, piece)) for shape, piece in zip(parts, pieces, strict=True)]
+
+
+def pixel_shuffle(op: Op) -> Result:
+    """``aten.pixel_shuffle``: (N, C r^2, H, W) -> (N, C, H r, W r); the r^2 channels behind one go together."""
+    axis = op.x.along(1)
+    if axis is None or op.shape[1] == 1:
+        return op.spoilt([1], 'shuffled into a single channel')
+    ids = axis.ids.reshape(op.shape[1], -1).T
+    state = axis.state.reshape(op.shape[1], -1).T
+    op.flow.tie(ids)
+    return op.result([*op.x.without(1), replace(axis, ids=ids[0], state=state.min(axis=0))])
+
+
+def stack(op: Op) -> Result:
+    """``aten.stack``: a new dimension; channels along the others are united."""
+    rank = len(op.shape)
+    new = op.arg(1, 0) % rank
+    values = [_unsqueezed(value, new) for value in op.tensors]
+    return op.result(aligned(op, values, range(rank), 'stacked with a tensor without removable channels'))
+
+
+def _unsqueezed(value: Value, dim: int) -> Value:
+    """A tensor with a new dimension of size one."""
+    shape = (*value.shape[:dim], 1, *value.shape[dim:])
+    axes = [replace(axis, dim=axis.dim + (axis.dim >= dim)) for axis in value.axes]
+    return Value(shape, tuple(axes))
+
+
+def cat(op: Op) -> Result:
+    """``aten.cat``: channels side by side along the dimension, united along all others."""
+    rank = len(op.shape)
+    joined = op.arg(1, 0) % rank
+    others = [dim for dim in range(rank) if dim != joined]
+    axes = aligned(op, op.tensors, others, 'concatenated with a tensor without removable channels')
+    if any(part.along(joined) for part in op.tensors):
+        axes.append(_join(op, joined))
+    return op.result(axes)
+
+
+def _join(op: Op, dim: int) -> Axis:
+    """The axis along the dimension of concatenation; pieces without labels stay whole."""
+    ids, state, sites = [], [], set()
+    for part in op.tensors:
+        piece = part.along(dim)
+        if piece is None:
+            piece = op.rigid(dim, part.shape[dim], 'a piece without removable channels')
+        ids.append(piece.ids)
+        state.append(piece.state)
+        sites |= piece.sites
+    return Axis(dim, np.concatenate(ids), np.concatenate(state), frozenset(sites))
+
+
+def view(op: Op) -> Result:
+    """view, reshape, flatten, squeeze, ...: channels follow their elements.
+
+    Where a dimension is split, only one of its parts can shrink in a rectangular way: the one given as -1 in the
+    code, or else the last; channels at the same place of the other parts are tied (groups of a shuffle, heads).
+    """
+    x = op.x
+    if UNKNOWN in (*x.shape, *op.shape):
+        return op.give_up('viewed in a shape that depends on data')
+    axes = []
+    for before, after in runs(x.shape, op.shape):
+        own = [axis for axis in x.axes if axis.dim in before]
+        if len(own) == 1:
+            axes.append(_relaid(op, own[0], before, after))
+        else:
+            op.freeze(own, 'two channel dimensions viewed as one')
+    return op.result(axes)
+
+
+def _relaid(op: Op, axis: Axis, before: range, after: range) -> Axis | None:
+    """The axis of a run of dimensions seen as another one; None if all its channels are the same, as after shuffles.
+
+    Args:
+        op: The view.
+        axis: Channels along one dimension of the run.
+        before: The run, dimensions of the operand.
+        after: The same run, dimensions of the result.
+    """
+    old = op.x.shape[before.start : before.stop]
+    new = op.shape[after.start : after.stop]
+    dim = axis.dim - before.start
+    reduced = spread(axis.ids, dim, old, new)
+    varying = [place for place, size in zip(after, reduced.shape, strict=True) if size > 1]
+    if not varying:
+        op.freeze([axis], 'all of them tied to each other, and viewed in another shape')
+        return None
+    inferred = _inferred_dim(op)
+    shrinks = inferred if inferred in varying else varying[-1]
+    ids = copies(axis.ids, dim, old, new, shrinks - after.start)
+    state = copies(axis.state, dim, old, new, shrinks - after.start)
+    op.flow.tie(ids)
+    return replace(axis, dim=shrinks, ids=ids[0], state=state.min(axis=0))
+
+
+def _inferred_dim(op: Op) -> int | None:
+    """The dimension of the result whose size the code gives as -1, if any."""
+    sizes = next((list(arg) for arg in op.node.args[1:] if isinstance(arg, (list, tuple))), [])
+    if -1 not in sizes:
+        return None
+    first = op.arg(1) % len(op.x.shape) if op.name.endswith('unflatten') else 0
+    return first + sizes.index(-1)
