@@ -153,6 +153,17 @@ def test_traces_and_slims_exactly(net, free):
     assert error < 1e-12 and distance > 1e-3
 
 
+@pytest.mark.parametrize('fill', [0.0, 1.0])
+@pytest.mark.parametrize('op', [torch.constant_pad_nd, lambda x, sizes, fill: nn.functional.pad(x, sizes, value=fill)])
+def test_no_gate_passes_what_is_padded_with_other_values(op, fill):
+    class Padded(Net):
+        def between(self, x):
+            return op(x, (1, 1), fill)
+
+    head = trace_channels(Padded(), torch.zeros(1, 3, 8, 8)).reads[-1]
+    assert head.layer == 'head' and bool(head.gated.all()) is (fill == 0.0)
+
+
 def test_inputs_by_keyword():
     model = randomize_(Keywords().double())
     for inputs in ({'pixels': example((3, 8, 8))}, {'pixels': example((3, 8, 8)), 'scale': torch.ones(2, 1, 1, 1)}):

@@ -65,7 +65,7 @@ def roll(op: Op) -> Result:
 
 def pad(op: Op) -> Result:
     """``aten.pad`` with a constant: exact over dimensions that hold no channel."""
-    widths, fill = op.arg(1), op.arg(3, 0) or 0
+    widths, fill = op.arg(1), op.arg(2 if op.name == 'aten.constant_pad_nd' else 3, 0) or 0
     padded = [-1 - number // 2 for number, width in enumerate(widths) if width]
     return op.spoilt(padded, 'padded along channels', GATED if fill == 0 else LOST)
 
