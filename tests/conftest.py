@@ -14,7 +14,26 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mmprune_gates.engine import builders
+
 CONFIGS = Path(__file__).parents[1] / 'configs'
+
+
+@pytest.fixture(autouse=True, scope='session')
+def traced_once():
+    """Many runs train the same stock model: its graph is traced once, and anew for each that differs in anything."""
+    trace, graphs = builders.trace, {}
+
+    def remembered(model, *options):
+        if not type(model).__module__.startswith(('mmseg.', 'mmpretrain.')):
+            return trace(model, *options)
+        switches = [getattr(module, 'with_cp', None) for module in model.modules()]
+        key = repr((model, switches, options))
+        return graphs[key] if key in graphs else graphs.setdefault(key, trace(model, *options))
+
+    builders.trace = remembered
+    yield
+    builders.trace = trace
 
 
 @pytest.fixture(scope='session')

@@ -143,6 +143,9 @@ def test_compiled_runs_close_the_same_gates(short, method):
     for folder in ('eager', 'compiled'):
         config = short(method, folder, iterations=12)
         config.optim_wrapper.optimizer = dict(type='AdamW', lr=0.002)
+        config.param_scheduler = None  # each new rate would be compiled anew
+        if method == GBN:
+            config.custom_hooks[0].update(tick_lr=0.002, tock_lr=(0.002, 0.002))
         if folder == 'compiled':
             config.compile = dict(backend='eager')  # the same kernels, so the same bits
         runner = train(config)
