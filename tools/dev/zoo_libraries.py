@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def table(found: dict[str, dict[str, dict]]) -> list[str]:
         wrong = [model for model in traced if model.get('error_of_slim', 0) >= EXACT]
         wide = [model for model in exact if model['prunable_share'] >= 0.9]
         lines.append(
-            f'| {library} | {len(models)} | {len(traced)} | {len(exact)} | {len(wrong)} | '
+            f'| {library} {version(library)} | {len(models)} | {len(traced)} | {len(exact)} | {len(wrong)} | '
             f'{len(models) - len(exact) - len(wrong)} | {len(wide)} | '
             f'{ratios([model for model in traced if not model["rehearsed"]])} | {ratios(traced)} |'
         )
