@@ -58,11 +58,6 @@ class Criterion:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
 
-    def flat(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """(num_channels,) from one vector per group; 0 where there is none."""
-        like = next(iter(rows.values()))
-        return torch.cat([rows.get(group.name, like.new_zeros(group.size)) for group in self.gates.graph.groups])
-
     def weights(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(parameter, channels along its first dimension) of all that makes channels, or norms them."""
         for name, parameter in self.model.named_parameters():
@@ -95,7 +90,7 @@ class MeanGradient(Criterion):
 
     def observe(self, grads: Mapping[str, Tensor]) -> None:
         """Add a mini-batch, unless it overflows."""
-        grad = self.flat(grads)
+        grad = self.gates.flat(grads)
         if bool(grad.isfinite().all()):
             self.mean = self.mean.to(grad.device).lerp(grad.abs(), 1 - self.momentum)
 
@@ -124,7 +119,7 @@ class Taylor(Criterion):
         """Add a mini-batch, unless mixed precision has overflowed in it and its step is skipped."""
         if not grads:
             return
-        score = self.flat({name: self.gates[name].importance(grad) for name, grad in grads.items()}).double()
+        score = self.gates.flat({name: self.gates[name].importance(grad) for name, grad in grads.items()}).double()
         finite = score.isfinite().all()
         self.sum = self.sum.to(score.device) + torch.where(finite, score, 0)
         self.usable = self.usable.to(score.device) + finite

@@ -6,7 +6,7 @@ The model stays an instance of its own class and keeps its own keys; the gates a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,11 @@ class GateSet(nn.Module):
         """
         for scale in self.scales:
             scale.move_to(module_at(model, scale.placement.module))
+
+    def flat(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """(num_channels,) from one vector per group; 0 where there is none."""
+        like = next(iter(rows.values()))
+        return torch.cat([rows.get(group.name, like.new_zeros(group.size)) for group in self.graph.groups])
 
     def vector(self) -> Tensor:
         """(num_channels,) strength of the gates over all channels of the graph; 1 where there is no gate."""

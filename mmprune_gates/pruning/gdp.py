@@ -129,9 +129,7 @@ class GDP(Pruner):
     def step(self) -> None:
         """One step of the controller. Gates move, and settle, only if they have acted."""
         if grads := self.taken_grads():
-            like = next(iter(grads.values()))
-            rows = [grads.get(group.name, like.new_zeros(group.size)) for group in self.gates.graph.groups]
-            grad = torch.cat(rows)
+            grad = self.gates.flat(grads)
             mean_over_ranks(grad)
             self.controller.observe(grad)
         if self.controller.straight_through:
