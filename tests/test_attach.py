@@ -63,7 +63,7 @@ def test_a_closed_channel_is_exactly_zero_where_it_is_read(net):
     kept = random_kept(graph)
     gates = attach_gates(model, graph, PolarizationGate)
     close(gates, kept)
-    vector = torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])
+    vector = torch.cat([graph.kept(kept).vector, torch.ones(1, dtype=torch.bool)])
     scaled = {scale.module: scale.placement for scale in gates.scales if scale.placement.kind not in BEHIND}
     seen = []
 

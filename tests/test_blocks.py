@@ -150,19 +150,19 @@ def traced(net, units='both'):
 
 
 def blocks_of(graph):
-    return [group for group in graph.groups if group.block is not None]
+    return list(graph.gated_blocks)
 
 
 @found
 def test_cutting_off_is_exact(net):
     model, graph, inputs = traced(net)
-    for group in blocks_of(graph):
-        kept = {**random_kept(graph), **{g.name: torch.ones(1) for g in blocks_of(graph)}, group.name: torch.zeros(1)}
+    for block in blocks_of(graph):
+        kept = {**random_kept(graph), **{b.name: torch.ones(1) for b in blocks_of(graph)}, block.name: torch.zeros(1)}
         kept = {name: mask.bool() for name, mask in kept.items()}
         error, distance, slim, spec = removal_errors(model, graph, inputs, kept)
         assert error < 1e-12 and distance > 1e-3
-        assert spec['removed'] == dict.fromkeys(group.block.modules)
-        assert not [name for name in slim.state_dict() if group.block.holds(name)]
+        assert spec['removed'] == dict.fromkeys(block.modules)
+        assert not [name for name in slim.state_dict() if block.holds(name)]
         again = trace_channels(slim, (inputs,))
         assert again.macs() == graph.macs(kept)
 
@@ -175,12 +175,12 @@ def test_where_it_would_not_be_exact_there_is_no_block(net):
 def test_blocks_by_hand():
     _, graph, _ = traced(Nested)
     inner, outer = blocks_of(graph)
-    assert inner.block.modules == ('c', 'd') and inner.block.sites == {'d.1'}
-    assert outer.block.modules == ('a', 'c', 'd', 'b') and outer.block.sites == {'b.1'}
+    assert inner.modules == ('c', 'd') and inner.sites == {'d.1'}
+    assert outer.modules == ('a', 'c', 'd', 'b') and outer.sites == {'b.1'}
     positions = 64 * 9
     assert graph.macs() - graph.macs({inner.name: torch.zeros(1)}) == positions * (5 * 5 + 5 * 5)
     assert graph.macs() - graph.macs({outer.name: torch.zeros(1)}) == positions * (30 + 25 + 25 + 30)
-    assert int(graph.filters[inner.start]) == 10 and int(graph.filters[outer.start]) == 5 + 5 + 5 + 6
+    assert int(graph.filters[inner.gate]) == 10 and int(graph.filters[outer.gate]) == 5 + 5 + 5 + 6
 
 
 @found
@@ -193,7 +193,7 @@ def test_gates_on_blocks(net, gate):
     first = blocks_of(graph)[0]
     kept = {first.name: torch.zeros(1, dtype=torch.bool)}
     expected = call(masked_copy(copy.deepcopy(traced(net)[0]), graph, kept), inputs)
-    gates.close(graph.flat(kept))
+    gates.close(graph.kept(kept))
     assert relative_error(call(model, inputs), expected) < 1e-12
     slim_model(model, *fold_gates(model))
     assert relative_error(call(model, inputs), expected) < 1e-12
@@ -202,7 +202,7 @@ def test_gates_on_blocks(net, gate):
 @pytest.mark.parametrize('units', ['channels', 'blocks', 'both'])
 def test_what_may_go_is_configurable(units):
     _, graph, _ = traced(Net, units)
-    free = {group.name: group.block is not None for group in graph.free}
+    free = {group.name: group.is_block for group in graph.free}
     assert any(free.values()) is (units != 'channels')
     assert (not all(free.values())) is (units != 'blocks')
 
@@ -217,7 +217,7 @@ def test_a_block_may_close_whatever_the_floor_and_stays_if_excluded():
     (block,) = blocks_of(graph)
     candidates = Candidates.of(graph, Limits(floor=0.9, divisor=8))
     score = torch.rand(graph.num_channels)
-    assert not candidates.select(score, 0.6)[block.start]
+    assert not candidates.select(score, 0.6).vector[block.gate]
     assert not Candidates.of(graph, Limits(exclude=('a.0',))).groups
 
 
@@ -225,13 +225,13 @@ def test_channels_of_a_closed_block_do_not_count_again():
     _, graph, _ = traced(Net)
     (block,) = blocks_of(graph)
     score = torch.ones(graph.num_channels)
-    score[block.start] = -1
+    score[block.gate] = -1
     score[graph.group('a.0').span] = 0
     candidates = Candidates.of(graph, Limits())
-    kept = candidates.close(score, torch.ones(graph.num_channels, dtype=torch.bool), 1, 0.0)
-    assert not kept[block.start] and int((~kept).sum()) == 1
+    kept = candidates.close(score, graph.kept(), 1, 0.0)
+    assert kept.closed == (block,) and int((~kept.vector).sum()) == 1
     kept = candidates.close(score, kept, 1, 0.0)
-    assert kept[graph.group('a.0').span].all() and int((~kept).sum()) == 2
+    assert kept['a.0'].all() and int((~kept.vector).sum()) == 2
 
 
 def test_removed_modules_that_are_not_there():
@@ -370,9 +370,9 @@ def test_gates_that_are_all_closed_empty_it(net, gate):
 @pytest.mark.parametrize('net', [Several, Weighed, Nested, Permuted])
 def test_what_is_not_constant_cannot_be_emptied(net):
     _, graph, _ = traced(net)
-    for group in (group for group in graph.free if group.block is None and not group.empties):
+    for group in (group for group in graph.free_channels if not group.empties):
         with pytest.raises(ValueError, match='keep at least one'):
-            graph.flat({group.name: torch.zeros(group.size)})
+            graph.kept({group.name: torch.zeros(group.size)})
     if net is not Nested:
         assert not any(block.last for block in graph.blocks)
 
@@ -396,15 +396,15 @@ def test_selection_empties_a_block_only_without_a_floor():
     for name in ('a.0', 'b.0'):
         score[graph.group(name).span] = torch.linspace(0.1, 0.5, graph.group(name).size)
     least = Candidates.of(graph, Limits(floor=0.05)).select(score, 0.6)
-    assert all(bool(least[graph.group(name).span].any()) for name in graph.blocks[0].inner)
+    assert all(bool(least[name].any()) for name in graph.blocks[0].inner)
     candidates = Candidates.of(graph, Limits(floor=0))
     empty = candidates.select(score, 0.4)
-    assert not any(bool(empty[graph.group(name).span].any()) for name in graph.blocks[0].inner)
-    assert candidates.share(empty) == graph.macs(graph.by_group(empty)) / graph.macs() <= 0.4
+    assert not any(bool(empty[name].any()) for name in graph.blocks[0].inner)
+    assert candidates.share(empty) == graph.macs(empty) / graph.macs() <= 0.4
     filled = candidates.fill(empty, score, 0.99)
-    assert not any(bool(filled[graph.group(name).span].any()) for name in graph.blocks[0].inner)
-    stepwise = candidates.close(score, torch.ones_like(empty), 100, 0.4)
-    assert torch.equal(graph.without_idle(stepwise), stepwise)
+    assert not any(bool(filled[name].any()) for name in graph.blocks[0].inner)
+    stepwise = candidates.close(score, graph.kept(), 100, 0.4)
+    assert not any(stepwise.vector[group.span].any() for group in stepwise.idle)
 
 
 def test_a_frozen_group_keeps_its_block_from_being_emptied():

@@ -87,8 +87,7 @@ def test_without_a_floor_blocks_are_emptied_and_every_step_can_be_slimmed(update
         gated, slim = (copy.deepcopy(run.model).eval() for _ in range(2))
         slim_model(slim, *fold_gates(slim))
         assert torch.allclose(slim(x), gated(x), rtol=1e-4, atol=1e-5), i
-    graph = run.gates.graph
-    assert run.share() <= 0.06 and graph.emptied(graph.flat(run.gates.kept()))
+    assert run.share() <= 0.06 and run.gates.kept().emptied
 
 
 @both
@@ -157,8 +156,8 @@ def test_settling_fills_the_budget(update):
         least = candidates.select(ranking, 0.5)
         most = candidates.fill(least, ranking, 0.5)
         run.controller.settle()
-        assert torch.equal(run.gates.theta() > 0.5, most)
-        filled += int((most & ~least).sum())
+        assert torch.equal(run.gates.theta() > 0.5, most.vector)
+        filled += int((most.vector & ~least.vector).sum())
     assert filled > 0
 
 

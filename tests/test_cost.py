@@ -27,7 +27,7 @@ def test_ops_with_fewer_factors():
 def test_the_gradient_is_what_a_channel_alone_would_save():
     _, graph, _ = traced(Plain)
     kept = random_kept(graph)
-    value = graph.flat(kept).double().requires_grad_()
+    value = graph.kept(kept).vector.double().requires_grad_()
     (marginal,) = torch.autograd.grad(graph.cost(value), value)
     for i in range(graph.num_channels):
         less = value.detach().clone()

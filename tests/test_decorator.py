@@ -94,7 +94,7 @@ def test_closed_and_slim_equal_the_masked_copy(net):
     expected = call(masked_copy(model, graph, kept), inputs)
     gates = attach_gates(model, graph, DecoratorGate)
     take_over_affine(gates)
-    gates.close(graph.flat(kept))
+    gates.close(graph.kept(kept))
     assert relative_error(call(model, inputs), expected) < 1e-12
     assert all(torch.equal(mask, kept[name]) for name, mask in gates.kept().items())
     slim_model(model, *fold_gates(model))

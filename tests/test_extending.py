@@ -75,7 +75,7 @@ def test_a_gate(trained):
     run('A gate')
     pruner = trained(**{'model.gates.type': 'SquareGate'})
     assert {type(gate).__name__ for gate in pruner.gates.by_group.values()} == {'SquareGate'}
-    assert pruner.controller.settled and not pruner.controller.kept.all()
+    assert pruner.controller.settled and not pruner.controller.kept.vector.all()
 
 
 def test_a_criterion_and_a_cost(trained):

@@ -184,12 +184,16 @@ def test_no_group_of_that_name():
         traced(Plain)[1].group('x')
 
 
-def test_flat_and_by_group_are_inverse():
+def test_kept_is_a_mapping_of_the_masks_it_was_made_of():
     _, graph, _ = traced(Plain)
-    kept = random_kept(graph)
-    found = graph.by_group(graph.flat(kept))
-    assert found.keys() == kept.keys()
-    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    masks = random_kept(graph)
+    kept = graph.kept(masks)
+    assert kept.keys() == masks.keys() and len(kept) == len(masks)
+    assert all(torch.equal(kept[name], masks[name]) for name in masks)
+    assert graph.kept(kept) is kept and graph.kept(dict(kept)) == kept != graph.kept()
+    assert graph.keeping(kept.vector) == kept
+    assert kept.indices() == {name: mask.nonzero().flatten().tolist() for name, mask in masks.items()}
+    assert kept.at(torch.tensor([-1, 0])).tolist() == [True, bool(kept.vector[0])]
 
 
 def test_further_groups_can_be_frozen():

@@ -101,7 +101,7 @@ def test_closed_gates_are_not_ranked():
     kept = torch.ones(gates.graph.num_channels, dtype=torch.bool)
     span = gates.graph.free[0].span
     kept[span][1] = False
-    gates.close(kept)
+    gates.close(gates.graph.keeping(kept))
     assert importance.is_open(gates)[span].tolist() == [True, False, True, True]
     assert importance.is_open(gates).sum() == 3  # input and output have no gate
 

@@ -234,7 +234,7 @@ def test_removal_is_exact_in_random_nets(net, seed, units):
     model, inputs = randomize_(Net(*net).double(), seed).eval(), example((3, 8, 8), seed=seed)
     graph = trace_channels(model, (inputs,), units=units)
     kept = random_kept(graph, seed)
-    blocks = [group.name for group in graph.free if group.block is not None]
+    blocks = [block.name for block in graph.gated_blocks]
     kept |= {name: torch.tensor([(seed >> place) % 2 == 1]) for place, name in enumerate(blocks)}
     lasts = [block.last for block in graph.blocks if block.last]
     kept |= {name: kept[name] & bool((seed >> place) % 3) for place, name in enumerate(lasts)}
@@ -271,5 +271,5 @@ def check_gates(model, graph, inputs, kept):
     gates = attach_gates(model, graph, DecoratorGate)
     take_over_affine(gates)
     assert relative_error(call(model, inputs), before) < 1e-9
-    gates.close(graph.flat(kept))
+    gates.close(graph.kept(kept))
     assert relative_error(call(model, inputs), expected) < 1e-9

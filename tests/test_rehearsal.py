@@ -231,9 +231,9 @@ class Attributes(Residual):
 
 @pytest.mark.parametrize('net', [Between, Attributes])
 def test_a_block_that_the_code_cannot_do_without_stays(net):
-    assert [group.block is not None for group in trace(built(Residual), (3, 8, 8), 'both').free] == [False] * 2 + [True]
+    assert [group.is_block for group in trace(built(Residual), (3, 8, 8), 'both').free] == [False] * 2 + [True]
     graph = trace(built(net), (3, 8, 8), 'both')
-    assert not any(group.block or group.empties for group in graph.free)
-    (block,) = (group for group in graph.groups if group.block is not None)
+    assert not any(group.is_block or group.empties for group in graph.free)
+    (block,) = (group for group in graph.groups if group.is_block)
     assert block.frozen.startswith('test_rehearsal.py:') and block.frozen.endswith(' needs it')
     assert {group.name for group in graph.free} == {'stem.0', 'a'}

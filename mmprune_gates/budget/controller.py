@@ -11,6 +11,7 @@ from torch import Tensor
 from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.budget.criteria import Criterion
 from mmprune_gates.budget.selection import Candidates, Limits
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates import GateSet, listed
 
 
@@ -36,13 +37,13 @@ class Controller:
         criterion: Bound to the gates; None where the gates' own values decide.
 
     Attributes:
-        kept: (num_channels,) bool, True = keep; None as long as nothing is closed for good.
+        kept: What stays; None as long as nothing is closed for good.
 
     Raises:
         ValueError: The target is out of range, or out of reach under the limits.
     """
 
-    kept: Tensor | None = None
+    kept: Kept | None = None
 
     def __init__(
         self,
@@ -86,21 +87,25 @@ class Controller:
         if self.kept is None:
             return
         self.candidates.check(self.kept)
-        chosen = self.gates.graph.by_group(self.kept)
-        if changed := [name for name, own in self.gates.kept().items() if not torch.equal(own, chosen[name])]:
+        open_now = self.gates.kept()
+        changed = [name for name, chosen in self.kept.items() if not torch.equal(chosen, open_now[name])]
+        if changed:
             raise RuntimeError(
                 f'the gates of {listed(changed)} are not those that were chosen: something else moves them'
             )
 
     def state_dict(self) -> dict[str, Any]:
         """State to resume from; tensors and plain values only."""
-        kept = None if self.kept is None else self.kept.clone()
-        criterion = {} if self.criterion is None else self.criterion.state_dict()
-        return {'target': self.target, 'settled': self.settled, 'kept': kept, 'criterion': criterion}
+        return {
+            'target': self.target,
+            'settled': self.settled,
+            'kept': None if self.kept is None else self.kept.vector.clone(),
+            'criterion': {} if self.criterion is None else self.criterion.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        self.kept = None if state['kept'] is None else state['kept'].clone()
+        self.kept = None if state['kept'] is None else self.gates.graph.keeping(state['kept'])
         if self.criterion is not None:
             self.criterion.load_state_dict(state['criterion'])
 
@@ -111,18 +116,20 @@ class Controller:
             value: (num_channels,) how much each channel counts, in [0, 1].
         """
         graph, cost, value = self.gates.graph, self.candidates.cost, value.double()
-        free = torch.cat([value[group.span] for group in graph.free])
         found = {'macs_ratio': float(graph.cost(value)) / graph.macs()}
         if not isinstance(cost, MACs):
             found['cost_ratio'] = float(cost.price(value)) / self.candidates.total
-        return {**found, 'gates_closed': float((free == 0).float().mean())}
+        free = torch.cat([value[group.span] for group in graph.free])
+        closed = (free == 0).float()
+        found['gates_closed'] = float(closed.mean())
+        return found
 
     def summary(self) -> str:
         """What the gates have become, in words."""
         graph, kept = self.gates.graph, self.gates.kept()
-        open_, all_ = sum(int(mask.sum()) for mask in kept.values()), sum(len(mask) for mask in kept.values())
+        masks = torch.cat(list(kept.values()))
         macs, total = graph.macs(kept), graph.macs()
         return (
-            f'{open_} of {all_} channels open, {macs / 1e9:.3f} of {total / 1e9:.3f} GMACs '
+            f'{int(masks.sum())} of {len(masks)} channels open, {macs / 1e9:.3f} of {total / 1e9:.3f} GMACs '
             f'({macs / total:.4f}, target {self.target})'
         )

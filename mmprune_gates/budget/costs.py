@@ -60,15 +60,14 @@ class Parameters(Cost):
 
     def bind(self, graph: ChannelGraph, model: nn.Module | None = None) -> Parameters:
         """Write the size of each parameter as a product of its extents."""
-        blocks = [group for group in graph.free if group.block is not None]
         terms = []
         for name, parameter in model.named_parameters():
             if name.startswith(f'{NAME}.'):
                 continue  # gates are folded in the end
             slots = graph.slots.get(name, {})
             rigid = [size for dim, size in enumerate(parameter.shape) if dim not in slots]
-            within = [torch.tensor([group.start]) for group in blocks if group.block.holds(name)]
-            terms.append((name, float(torch.tensor(rigid).prod()), [*slots.values(), *within]))
+            holders = [torch.tensor([block.gate]) for block in graph.gated_blocks if block.holds(name)]
+            terms.append((name, float(torch.tensor(rigid).prod()), [*slots.values(), *holders]))
         self.products = Products.of(terms)
         return super().bind(graph, model)
 

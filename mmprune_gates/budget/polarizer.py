@@ -93,7 +93,7 @@ class Polarizer(Controller):
     def step(self, progress: float) -> None:
         """Move the gates after an optimiser step; ``progress`` is the share of the run that is done."""
         if self.kept is not None:
-            self.gates.set_theta(self.kept.float())  # an optimiser's momentum may still push
+            self.gates.set_theta(self.kept.vector.float())  # an optimiser's momentum may still push
             return
         self.gates.set_eps(self.schedule.eps_at(progress))
         if progress >= self.schedule.settle:
@@ -115,7 +115,7 @@ class Polarizer(Controller):
     def settle(self) -> None:
         """Set every gate to exactly 0 or 1 such that the budget is met as closely as the limits allow."""
         self.choose(self.ranking().cpu())
-        self.gates.set_theta(self.kept.float())
+        self.gates.set_theta(self.kept.vector.float())
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:

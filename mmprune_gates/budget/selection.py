@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.budget.costs import Cost, MACs
-from mmprune_gates.channels.graph import ChannelGraph, Group
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.groups import Group
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates import listed
 
 
@@ -37,7 +39,7 @@ class Limits:
 
     def least(self, group: Group) -> int:
         """Channels of a group that stay at least: none of a residual block's; one where it cannot be emptied."""
-        if group.block is not None:
+        if group.is_block:
             return 0
         least = max(int(not group.empties), ceil(self.floor * group.size))
         return min(group.size, ceil(least / self.divisor) * self.divisor)
@@ -77,9 +79,9 @@ class Candidates:
         excluded: set[int] = set()
         for pattern in limits.exclude:
             excluded |= excluded_channels(graph, pattern)
-        groups = tuple(group for group in graph.free if excluded.isdisjoint(range(group.start, group.span.stop)))
-        total = float(cost.price(torch.ones(graph.num_channels, dtype=torch.double)))
-        return cls(graph, groups, limits, cost, total)
+        groups = [group for group in graph.free if excluded.isdisjoint(range(group.start, group.span.stop))]
+        everything = graph.kept().vector.double()
+        return cls(graph, tuple(groups), limits, cost, total=float(cost.price(everything)))
 
     def ranks(self, score: Tensor) -> Tensor:
         """(num_channels,) place of each channel's chunk in the order of closing; ``num_channels`` where never.
@@ -91,19 +93,22 @@ class Candidates:
             ValueError: A score of a channel that may close is not a number.
         """
         score = score.detach().cpu().double()
-        if unknown := [group.name for group in self.groups if score[group.span].isnan().any()]:
+        unknown = [group.name for group in self.groups if score[group.span].isnan().any()]
+        if unknown:
             raise ValueError(f'the scores of {listed(unknown)} are not numbers (NaN): nothing can be chosen by them')
-        numbers, counts = self.chunks(score)
-        closes, count = numbers >= 0, sum(counts)
-        mean = torch.zeros(count, dtype=score.dtype).index_add(0, numbers[closes], score[closes])
-        mean /= torch.bincount(numbers[closes], minlength=count)
+        chunks, counts = self.chunks(score)
+        closing = (chunks >= 0).nonzero().flatten()
+        chunk_of, count = chunks[closing], sum(counts)
+        total = torch.zeros(count, dtype=score.dtype).index_add(0, chunk_of, score[closing])
+        mean = total / torch.bincount(chunk_of, minlength=count)
         # Chunks of a group close in order, even if rounding says otherwise: its width stays a multiple.
         rising = [own.cummax(0).values for own in mean.split(counts)]
-        mean = torch.cat([mean[:0], *rising])
+        order = torch.cat([mean[:0], *rising]).argsort(stable=True)
         place = torch.empty(count, dtype=torch.long)
-        place[mean.argsort(stable=True)] = torch.arange(count)
-        ranks = torch.full((len(score),), len(score))
-        ranks[closes] = place[numbers[closes]]
+        place[order] = torch.arange(count)
+        never = len(score)
+        ranks = torch.full((len(score),), never)
+        ranks[closing] = place[chunk_of]
         return ranks
 
     def chunks(self, score: Tensor) -> tuple[Tensor, list[int]]:
@@ -112,30 +117,29 @@ class Candidates:
         The chunks of a group are numbered from its lowest scores up, so that equal chunks close in that order.
         """
         numbers, counts = torch.full((len(score),), -1), []
+        divisor = self.limits.divisor
         for group in self.groups:
-            closing = score[group.span].argsort(stable=True)[: group.size - self.limits.least(group)]
-            short = -len(closing) % self.limits.divisor  # the first chunk brings the group to a multiple
-            own = (torch.arange(len(closing)) + short) // self.limits.divisor
+            size = group.size - self.limits.least(group)  # of all that may close
+            closing = score[group.span].argsort(stable=True)[:size]
+            short = -size % divisor  # the first chunk brings the group to a multiple
+            own = (torch.arange(size) + short) // divisor
             numbers[group.start + closing] = own + sum(counts)
-            counts.append(-(-len(closing) // self.limits.divisor))
+            counts.append(ceil(size / divisor))
         return numbers, counts
 
-    def select(self, score: Tensor, ratio: float) -> Tensor:
-        """Which channels stay when the lowest scores close until the budget is met.
+    def select(self, score: Tensor, ratio: float) -> Kept:
+        """What stays when the lowest scores close until the budget is met: as few closed as needed, in their order.
 
         Args:
             score: (num_channels,) higher = keep.
             ratio: Cost of what is kept / cost of the whole model, at most.
-
-        Returns:
-            (num_channels,) bool, True = keep: as few closed as needed, in order of their scores.
 
         Raises:
             ValueError: The budget cannot be met under the limits.
         """
         ranks = self.ranks(score)
         low, high = 0, len(ranks)
-        least = self.share(ranks >= high)
+        least = self.share(self.graph.keeping(ranks >= high))
         if least > ratio:
             raise ValueError(
                 f'a budget of {ratio:.4f} of the {type(self.cost).__name__} cannot be met: with all that may close '
@@ -144,93 +148,90 @@ class Candidates:
             )
         while low < high:
             middle = (low + high) // 2
-            if self.share(ranks >= middle) <= ratio:
+            if self.share(self.graph.keeping(ranks >= middle)) <= ratio:
                 high = middle
             else:
                 low = middle + 1
-        return self.graph.without_idle(ranks >= low)
+        return self.graph.keeping(ranks >= low)
 
-    def close(self, score: Tensor, kept: Tensor, filters: float, ratio: float) -> Tensor:
-        """Which channels stay when a number of filters with the lowest scores close, or fewer if the budget is met.
+    def close(self, score: Tensor, kept: Kept, filters: float, ratio: float) -> Kept:
+        """What stays when a number of filters with the lowest scores close, or fewer if the budget is met.
 
         Args:
             score: (num_channels,) higher = keep.
-            kept: (num_channels,) bool, what is open now; what is closed stays closed and does not count again.
+            kept: What is open now; what is closed stays closed and does not count again.
             filters: Filters to close; the last chunk may exceed it by what is tied to it.
             ratio: Cost of what is kept / cost of the whole model, below which nothing more closes.
-
-        Returns:
-            (num_channels,) bool, True = keep.
         """
-        ranks = self.ranks(below(score, kept))
-        alive = kept & (self.marginal(kept) > 0)  # what is in a closed block does not count again either
+        ranks = self.ranks(below(score, kept.vector))
+        counts = self.marginal(kept.vector) > 0  # what is in a closed block does not count again either
+        closing = kept.vector & counts & (ranks < len(ranks))
         closed = 0
-        for rank in ranks[alive & (ranks < len(ranks))].unique().tolist():
+        for rank in ranks[closing].unique().tolist():
             if closed >= filters or self.share(kept) <= ratio:
                 break
-            before, kept = kept, self.graph.without_idle(kept & (ranks != rank))
-            closed += int(self.graph.filters[before & ~kept].sum())
+            fewer = self.graph.keeping(kept.vector & (ranks != rank))
+            lost = kept.vector & ~fewer.vector
+            closed += int(self.graph.filters[lost].sum())
+            kept = fewer
         return kept
 
-    def fill(self, kept: Tensor, score: Tensor, ratio: float, among: Tensor | None = None) -> Tensor:
+    def fill(self, kept: Kept, score: Tensor, ratio: float, among: Tensor | None = None) -> Kept:
         """Open again, best score first, what still fits the budget; comes closest to it from below.
 
         Blocks that are emptied stay so.
 
         Args:
-            kept: (num_channels,) bool, a selection that meets the budget.
+            kept: A selection that meets the budget.
             score: (num_channels,) the scores it was made from.
             ratio: Cost of what is kept / cost of the whole model, at most.
             among: (num_channels,) bool, which channels may be open; by default all.
         """
-        kept = kept.clone()
-        among = torch.ones_like(kept) if among is None else among.clone()
-        for group in self.graph.idle(kept):
+        among = torch.ones_like(kept.vector) if among is None else among.clone()
+        for group in kept.idle:
             among[group.span] = False
         ranks = self.ranks(below(score, among))
-        group_of = torch.full((len(kept),), -1)
+        group_of = torch.full((len(among),), -1)
         for number, group in enumerate(self.groups):
             group_of[group.span] = number
         full: set[int] = set()  # groups of which the next chunk does not fit: chunks of a group open in order
-        for rank in ranks[~kept & among].unique().flip(0).tolist():
+        closed = ranks[~kept.vector & among].unique()
+        for rank in closed.flip(0).tolist():
             chunk = ranks == rank
             group = int(group_of[chunk][0])
             if group in full:
                 continue
-            if self.share(kept | chunk) <= ratio:
-                kept |= chunk
-            else:
-                full.add(group)
-                if len(full) == len(self.groups):
-                    break
+            more = self.graph.keeping(kept.vector | chunk)
+            if self.share(more) <= ratio:
+                kept = more
+                continue
+            full.add(group)
+            if len(full) == len(self.groups):
+                break
         return kept
 
-    def check(self, kept: Tensor) -> None:
+    def check(self, kept: Kept) -> None:
         """Ask whether a selection respects the limits.
-
-        Args:
-            kept: (num_channels,) bool, True = keep.
 
         Raises:
             RuntimeError: It does not.
         """
-        idle = {group.name for group in self.graph.idle(kept)}
         may_shrink = {group.name for group in self.groups}
         for group in self.graph.groups:
-            if group.name in idle:
+            if group in kept.idle:
                 continue
-            open_ = int(kept[group.span].sum())
+            open_ = int(kept.vector[group.span].sum())
             least = self.limits.least(group) if group.name in may_shrink else group.size
-            uneven = group.block is None and open_ < group.size and open_ % self.limits.divisor
+            uneven = open_ < group.size and open_ % self.limits.divisor
             if open_ < least or uneven:
                 raise RuntimeError(
                     f'{open_} of {group.size} channels of {group.name} are open, which the limits do not allow: at '
                     f'least {least}, in multiples of {self.limits.divisor}'
                 )
 
-    def share(self, kept: Tensor) -> float:
+    def share(self, kept: Kept) -> float:
         """Cost of what is kept / cost of the whole model."""
-        return float(self.cost.price(self.graph.without_idle(kept).double())) / self.total
+        return float(self.cost.price(kept.vector.double())) / self.total
 
     def marginal(self, kept: Tensor) -> Tensor:
         """(num_channels,) what each channel alone would save; 0 for those of blocks that are closed."""
@@ -244,7 +245,8 @@ class Candidates:
             kept: (num_channels,) bool, what is open.
             exponent: Power of the marginal cost; 0 leaves the scores as they are.
         """
-        return score.cpu() / self.marginal(kept).clamp_min(self.cost.unit).pow(exponent)
+        saved = self.marginal(kept).clamp_min(self.cost.unit)
+        return score.cpu() / saved.pow(exponent)
 
 
 def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
@@ -256,8 +258,12 @@ def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
     owned = [name for name in graph.slots if fnmatch(name.rpartition('.')[0], pattern)]
     if not owned and not any(fnmatch(path, pattern) for path in graph.unreached):
         raise ValueError(f'exclude pattern {pattern!r} matches no module with channels')
-    found = {channel for name in owned for index in graph.slots[name].values() for channel in index.tolist()}
-    return found | {group.start for group in graph.free if group.block and any(map(group.block.holds, owned))}
+    found: set[int] = set()
+    for name in owned:
+        for index in graph.slots[name].values():
+            found.update(index.tolist())
+    found.update(block.gate for block in graph.gated_blocks if any(map(block.holds, owned)))
+    return found
 
 
 def below(score: Tensor, among: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from mmprune_gates.budget.controller import Controller
 from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.criteria import Criterion, Taylor
 from mmprune_gates.budget.selection import Limits
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates import GateSet
 
 TICK, TOCK, FINETUNE = 'tick', 'tock', 'finetune'
@@ -62,7 +63,7 @@ class TickTock(Controller):
         exponent: Power of a channel's marginal cost that divides its importance; 0 as in the paper.
     """
 
-    kept: Tensor
+    kept: Kept
 
     def __init__(
         self,
@@ -76,12 +77,11 @@ class TickTock(Controller):
     ) -> None:
         super().__init__(gates, target, limits, cost, criterion or Taylor().bind(gates))
         self.cycle, self.exponent = cycle, exponent
-        channels = [group for group in gates.graph.groups if group.block is None]
-        counted = [group for group in channels if group.frozen is None] or channels  # all, if only blocks may go
+        counted = gates.graph.free_channels or gates.graph.channel_groups  # all, if only blocks may go
         self.filters = sum(int(gates.graph.filters[group.span].sum()) for group in counted)
         self.phase, self.done, self.length, self.ticks, self.scored = TOCK, 0, cycle.tock, 0, 0
         self.wasted = 0  # Ticks without a finite mini-batch
-        self.kept = torch.ones(gates.graph.num_channels, dtype=torch.bool)
+        self.kept = gates.graph.kept()
 
     @property
     def settled(self) -> bool:
@@ -145,10 +145,10 @@ class TickTock(Controller):
         if score is None:
             self.wasted += 1
             return
-        score = self.candidates.per_cost(score, self.kept, self.exponent)
+        score = self.candidates.per_cost(score, self.kept.vector, self.exponent)
         kept = self.candidates.close(score, self.kept, self.cycle.fraction * self.filters, self.target)
         if self.candidates.share(kept) <= self.target:  # the last Tick closes no more than it must
-            kept = self.candidates.fill(kept, score, self.target, among=self.kept)
+            kept = self.candidates.fill(kept, score, self.target, among=self.kept.vector)
         self.kept = kept
         self.hold()
 
@@ -158,7 +158,7 @@ class TickTock(Controller):
 
     def scalars(self) -> dict[str, float]:
         """Figures to log: share of MACs kept, share of gates closed, Ticks done."""
-        return {**self.figures(self.kept.double()), 'ticks': float(self.ticks)}
+        return {**self.figures(self.kept.vector.double()), 'ticks': float(self.ticks)}
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the place in the cycle."""

@@ -13,33 +13,31 @@ from os.path import commonprefix
 import numpy as np
 from torch import fx
 
-from mmprune_gates.channels.graph import within
+from mmprune_gates.channels.groups import Block, within
 from mmprune_gates.channels.labels import GATED, Value
 from mmprune_gates.channels.op import UNKNOWN, op_name, shapes
 from mmprune_gates.channels.rules import Trait, has_trait
-from mmprune_gates.channels.tails import Tail, find_tail
+from mmprune_gates.channels.tails import find_tail
 from mmprune_gates.channels.walked import Walked
 
+BLOCK = '@block'  # behind the name of a residual block
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Branch:
     """A branch that can be cut off: the sum it enters stays exact if it is zero.
 
     Attributes:
-        modules: Paths of the modules that make it up, in order of execution: as few and as large as possible.
-        sites: Modules whose output a gate scales so that the branch's result is scaled.
+        block: What goes with it.
         entry: Labels of the tensor it is computed from.
         end: Labels of its result.
-        tail: How its result follows from what its last layer reads, or None.
         terms: Numbers of its terms of the cost; none outside the inference graph.
         gate: (1,) the id that stands for it; None if only channels are pruned.
     """
 
-    modules: tuple[str, ...]
-    sites: frozenset[str]
+    block: Block
     entry: Value
     end: Value
-    tail: Tail | None
     terms: tuple[int, ...]
     gate: np.ndarray | None = None
 
@@ -52,12 +50,6 @@ class Branch:
             if last is None or not np.array_equal(classes[first.ids], classes[last.ids]):
                 return False
         return True
-
-    @property
-    def name(self) -> str:
-        """What all its modules have in common, or else the module it ends in."""
-        parts = [path.split('.') for path in self.modules]
-        return '.'.join(commonprefix(parts)) or self.modules[-1]
 
 
 def find_branches(graph: Walked) -> list[Branch]:
@@ -93,13 +85,17 @@ def _branch(
     if not whole or not all(has_trait(node, Trait.ANY_WIDTH) for node in between):
         return None
     return Branch(
-        modules=modules,
-        sites=sites,
+        block=Block(_common_path(modules) + BLOCK, modules, sites, find_tail(graph, end, modules)),
         entry=graph.values[entry],
         end=graph.values[end],
-        tail=find_tail(graph, end, modules),
         terms=tuple(number for number, term in enumerate(graph.flow.terms) if term.call in nodes),
     )
+
+
+def _common_path(modules: tuple[str, ...]) -> str:
+    """What paths have in common, or else the last one."""
+    parts = [path.split('.') for path in modules]
+    return '.'.join(commonprefix(parts)) or modules[-1]
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from mmprune_gates.channels.blocks import Branch
 from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import Flow, FullWidth, Read, Site
-from mmprune_gates.channels.graph import Block, ChannelGraph, Group, Layer, within
+from mmprune_gates.channels.graph import ChannelGraph, Layer
+from mmprune_gates.channels.groups import Block
 from mmprune_gates.channels.labels import Axis
-from mmprune_gates.channels.numbering import Numbering, block_names, number_channels
+from mmprune_gates.channels.numbering import Numbering, number_channels
 
 WEIGHTED = (
     nn.Linear,
@@ -48,9 +49,11 @@ def build_graph(flow: Flow, branches: Sequence[Branch], prune_channels: bool = T
     slots = _find_slots(flow, numbering)
     full_width = {path: _resolved(calls[0], numbering) for path, calls in flow.full_width.items()}
     blocks = _describe_blocks(flow, branches, numbering, slots, full_width)
+    lasts = {block.last for block in blocks}
+    groups = [replace(group, empties=group.name in lasts) for group in numbering.groups]
     cost = Cost.of([(term.layer, term.positions, [*map(numbering.channels, term.factors)]) for term in flow.terms])
     return ChannelGraph(
-        groups=_with_blocks(numbering, blocks),
+        groups=(*groups, *numbering.gates),
         slots=slots,
         layers=_coverage(flow, numbering, cost),
         reads=_find_reads(flow, numbering),
@@ -102,41 +105,40 @@ def _describe_blocks(
     for name, dims in slots.items():
         holders[name] = set(numbering.groups_in(torch.cat([*dims.values()])))
     blocks = []
-    for name, branch in zip(block_names(branches), branches, strict=True):
-        tail, index = branch.tail, torch.zeros(0, dtype=torch.long)
-        inner = _inner_groups(branch, numbering, holders)
-        last = _last_group(flow, branch, numbering)
-        if tail is not None:
-            index = numbering.channels(tail.axis.ids)
+    for branch in branches:
+        block = branch.block
+        if branch.gate is not None:
+            block = replace(block, gate=int(numbering.channels(branch.gate)))
+        last = _last_group(flow, block, numbering)
+        inner = _inner_groups(block, numbering, holders)
         if last in inner and _costs_nothing_without(flow, branch, numbering, inner):
             names = [numbering.groups[number].name for number in sorted(inner)]
-            last_name = numbering.groups[last].name
-        else:
-            names, last_name = [], None
-        blocks.append(Block(name, branch.modules, branch.sites, tuple(names), last_name, tail, index))
+            index = numbering.channels(block.tail.axis.ids)
+            block = replace(block, inner=tuple(names), last=numbering.groups[last].name, index=index)
+        blocks.append(block)
     return tuple(blocks)
 
 
-def _inner_groups(branch: Branch, numbering: Numbering, holders: Mapping[str, set[int]]) -> set[int]:
-    """Numbers of the free groups that occur only inside a branch.
+def _inner_groups(block: Block, numbering: Numbering, holders: Mapping[str, set[int]]) -> set[int]:
+    """Numbers of the free groups that occur only inside a block.
 
     Args:
-        branch: The branch.
+        block: The block.
         numbering: Channels and groups.
         holders: Groups that occur in each parameter, buffer, and module that keeps its full width.
     """
     inner = {number for number, group in enumerate(numbering.groups) if group.frozen is None}
     for name, groups in holders.items():
-        if not within(name, branch.modules):
+        if not block.holds(name):
             inner -= groups
     return inner
 
 
-def _last_group(flow: Flow, branch: Branch, numbering: Numbering) -> int | None:
-    """Number of the one group that the last layer of a branch reads; None if it reads several, or other channels."""
-    if branch.tail is None:
+def _last_group(flow: Flow, block: Block, numbering: Numbering) -> int | None:
+    """Number of the one group that the last layer of a block reads; None if it reads several, or other channels."""
+    if block.tail is None:
         return None
-    weight = branch.tail.weight
+    weight = block.tail.weight
     read = _axis_along(flow, weight, flow.layers[weight].in_dim)
     if read is None:
         return None
@@ -159,14 +161,6 @@ def _axis_along(flow: Flow, weight: str, dim: int | None) -> Axis | None:
     return None if dim is None else flow.tensors[weight].along(dim)
 
 
-def _with_blocks(numbering: Numbering, blocks: Sequence[Block]) -> tuple[Group, ...]:
-    """All groups, linked to the residual blocks that they stand for or can empty."""
-    lasts = {block.last for block in blocks}
-    groups = [replace(group, empties=group.name in lasts) for group in numbering.groups]
-    gates = [replace(gate, block=block) for gate, block in zip(numbering.gates, blocks, strict=False)]
-    return (*groups, *gates)
-
-
 def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) -> Tensor:
     """(num_channels,) rows of weights that make each channel or pass it on; of a block, all that it holds."""
     filters = torch.zeros(numbering.num_channels, dtype=torch.long)
@@ -178,8 +172,9 @@ def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) ->
         if made is not None:
             index = numbering.channels(made.ids)
             filters += torch.bincount(index[index >= 0], minlength=len(filters))
-    for gate, block in zip(numbering.gates, blocks, strict=False):
-        filters[gate.start] = sum(size for weight, size in rows.items() if block.holds(weight))
+    for block in blocks:
+        if block.gate is not None:
+            filters[block.gate] = sum(size for weight, size in rows.items() if block.holds(weight))
     return filters
 
 

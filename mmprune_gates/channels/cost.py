@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mmprune_gates.channels.groups import at
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -19,7 +21,7 @@ class Cost:
         positions: (T,) float64, product of the extents that hold no channel, per sample.
         index: (K,) channels of all factors in a row, -1 for a position that always stays.
         owner: (K,) the factor each belongs to.
-        factors: (T, F) the factors of each op; the number of factors stands for a factor of one.
+        factors: (T, F) the factors of each op, -1 for a factor of one.
         count: Number of factors.
     """
 
@@ -47,17 +49,16 @@ class Cost:
             positions=torch.tensor([positions for _, positions, _ in terms], dtype=torch.double),
             index=torch.cat([nothing, *vectors]),
             owner=torch.repeat_interleave(torch.arange(count), sizes),
-            factors=pad_sequence([nothing, *rows], batch_first=True, padding_value=count)[1:],
+            factors=pad_sequence([nothing, *rows], batch_first=True, padding_value=-1)[1:],
             count=count,
         )
 
     def per_op(self, value: Tensor) -> Tensor:
         """(T,) cost of each op when channel i counts by ``value[i]``; linear in each factor, differentiable."""
-        extended = torch.cat([value, value.new_ones(1)])
-        device = value.device
-        sums = value.new_zeros(self.count).index_add(0, self.owner.to(device), extended[self.index.to(device)])
-        sums = torch.cat([sums, value.new_ones(1)])
-        return self.positions.to(value) * sums[self.factors.to(device)].prod(1)
+        owner = self.owner.to(value.device)
+        sums = value.new_zeros(self.count).index_add(0, owner, at(value, self.index, 1))
+        factors = at(sums, self.factors, 1)
+        return self.positions.to(value) * factors.prod(1)
 
     def __call__(self, value: Tensor) -> Tensor:
         """Scalar cost; its gradient is the marginal cost of each channel, all others held fixed."""

@@ -10,64 +10,10 @@ from torch import Tensor
 
 from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import FullWidth, Read, Site
-from mmprune_gates.channels.tails import Tail
+from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.channels.kept import Kept, kept_of
 
-Kept = Mapping[str, Tensor]
 OUTPUT = 'an output of the model'  # why the channels of its outputs are frozen
-
-
-@dataclass(frozen=True)
-class Block:
-    """A residual block: its branch can go as a whole, since the sum that it enters is exact without it.
-
-    Attributes:
-        name: ``PATH@block``, the path that its modules have in common.
-        modules: Paths of the modules that go, in order of execution.
-        sites: Paths of the modules whose output a gate on the block scales.
-        inner: Names of the free groups that go with it.
-        last: Name of the one among them that its last layer reads: where that is empty, the branch is a constant; None
-            if it cannot be emptied.
-        tail: How the constant follows.
-        index: (C,) channels of the constant, -1 for none.
-    """
-
-    name: str
-    modules: tuple[str, ...]
-    sites: frozenset[str]
-    inner: tuple[str, ...]
-    last: str | None
-    tail: Tail | None
-    index: Tensor
-
-    def holds(self, path: str) -> bool:
-        """Whether a module, parameter or buffer goes with the block."""
-        return within(path, self.modules)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that own the same parameter slots; each is kept or removed on its own.
-
-    Attributes:
-        name: Module path of the first layer that makes them; ``#2`` and so on where a layer makes several groups.
-        size: Number of channels.
-        frozen: None, or why none of them can be removed.
-        start: Position of the first one among all channels of the graph.
-        block: None, or the residual block that the group's only channel stands for.
-        empties: Whether none of its channels need stay: it is the last group of a residual block.
-    """
-
-    name: str
-    size: int
-    frozen: str | None
-    start: int
-    block: Block | None = None
-    empties: bool = False
-
-    @property
-    def span(self) -> slice:
-        """Where the group lies in a vector over all channels."""
-        return slice(self.start, self.start + self.size)
 
 
 @dataclass(frozen=True)
@@ -144,6 +90,21 @@ class ChannelGraph:
         return tuple(group for group in self.groups if group.frozen is None)
 
     @property
+    def channel_groups(self) -> tuple[Group, ...]:
+        """All groups but those that stand for residual blocks."""
+        return tuple(group for group in self.groups if not group.is_block)
+
+    @property
+    def free_channels(self) -> tuple[Group, ...]:
+        """Groups of channels that can be removed."""
+        return tuple(group for group in self.channel_groups if group.frozen is None)
+
+    @property
+    def gated_blocks(self) -> tuple[Block, ...]:
+        """Residual blocks that can be closed by a gate of their own."""
+        return tuple(block for block in self.blocks if block.gate is not None)
+
+    @property
     def classifiers(self) -> tuple[str, ...]:
         """Module paths of the layers whose output is an output of the model."""
         return tuple(layer.name for layer in self.layers if layer.out_frozen == OUTPUT)
@@ -179,8 +140,9 @@ class ChannelGraph:
             )
             for layer in self.layers
         )
-        whole = [block.last for block in self.blocks if any(map(reasons.get, block.inner))]
-        return replace(self, groups=groups, layers=layers).without_emptying(whole)
+        blocks = tuple(replace(block, gate=None) if reasons.get(block.name) else block for block in self.blocks)
+        whole = [block.last for block in blocks if any(map(reasons.get, block.inner))]
+        return replace(self, groups=groups, layers=layers, blocks=blocks).without_emptying(whole)
 
     def without_emptying(self, names: Container[str]) -> ChannelGraph:
         """The graph with at least one channel to stay in groups of these names."""
@@ -188,83 +150,34 @@ class ChannelGraph:
         blocks = tuple(replace(block, last=None) if block.last in names else block for block in self.blocks)
         return replace(self, groups=groups, blocks=blocks)
 
-    def flat(self, kept: Kept | None) -> Tensor:
-        """(num_channels,) bool over all channels from masks per group; groups not named are kept whole.
+    def kept(self, masks: Mapping[str, Tensor] | None = None) -> Kept:
+        """What masks keep; a :class:`Kept` of this graph as it is.
 
-        What stands idle in emptied blocks counts as removed, whatever its mask.
+        Args:
+            masks: Group name -> (size,) bool, True = keep; groups not named are kept whole.
 
         Raises:
             ValueError: An unknown or frozen group, a mask of the wrong size, or one that keeps nothing.
         """
-        known = {group.name: group for group in self.groups}
-        vector = torch.ones(self.num_channels, dtype=torch.bool)
-        for name, mask in (kept or {}).items():
-            if name not in known:
-                raise ValueError(f'kept names an unknown channel group {name!r}; groups: {", ".join(known)}')
-            vector[known[name].span] = checked(known[name], mask)
-        idle = self.idle(vector)
-        for group in map(known.get, kept or {}):
-            if not vector[group.span].any() and group.block is None and group not in idle:
-                raise ValueError(
-                    f'kept of group {group.name!r} removes all of its {group.size} channels; keep at least one'
-                )
-        return self.without_idle(vector)
+        if isinstance(masks, Kept) and masks.groups is self.groups:
+            return masks
+        return kept_of(self.groups, self.blocks, masks or {})
 
-    def emptied(self, vector: Tensor) -> list[Block]:
-        """The blocks that are constant, as nothing of their last group is in a (num_channels,) bool vector."""
-        return [block for block in self.blocks if block.last and not vector[self.group(block.last).span].any()]
+    def keeping(self, vector: Tensor) -> Kept:
+        """What a (num_channels,) bool vector keeps, which nobody need check."""
+        return Kept(self.groups, self.blocks, vector)
 
-    def idle(self, vector: Tensor) -> list[Group]:
-        """The groups inside blocks that are emptied."""
-        return [self.group(name) for block in self.emptied(vector) for name in block.inner]
-
-    def without_idle(self, vector: Tensor) -> Tensor:
-        """A (num_channels,) bool vector without the channels inside blocks that are emptied."""
-        vector = vector.clone()
-        for group in self.idle(vector):
-            vector[group.span] = False
-        return vector
-
-    def by_group(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector over all channels, cut into one piece per free group."""
-        return {group.name: vector[group.span] for group in self.free}
-
-    def macs(self, kept: Kept | None = None) -> int:
+    def macs(self, kept: Mapping[str, Tensor] | None = None) -> int:
         """Multiply-accumulates of inference at batch 1 and the traced input size (multiply-add = 1).
 
         Args:
             kept: Group name -> (size,) bool, True = keep; groups not named are kept whole.
         """
-        return round(float(self.cost(self.flat(kept).double())))
+        return round(float(self.cost(self.kept(kept).vector.double())))
 
     def prunable_macs(self) -> int:
         """MACs that would go if every free channel went; what only goes with whole blocks does not count."""
         value = torch.ones(self.num_channels, dtype=torch.double)
-        for group in self.free:
-            if group.block is None:
-                value[group.span] = 0
+        for group in self.free_channels:
+            value[group.span] = 0
         return self.macs() - round(float(self.cost(value)))
-
-
-def within(path: str, modules: tuple[str, ...]) -> bool:
-    """Whether a module, parameter or buffer is one of ``modules`` or below one."""
-    return any(path == module or path.startswith(f'{module}.') for module in modules)
-
-
-def inside(index: Tensor, group: Group) -> Tensor:
-    """Which positions hold channels of a group."""
-    return (index >= group.start) & (index < group.start + group.size)
-
-
-def checked(group: Group, mask: Tensor) -> Tensor:
-    """``mask`` as a bool vector on the CPU, if it is one the group allows.
-
-    Raises:
-        ValueError: It is not.
-    """
-    mask = torch.as_tensor(mask).bool().cpu()
-    if mask.shape != (group.size,):
-        raise ValueError(f'kept of group {group.name!r} has shape {tuple(mask.shape)}, expected ({group.size},)')
-    if group.frozen is not None and not mask.all():
-        raise ValueError(f'group {group.name!r} is frozen: {group.frozen}; it must be kept whole')
-    return mask

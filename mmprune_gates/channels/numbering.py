@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from mmprune_gates.channels.blocks import Branch
 from mmprune_gates.channels.flow import Flow
-from mmprune_gates.channels.graph import Group
+from mmprune_gates.channels.groups import Group
 
-BLOCK = '@block'  # behind the name of a group that stands for a residual block
 ALONE = 'all channels go together, so none can go'
 
 
@@ -80,17 +79,19 @@ def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
         number_of[numbers] = np.arange(start, start + size)
         start += size
     gates: list[Group] = []
-    for name, branch in zip(block_names(branches), branches, strict=True):
+    for branch in branches:
         if branch.gate is not None:
             number_of[classes[branch.gate]] = start
-            gates.append(Group(name, 1, None, start))
+            gates.append(Group(branch.block.name, 1, None, start, is_block=True))
             start += 1
     return Numbering(tuple(groups), tuple(gates), classes, number_of, reasons)
 
 
-def block_names(branches: Sequence[Branch]) -> list[str]:
-    """A name for each residual block."""
-    return _numbered(f'{branch.name}{BLOCK}' for branch in branches)
+def named(branches: Sequence[Branch]) -> list[Branch]:
+    """The branches, each with a name of its own for its block."""
+    names = _numbered(branch.block.name for branch in branches)
+    pairs = zip(branches, names, strict=True)
+    return [replace(branch, block=replace(branch.block, name=name)) for branch, name in pairs]
 
 
 def _numbered(names: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from mmprune_gates.channels.full_width import computes_across, find_calls, keep_
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
+from mmprune_gates.channels.numbering import named
 from mmprune_gates.channels.op import Op, as_list, is_inplace, shapes
 from mmprune_gates.channels.rules import apply_rule
 from mmprune_gates.channels.walked import Walked
@@ -66,14 +67,24 @@ def read_graph(
     branches = _walk(flow, _capture(flow, forward, options, training=False), batch, counted=True)
     if train_forward is not None:
         trained = _walk(flow, _capture(flow, train_forward, options, training=True), batch, counted=False)
-        known = {branch.sites: {*branch.modules} for branch in trained}  # drop path is a module in training only
-        branches = [branch for branch in branches if known.get(branch.sites, set()).issuperset(branch.modules)]
+        branches = _in_both_passes(branches, trained)
     settle(flow)
     classes = flow.classes()
-    branches = [branch for branch in branches if branch.terms and branch.keeps_channels(classes)]
+    branches = named([branch for branch in branches if branch.terms and branch.keeps_channels(classes)])
     if units != 'channels':
         branches = [_with_gate(flow, branch) for branch in branches]
     return build_graph(flow, branches, prune_channels=units != 'blocks')
+
+
+def _in_both_passes(branches: list[Branch], trained: list[Branch]) -> list[Branch]:
+    """The branches of the inference pass that training can do without as well."""
+    modules_at = {branch.block.sites: set(branch.block.modules) for branch in trained}
+    found = []
+    for branch in branches:
+        known = modules_at.get(branch.block.sites, set())
+        if known.issuperset(branch.block.modules):  # drop path is a module in training only
+            found.append(branch)
+    return found
 
 
 def _with_gate(flow: Flow, branch: Branch) -> Branch:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.channels.graph import Group
+from mmprune_gates.channels.groups import Block
 from mmprune_gates.engine.builders import trace
 from mmprune_gates.engine.model_config import GATED, default_input_shape, without_pretrained
 from mmprune_gates.gates import gates_of, has_gates
@@ -43,13 +43,13 @@ def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) ->
 def coverage(graph: ChannelGraph) -> dict[str, Any]:
     """Totals, groups and layers of a graph as plain values, ready for JSON."""
     total, prunable = graph.macs(), graph.prunable_macs()
-    blocks = [group for group in graph.free if group.block is not None]
+    blocks = graph.gated_blocks
     return {
         'macs': total,
         'prunable_macs': prunable,
         'prunable_share': prunable / total if total else 0.0,
-        'groups': [{'name': g.name, 'size': g.size, 'frozen': g.frozen} for g in graph.groups if g.block is None],
-        'blocks': [{'name': group.name, 'macs': macs_of(graph, [group])} for group in blocks],
+        'groups': [{'name': g.name, 'size': g.size, 'frozen': g.frozen} for g in graph.channel_groups],
+        'blocks': [{'name': block.name, 'macs': macs_of(graph, [block])} for block in blocks],
         'block_macs': macs_of(graph, blocks),
         'full_width': [path for path, module in graph.full_width.items() if bool((module.index >= 0).any())],
         'layers': [
@@ -69,6 +69,6 @@ def coverage(graph: ChannelGraph) -> dict[str, Any]:
     }
 
 
-def macs_of(graph: ChannelGraph, blocks: Sequence[Group]) -> int:
+def macs_of(graph: ChannelGraph, blocks: Sequence[Block]) -> int:
     """MACs that go with residual blocks."""
-    return graph.macs() - graph.macs({group.name: torch.zeros(1, dtype=torch.bool) for group in blocks})
+    return graph.macs() - graph.macs({block.name: torch.zeros(1, dtype=torch.bool) for block in blocks})

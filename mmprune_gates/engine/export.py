@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.calls import tensors_in
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.forwards import training_forward
 from mmprune_gates.engine.model_config import (
@@ -51,7 +52,7 @@ class Slimmed:
         model: The slim model, rebuilt from ``config``.
         config: Its model config.
         graph: Channel graph of the gated model.
-        kept: Group name -> (size,) bool.
+        kept: What stays.
         params: Parameters before and after.
         parity: Largest absolute difference of all heads' outputs, relative to the largest output, in float64.
         parity_fp32: The same in float32, where rounding adds to it.
@@ -61,7 +62,7 @@ class Slimmed:
     model: nn.Module
     config: dict[str, Any]
     graph: ChannelGraph
-    kept: dict[str, Tensor]
+    kept: Kept
     params: tuple[int, int]
     parity: float
     parity_fp32: float
@@ -131,7 +132,6 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     )
     slimmed = copy.deepcopy(gated)
     graph, kept = fold_gates(slimmed)
-    kept = graph.by_group(graph.flat(kept))  # less what stands idle
     model_config = {'type': SLIM, **without_pretrained(own), **slim_model(slimmed, graph, kept)}
     rebuilt = MODELS.build(copy.deepcopy(model_config)).eval()
     load_weights(rebuilt, {'state_dict': slimmed.state_dict()}, 'slim.pth')
@@ -171,7 +171,7 @@ def doubts_about(gates: GateSet, checkpoint: Mapping[str, Any]) -> list[str]:
     elif not state['settled']:
         found.append('its gates have not settled: the run had not reached its end (settle), or its target')
     elif state['kept'] is not None:
-        chosen = gates.graph.by_group(state['kept'])
+        chosen = gates.graph.keeping(state['kept'])
         if still := [name for name, own in kept.items() if bool((own & ~chosen[name]).any())]:
             found.append(
                 f'the run has closed channels of {listed(still)} that are not closed in these weights: they are '
@@ -200,34 +200,47 @@ def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -
     """Everything worth knowing of a slimming, as plain values."""
     graph, kept = slimmed.graph, slimmed.kept
     macs = graph.macs(), graph.macs(kept)
-    shape = default_input_shape(slimmed.config)
-    channels = [kept[group.name] for group in graph.free if group.block is None]
-    gated = {group.block.name for group in graph.free if group.block is not None}
-    blocks = [block.name for block in graph.blocks if block.name in gated or block.last]
-    closed = [name for name in blocks if name in gated and not kept[name].all()]
-    emptied = [block.name for block in graph.emptied(graph.flat(kept)) if block.name not in closed]
-    gone = [name for name in blocks if name in closed or name in emptied]
+    channels = {group.name: kept[group.name] for group in graph.free_channels}
+    indices = kept.indices()
     return {
-        'macs': {'before': macs[0], 'after': macs[1], 'removed': 1 - macs[1] / macs[0], 'input_shape': list(shape)},
+        'macs': {
+            'before': macs[0],
+            'after': macs[1],
+            'removed': 1 - macs[1] / macs[0],
+            'input_shape': list(default_input_shape(slimmed.config)),
+        },
         'params': {'before': slimmed.params[0], 'after': slimmed.params[1]},
         'parity_error': slimmed.parity,
         'parity_error_fp32': slimmed.parity_fp32,
-        'channels': {'before': sum(map(len, channels)), 'after': sum(int(mask.sum()) for mask in channels)},
-        'blocks': {'before': len(blocks), 'after': len(blocks) - len(gone), 'removed': gone, 'constant': emptied},
-        'groups': {
-            group.name: {'size': group.size, 'kept': kept[group.name].nonzero().flatten().tolist()}
-            for group in graph.free
-            if group.block is None
+        'channels': {
+            'before': sum(len(mask) for mask in channels.values()),
+            'after': sum(int(mask.sum()) for mask in channels.values()),
         },
+        'blocks': blocks_report(graph, kept),
+        'groups': {name: {'size': len(mask), 'kept': indices[name]} for name, mask in channels.items()},
         'frozen': {group.name: group.frozen for group in graph.groups if group.frozen is not None},
         'warnings': slimmed.doubts,
-        'provenance': {
-            'config': Path(config.filename or '').name,
-            'checkpoint': Path(checkpoint_path).name,
-            'checkpoint_sha256': hashlib.sha256(Path(checkpoint_path).read_bytes()).hexdigest(),
-            'mmprune_gates': __version__,
-            'torch': torch.__version__,
-        },
+        'provenance': provenance(config, Path(checkpoint_path)),
+    }
+
+
+def blocks_report(graph: ChannelGraph, kept: Kept) -> dict[str, Any]:
+    """How many residual blocks there are that can go, which have gone, and which of those have left a constant."""
+    can_go = [block.name for block in graph.blocks if block.gate is not None or block.last is not None]
+    closed = [block.name for block in kept.closed]
+    constant = [block.name for block in kept.emptied if block.name not in closed]
+    gone = [name for name in can_go if name in closed or name in constant]
+    return {'before': len(can_go), 'after': len(can_go) - len(gone), 'removed': gone, 'constant': constant}
+
+
+def provenance(config: Config, checkpoint: Path) -> dict[str, str]:
+    """What a product was made from, and with."""
+    return {
+        'config': Path(config.filename or '').name,
+        'checkpoint': checkpoint.name,
+        'checkpoint_sha256': hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        'mmprune_gates': __version__,
+        'torch': torch.__version__,
     }
 
 

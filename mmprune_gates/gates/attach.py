@@ -6,12 +6,14 @@ The model stays an instance of its own class and keeps its own keys; the gates a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.channels.graph import ChannelGraph, Group, inside
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.groups import Group, at, inside
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate, laid
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement, place_gates
@@ -36,13 +38,12 @@ class GateSet(nn.Module):
     def __init__(self, graph: ChannelGraph, make_gate: MakeGate) -> None:
         super().__init__()
         self.graph, self.placements = graph, place_gates(graph)
-        self.placements_of = {
-            group.name: [placement for placement in self.placements if bool(inside(placement.index, group).any())]
-            for group in graph.groups
-        }
-        self.by_group = nn.ModuleDict({key(group.name): make_gate(group.size) for group in graph.free})
+        self.placements_of = {group.name: placements_of(group, self.placements) for group in graph.groups}
+        self.by_group = nn.ModuleDict()
         for group in graph.free:
-            self[group.name].set_members(len(self.members(group)))
+            gate = make_gate(group.size)
+            gate.set_members(len(self.members(group)))
+            self.by_group[key(group.name)] = gate
         self.scales: list[Scale] = []
         self.owner: str | None = None
         self.warned = False
@@ -53,7 +54,8 @@ class GateSet(nn.Module):
 
     def number(self, placement: Placement, group: Group) -> int:
         """Number of a placement among the members of a group."""
-        return next(number for number, member in enumerate(self.members(group)) if member is placement)
+        members = self.members(group)
+        return next(number for number, member in enumerate(members) if member is placement)
 
     def __getitem__(self, group: str) -> Gate:
         return self.by_group[key(group)]
@@ -80,10 +82,11 @@ class GateSet(nn.Module):
         for scale in self.scales:
             scale.move_to(module_at(model, scale.placement.module))
 
-    def flat(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """(num_channels,) from one vector per group; 0 where there is none."""
+    def flat(self, rows: Mapping[str, Tensor], otherwise: float = 0) -> Tensor:
+        """(num_channels,) from one vector per group; ``otherwise`` where there is none."""
         like = next(iter(rows.values()))
-        return torch.cat([rows.get(group.name, like.new_zeros(group.size)) for group in self.graph.groups])
+        groups = self.graph.groups
+        return torch.cat([rows.get(group.name, like.new_full((group.size,), otherwise)) for group in groups])
 
     def vector(self) -> Tensor:
         """(num_channels,) strength of the gates over all channels of the graph; 1 where there is no gate."""
@@ -91,9 +94,7 @@ class GateSet(nn.Module):
 
     def _spread(self, read: Callable[[Gate], Tensor]) -> Tensor:
         """(num_channels,) what ``read`` finds in each gate; 1 where there is no gate."""
-        values = {group.name: read(self[group.name]) for group in self.graph.free}
-        like = next(iter(values.values()))
-        return torch.cat([values.get(group.name, like.new_ones(group.size)) for group in self.graph.groups])
+        return self.flat({group.name: read(self[group.name]) for group in self.graph.free}, otherwise=1)
 
     def theta(self) -> Tensor:
         """(num_channels,) parameters of shared gates, detached; 1 where there is no gate."""
@@ -124,16 +125,16 @@ class GateSet(nn.Module):
         with torch.no_grad():
             return {group.name: self[group.name].strength() for group in self.graph.free}
 
-    def close(self, kept: Tensor) -> None:
-        """Set the gates of all channels not in ``kept``, (num_channels,) bool, to exactly 0."""
+    def close(self, kept: Kept) -> None:
+        """Set the gates of all channels that are not kept to exactly 0."""
         with torch.no_grad():
-            for group in self.graph.free:
-                theta = self[group.name].theta
-                theta.masked_fill_(~kept[group.span].to(theta.device), 0)
+            for name, mask in kept.items():
+                theta = self[name].theta
+                theta.masked_fill_(~mask.to(theta.device), 0)
 
-    def kept(self) -> dict[str, Tensor]:
-        """Group name -> (size,) bool: which gates are not exactly zero."""
-        return {name: (value != 0).cpu() for name, value in self.values().items()}
+    def kept(self) -> Kept:
+        """The channels whose gates are not exactly zero."""
+        return self.graph.keeping(self.vector().detach().cpu() != 0)
 
 
 class Scale:
@@ -151,14 +152,14 @@ class Scale:
     def __init__(self, module: nn.Module, placement: Placement, gates: GateSet) -> None:
         self.placement, self.acted = placement, False
         self.attach(module)
-        index = placement.index
-        groups = [group for group in gates.graph.free if bool(inside(index, group).any())]
+        groups = [group for group in gates.graph.free if bool(inside(placement.index, group).any())]
         self.sources = [(gates[group.name], gates.number(placement, group)) for group in groups]
-        channels = torch.cat([torch.arange(group.start, group.start + group.size) for group in groups])
-        local = torch.full((gates.graph.num_channels + 1,), len(channels))  # last: positions without a gate
-        local[channels] = torch.arange(len(channels))
-        picked = local[index]
-        self.pick = None if torch.equal(picked, torch.arange(len(channels))) else picked
+        channels = torch.cat([torch.arange(group.start, group.span.stop) for group in groups])
+        in_order = torch.arange(len(channels))
+        place = torch.full((gates.graph.num_channels,), -1)
+        place[channels] = in_order
+        picked = at(place, placement.index, -1)
+        self.pick = None if torch.equal(picked, in_order) else picked
 
     def attach(self, module: nn.Module) -> None:
         """Begin to act on a module."""
@@ -179,7 +180,8 @@ class Scale:
         """
         if module is self.module:
             return
-        if any(getattr(module, name, None) is not value for name, value in self.module.named_parameters()):
+        same = all(getattr(module, name, None) is value for name, value in self.module.named_parameters())
+        if not same:
             raise RuntimeError(
                 f'{self.placement.module}: the {type(self.module).__name__} that a gate acts on was replaced by a '
                 f'{type(module).__name__} with other parameters; replace it before gates are attached, or exclude it'
@@ -190,14 +192,14 @@ class Scale:
     def value(self) -> Tensor:
         """(C,) factor for each position of the scaled dimension."""
         values = [gate(member) for gate, member in self.sources]
-        if self.pick is None:
-            return values[0] if len(values) == 1 else torch.cat(values)
-        return torch.cat([*values, values[0].new_ones(1)])[self.pick.to(values[0].device)]
+        value = values[0] if len(values) == 1 else torch.cat(values)
+        return value if self.pick is None else at(value, self.pick, 1)
 
     def targets(self) -> tuple[tuple[str, int], ...]:
         """Parameters to scale, and the dimension of each."""
-        weight = (('weight', self.placement.weight_dim),)
-        return (*weight, ('bias', 0)) if self.placement.kind in BEHIND and self.module.bias is not None else weight
+        weight = ('weight', self.placement.weight_dim)
+        has_bias = self.placement.kind in BEHIND and self.module.bias is not None
+        return (weight, ('bias', 0)) if has_bias else (weight,)
 
     def before(self, module: nn.Module, args: tuple):
         """Forward pre-hook: scale the input, or let scaled tensors stand before the parameters."""
@@ -209,7 +211,8 @@ class Scale:
             return (self.scaled(args[0], value), *args[1:])
         for name, dim in self.targets():
             parameter = getattr(module, name)
-            vars(module)[name] = parameter * laid(value, dim, parameter.dim())  # found before the parameter
+            scaled = parameter * laid(value, dim, parameter.dim())
+            vars(module)[name] = scaled  # found before the parameter
         return None
 
     def after(self, module: nn.Module, args: tuple, output):
@@ -224,7 +227,8 @@ class Scale:
 
     def scaled(self, tensor: Tensor, value: Tensor) -> Tensor:
         """An input or output multiplied by gate values, in its own precision."""
-        return tensor * laid(value, self.placement.dim, tensor.dim()).to(tensor.dtype)
+        factor = laid(value, self.placement.dim, tensor.dim())
+        return tensor * factor.to(tensor.dtype)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -235,8 +239,13 @@ class Scale:
             return
         for name, dim in self.targets():
             parameter = getattr(self.module, name)
-            # Groups of a convolution share their gates: its input may have more positions than its weight.
-            parameter.mul_(laid(value[: parameter.shape[dim]], dim, parameter.dim()))
+            size = parameter.shape[dim]  # groups of a convolution share their gates: its input may have more positions
+            parameter.mul_(laid(value[:size], dim, parameter.dim()))
+
+
+def placements_of(group: Group, placements: Sequence[Placement]) -> list[Placement]:
+    """The placements at which a group's gate acts."""
+    return [placement for placement in placements if bool(inside(placement.index, group).any())]
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
@@ -289,7 +298,7 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
     if hasattr(model, NAME):
         raise ValueError(f'{type(model).__name__} already has an attribute {NAME!r}')
     if not graph.free:
-        reasons = sorted({group.frozen for group in graph.groups if group.frozen})
+        reasons = sorted({group.frozen for group in graph.groups})
         raise ValueError(f'{type(model).__name__} has no prunable channel: {"; ".join(reasons) or "no layers"}')
     like = next(model.parameters())
     gates = GateSet(graph, make_gate).to(like.device, like.dtype)
@@ -307,11 +316,11 @@ def detach_gates(model: nn.Module) -> ChannelGraph:
     return gates.graph
 
 
-def fold_gates(model: nn.Module) -> tuple[ChannelGraph, dict[str, Tensor]]:
+def fold_gates(model: nn.Module) -> tuple[ChannelGraph, Kept]:
     """Multiply the gates into the weights and take them off.
 
     Returns:
-        The channel graph, and which channels of each free group are not closed.
+        The channel graph, and the channels that are not closed.
     """
     gates = gates_of(model)
     kept = gates.kept()

@@ -7,12 +7,15 @@ norm costs O(channels). Elsewhere the gate stands before the readers. Weights or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmprune_gates.channels.graph import ChannelGraph, Group, Read, Site, inside
+from mmprune_gates.channels.flow import Read, Site
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.groups import Group, inside
 
 AFFINE, OUTPUT, INPUT, WEIGHT = 'affine', 'output', 'input', 'weight'
 BEHIND = (AFFINE, OUTPUT)  # what makes the channels; the others stand before what reads them
@@ -44,44 +47,65 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
         At most one placement per module and side for the channels; together they act on every reader of every free
         group, once. Then those of residual blocks, behind what ends their branches.
     """
-    channels = [group for group in graph.free if group.block is None]
-    behind = {group.name for group in channels if sites_suffice(graph, group)}
-    used = [read for read in graph.reads if read.sites]
+    behind = {group.name for group in graph.free_channels if sites_suffice(graph, group)}
+    readers = {group.name for group in graph.free_channels} - behind
     placements = []
     for site in graph.sites:
-        if any(site.module in read.sites and meets(site.index, read.index) for read in used):
-            placements.append(after(site, restrict(graph, site.index, behind)))
-    readers = {group.name for group in channels} - behind
-    for read in {read.weight or read.layer: read for read in graph.reads}.values():
-        placements.append(before(read, restrict(graph, read.index, readers), graph))
-    for group in filter(lambda group: group.block, graph.free):
-        own = [site for site in graph.sites if site.module in group.block.sites]
-        placements += [after(site, torch.full_like(site.index, group.start)) for site in own]
+        if is_needed(site, graph.reads):
+            own = restrict(graph, site.index, behind)
+            placements.append(after(site, own))
+    by_reader = {read.weight or read.layer: read for read in graph.reads}
+    for read in by_reader.values():
+        own = restrict(graph, read.index, readers)
+        placements.append(before(read, own, graph))
+    for block in graph.gated_blocks:
+        for site in graph.sites:
+            if site.module in block.sites:
+                whole = torch.full_like(site.index, block.gate)
+                placements.append(after(site, whole))
     return tuple(placement for placement in placements if bool((placement.index >= 0).any()))
 
 
-def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
-    """Whether gates at sites gate every read of a group, and nothing else."""
-    reads = [(read, inside(read.index, group)) for read in graph.reads]
-    reads = [(read, mask) for read, mask in reads if bool(mask.any())]
-    gated = all(bool(read.gated[mask].all()) for read, mask in reads)
-    named = frozenset().union(*(read.sites for read, _ in reads))
-    own = {site.module for site in graph.sites if site.module in named and bool(inside(site.index, group).any())}
-    return bool(reads) and gated and not own & graph.tainted
+def is_needed(site: Site, reads: Sequence[Read]) -> bool:
+    """Whether a reader of a site's channels relies on a gate there."""
+    for read in reads:
+        if site.module in read.sites and meets(site.index, read.index):
+            return True
+    return False
 
 
 def meets(a: Tensor, b: Tensor) -> bool:
     """Whether two vectors of channels have one in common."""
-    return bool(torch.isin(a[a >= 0], b).any())
+    channels = a[a >= 0]
+    return bool(torch.isin(channels, b).any())
+
+
+def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
+    """Whether gates at sites gate every read of a group, and nothing else."""
+    named: set[str] = set()
+    is_read = False
+    for read in graph.reads:
+        own = inside(read.index, group)
+        if not own.any():
+            continue
+        if not read.gated[own].all():
+            return False
+        named |= read.sites
+        is_read = True
+    for site in graph.sites:
+        used_otherwise = site.module in named and site.module in graph.tainted
+        if used_otherwise and inside(site.index, group).any():
+            return False
+    return is_read
 
 
 def restrict(graph: ChannelGraph, index: Tensor, names: set[str]) -> Tensor:
     """``index`` with -1 at the channels of all groups not in ``names``."""
-    inside_any = torch.zeros_like(index, dtype=torch.bool)
+    found = torch.full_like(index, -1)
     for group in graph.groups:
         if group.name in names:
-            inside_any |= inside(index, group)
-    return torch.where(inside_any, index, -1)
+            found = torch.where(inside(index, group), index, found)
+    return found
 
 
 def after(site: Site, index: Tensor) -> Placement:
@@ -93,8 +117,10 @@ def after(site: Site, index: Tensor) -> Placement:
 
 def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
     """A gate in front of a reader: on its weight or, if that has more elements, on its input where it can be."""
-    own = graph.slots.get(read.weight, {}).get(read.in_dim)
-    if own is not None and (read.weight_size < read.input_size or not read.direct):
-        index = torch.where(torch.isin(own, index[index >= 0]), own, -1)
-        return Placement(read.layer, WEIGHT, read.in_dim, read.in_dim, index)
-    return Placement(read.layer, INPUT, read.dim, read.in_dim, index)
+    of_weight = graph.slots.get(read.weight, {}).get(read.in_dim)
+    on_weight = read.weight_size < read.input_size or not read.direct
+    if of_weight is None or not on_weight:
+        return Placement(read.layer, INPUT, read.dim, read.in_dim, index)
+    gated = torch.isin(of_weight, index[index >= 0])
+    index = torch.where(gated, of_weight, -1)
+    return Placement(read.layer, WEIGHT, read.in_dim, read.in_dim, index)

@@ -133,7 +133,7 @@ class Pruner:
         if not self.controller.settled:
             raise RuntimeError(f'{type(self).__name__}: the gates have not settled: {self.controller.summary()}')
         self.check()
-        graph, kept = self.gates.graph, self.gates.graph.by_group(self.controller.kept)
+        graph, kept = self.gates.graph, self.controller.kept
         before = sum(parameter.numel() for parameter in self.model.parameters())
         before -= sum(parameter.numel() for parameter in self.gates.parameters())
         expected = exact_outputs(self.model, self.forward, self.options)
@@ -151,7 +151,7 @@ class Pruner:
             'macs': {'before': graph.macs(), 'after': graph.macs(kept)},
             'params': {'before': before, 'after': sum(parameter.numel() for parameter in self.model.parameters())},
             'parity_error': error,
-            'kept': {name: mask.nonzero().flatten().tolist() for name, mask in kept.items()},
+            'kept': kept.indices(),
             **spec,
         }
 

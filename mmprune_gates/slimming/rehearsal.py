@@ -13,20 +13,23 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmprune_gates.channels.calls import Forward, Options, first_sample, on_meta, run
-from mmprune_gates.channels.graph import Block, ChannelGraph, Group, Kept
-from mmprune_gates.slimming.numbers import Deviation, Numbers, SameNumbers
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.slimming.numbers import Deviation, Numbers, SameNumbers, Step
 from mmprune_gates.slimming.surgery import slim_model
 
-SLIMMING = os.path.dirname(__file__)
-NOT_THE_MODEL = tuple(f'{folder}{os.sep}' for folder in (os.path.dirname(torch.__file__), os.path.dirname(SLIMMING)))
+Masks = dict[str, Tensor]
+PACKAGE = os.path.dirname(os.path.dirname(__file__))
+NOT_THE_MODEL = (os.path.dirname(torch.__file__) + os.sep, PACKAGE + os.sep)
 ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, NotImplementedError)
 
 
@@ -58,10 +61,15 @@ class Stage:
         with eager, torch.random.fork_rng(devices=[]), torch.no_grad():
             for forward, training in self.modes:
                 torch.manual_seed(0)
-                options = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.options)
                 model.train(training)  # not all models return themselves
-                found += [tensor.shape for tensor in run(model, forward, options)]
+                outputs = run(model, forward, tree_map(_copied, self.options))
+                found += [tensor.shape for tensor in outputs]
         return found
+
+
+def _copied(leaf: Any) -> Any:
+    """An input that a model may change."""
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options) -> Iterator[Stage]:
@@ -69,22 +77,57 @@ def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options)
 
     One sample rather than several: a ``view`` to the full width makes one sample of two that have half of it.
     """
-    one = first_sample(options)
-    for without_data, inputs, training in product((True, False), (one, options), (False, True)[: len(passes)]):
-        template = copied_without_data(model) if without_data else copy.deepcopy(model)
-        inputs = on_meta(inputs) if without_data else inputs
+    one_sample, trains = first_sample(options), (False, True) if len(passes) > 1 else (False,)
+    for without_data, inputs, training in product((True, False), (one_sample, options), trains):
         modes = [(forward, training and number > 0) for number, forward in enumerate(passes)]
-        yield Stage(template, inputs, tuple(modes))
+        if without_data:
+            yield Stage(copied_without_data(model), on_meta(inputs), tuple(modes))
+        else:
+            yield Stage(copy.deepcopy(model), inputs, tuple(modes))
 
 
 def copied_without_data(model: nn.Module) -> nn.Module:
     """A copy on the meta device; nothing large is copied on the way."""
     tensors = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        empty = tensor.detach().to('meta')
-        is_parameter = isinstance(tensor, nn.Parameter)
-        tensors[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    for buffer in model.buffers():
+        tensors[id(buffer)] = buffer.detach().to('meta')
+    for parameter in model.parameters():
+        empty = parameter.detach().to('meta')
+        tensors[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
     return copy.deepcopy(model, tensors)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a narrower copy of a model has to do as well as the whole model.
+
+    Attributes:
+        stage: The way both are run.
+        shapes: Of the whole model's outputs.
+        numbers: What the whole model computes with.
+    """
+
+    stage: Stage
+    shapes: list[torch.Size]
+    numbers: list[Step]
+
+    def fails(self, graph: ChannelGraph, masks: Masks, same_numbers: bool = False) -> Failure | None:
+        """How a copy fails that keeps only these channels; None if it runs, with outputs of the same shapes.
+
+        Args:
+            graph: Channel graph of the model.
+            masks: Group name -> (size,) bool, True = keep.
+            same_numbers: Whether it also has to compute with the same numbers.
+        """
+        slim = copy.deepcopy(self.stage.model)
+        slim_model(slim, graph, masks)
+        try:
+            with SameNumbers(self.numbers if same_numbers else None):
+                shapes = self.stage.run(slim)
+        except ERRORS as error:
+            how = 'computes with' if isinstance(error, Deviation) else 'fixes'
+            return Failure(line_of_model_code(error), how)
+        return None if shapes == self.shapes else Failure('the shape of an output', 'depends on')
 
 
 def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | None], options: Options) -> ChannelGraph:
@@ -103,78 +146,94 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
     Raises:
         RuntimeError: The whole model does not run.
     """
-    stage, shapes, numbers = first_that_runs(model, passes, options)
+    rehearsal = first_that_runs(model, passes, options)
+    fewer = {group.name: less(group, number) for number, group in enumerate(graph.free_channels)}
+    stiff = culprits(fewer, partial(rehearsal.fails, graph, same_numbers=True))
+    reasons = {}
+    for name, failed in stiff.items():
+        reasons[name] = f'{failed.line} {failed.how} its number of channels'
+        del fewer[name]
+    return rehearse_blocks(rehearsal, graph.with_frozen(reasons), fewer)
 
-    def attempt(kept: Kept, same_numbers: bool = False) -> Failure | None:
-        slim = copy.deepcopy(stage.model)
-        slim_model(slim, graph, kept)
-        return failure(lambda: stage.run(slim), shapes, numbers if same_numbers else None)
 
-    def narrow(kept: Kept) -> Failure | None:
-        return attempt(kept, same_numbers=True)
+def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> ChannelGraph:
+    """The graph less the blocks, and the emptying of blocks, that the model's code cannot do without.
 
-    channels = [group for group in graph.free if group.block is None]
-    fewer = {group.name: less(group, number) for number, group in enumerate(channels)}
-    stiff = culprits(fewer, narrow)
-    graph = graph.with_frozen({name: f'{line} {how} its number of channels' for name, (line, how) in stiff.items()})
-    fewer = {name: mask for name, mask in fewer.items() if name not in stiff}
-
-    def gone(groups: Iterable[Group]) -> dict[str, Failure]:
-        return culprits(nothing_of(groups), lambda kept: attempt({**fewer, **kept}))
-
+    Args:
+        rehearsal: What a copy has to do.
+        graph: The graph.
+        fewer: Masks that all copies have besides.
+    """
     needed: dict[str, Failure] = {}
     for blocks in levels(graph.blocks):
-        names, lasts = {block.name for block in blocks}, {block.last for block in blocks}
-        closing = [group for group in graph.free if group.block is not None and group.name in names]
-        emptied = [group for group in graph.free if group.name in lasts]
-        alone = {block.name for block in blocks if block.last is None}
-        if (closing or emptied) and attempt(
-            {**fewer, **nothing_of(emptied), **nothing_of(g for g in closing if g.name in alone)}
-        ):
-            needed |= gone(closing)
-            graph = graph.without_emptying(gone(emptied))
-    return graph.with_frozen({name: f'{line} needs it' for name, (line, _) in needed.items()})
+        gated = [block for block in blocks if block.gate is not None]
+        can_be_empty = [block for block in blocks if block.last is not None]
+        closing = nothing_of(graph, [block.name for block in gated])
+        emptied = nothing_of(graph, [block.last for block in can_be_empty])
+        if not closing and not emptied:
+            continue
+        only_closed = nothing_of(graph, [block.name for block in gated if block.last is None])
+        fails = partial(fails_besides, rehearsal, graph, fewer)
+        if fails({**emptied, **only_closed}):
+            needed.update(culprits(closing, fails))
+            graph = graph.without_emptying(culprits(emptied, fails))
+    return graph.with_frozen({name: f'{failed.line} needs it' for name, failed in needed.items()})
+
+
+def fails_besides(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks, masks: Masks) -> Failure | None:
+    """How a copy fails that has further masks."""
+    return rehearsal.fails(graph, {**fewer, **masks})
 
 
 def less(group: Group, number: int) -> Tensor:
     """A mask that takes a number of channels from a group, another one from groups of other numbers."""
-    return torch.arange(group.size) < group.size - 1 - number % max(1, group.size // 2)
+    half = max(1, group.size // 2)
+    stays = group.size - 1 - number % half
+    return torch.arange(group.size) < stays
 
 
-def nothing_of(groups: Iterable[Group]) -> dict[str, Tensor]:
+def nothing_of(graph: ChannelGraph, names: Iterable[str]) -> Masks:
     """Masks that take all of groups."""
-    return {group.name: torch.zeros(group.size, dtype=torch.bool) for group in groups}
+    masks = {}
+    for name in names:
+        size = graph.group(name).size
+        masks[name] = torch.zeros(size, dtype=torch.bool)
+    return masks
 
 
 def levels(blocks: Sequence[Block]) -> list[list[Block]]:
     """Blocks that are inside no other, then the others, which would not be missed if the first were gone."""
-    inner = [any(other is not block and all(map(other.holds, block.modules)) for other in blocks) for block in blocks]
-    return [[block for block, inside in zip(blocks, inner, strict=True) if inside is level] for level in (False, True)]
+    outer, inner = [], []
+    for block in blocks:
+        holders = [other for other in blocks if other is not block and block.is_inside(other)]
+        (inner if holders else outer).append(block)
+    return [outer, inner]
 
 
-def culprits(masks: dict[str, Tensor], attempt: Callable[[Kept], Failure | None]) -> dict[str, Failure]:
+def culprits(masks: Masks, fails: Callable[[Masks], Failure | None]) -> dict[str, Failure]:
     """The masks that fail, found by halving, and how each fails."""
     found: dict[str, Failure] = {}
-    if not masks or not attempt(masks):
-        return {}
+    if not masks or not fails(masks):
+        return found
     pending = [list(masks)]
     while pending:
         names = pending.pop()
-        if failed := attempt({name: masks[name] for name in names}):
-            if len(names) == 1:
-                found[names[0]] = failed
-            else:
-                pending += [names[: len(names) // 2], names[len(names) // 2 :]]
+        failed = fails({name: masks[name] for name in names})
+        if failed and len(names) == 1:
+            found[names[0]] = failed
+        elif failed:
+            half = len(names) // 2
+            pending += [names[:half], names[half:]]
     rest = {name: mask for name, mask in masks.items() if name not in found}
-    if rest and (failed := attempt(rest)):
-        found |= dict.fromkeys(rest, failed)  # some fail only together
+    if rest:
+        failed = fails(rest)
+        if failed:
+            found.update(dict.fromkeys(rest, failed))  # some fail only together
     return found
 
 
-def first_that_runs(
-    model: nn.Module, passes: Sequence[Forward | None], options: Options
-) -> tuple[Stage, list[torch.Size], list]:
-    """The first stage on which the whole model runs, the shapes of its outputs, and the numbers it computes with.
+def first_that_runs(model: nn.Module, passes: Sequence[Forward | None], options: Options) -> Rehearsal:
+    """A rehearsal on the first stage on which the whole model runs.
 
     Raises:
         RuntimeError: There is none.
@@ -187,28 +246,16 @@ def first_that_runs(
         except ERRORS as error:
             refused = error
         else:
-            return stage, shapes, numbers.found
+            return Rehearsal(stage, shapes, numbers.found)
     raise RuntimeError(
         f'{type(model).__name__} does not run with the example inputs that it was traced with: {refused}\n'
         'Pass inputs that its forward takes, or a `forward` that calls it rightly.'
     ) from refused
 
 
-def failure(call: Callable[[], list[torch.Size]], shapes: list[torch.Size], numbers: list | None) -> Failure | None:
-    """How a narrower copy fails; None if it runs, with outputs of the same shapes.
-
-    Args:
-        call: Runs it.
-        shapes: Of the whole model's outputs.
-        numbers: What the whole model computes with, if the copy has to compute with the same.
-    """
-    try:
-        with SameNumbers(numbers):
-            if call() == shapes:
-                return None
-    except ERRORS as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_MODEL)] or frames
-        line = f'{os.path.basename(own[-1].filename)}:{own[-1].lineno}'
-        return Failure(line, 'computes with' if isinstance(error, Deviation) else 'fixes')
-    return Failure('the shape of an output', 'depends on')
+def line_of_model_code(error: BaseException) -> str:
+    """``file:number`` of the innermost line outside torch and this package; of any line if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_MODEL)]
+    last = (own or frames)[-1]
+    return f'{os.path.basename(last.filename)}:{last.lineno}'

@@ -4,83 +4,93 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.channels.graph import Block, ChannelGraph, Kept
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.groups import Block
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.full_width import has_full_width, narrow, scale_input
 from mmprune_gates.slimming.removal import remove_modules
 from mmprune_gates.slimming.widths import FULL_WIDTH, Widths, replace_tensor, sync_attributes
 
-
-def kept_vector(graph: ChannelGraph, kept: Kept) -> Tensor:
-    """(num_channels + 1,) bool; the last is for index -1, what always stays."""
-    return torch.cat([graph.flat(kept), torch.ones(1, dtype=torch.bool)])
+Place = tuple[str, nn.Module, str]  # path of a module, the module, and the attribute that holds a tensor
 
 
 def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
     """Tensor name -> dimension -> (size of the dimension,) bool, True = keep; only where something goes."""
-    vector = kept_vector(graph, kept)
     masks: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for name, dims in graph.slots.items():
         for dim, index in dims.items():
-            if not (mask := vector[index]).all():
+            mask = kept.at(index)
+            if not mask.all():
                 masks[name][dim] = mask
     return dict(masks)
 
 
-def full_width_masks(graph: ChannelGraph, kept: Kept) -> dict[str, Tensor]:
-    """Path of each module that keeps its full width -> (C,) bool, True = keep."""
-    vector = kept_vector(graph, kept)
-    return {path: vector[module.index] for path, module in graph.full_width.items()}
+@dataclass(frozen=True, eq=False)
+class Gone:
+    """A residual block of which nothing is left to compute.
 
-
-def removed_blocks(graph: ChannelGraph, kept: Kept) -> list[Block]:
-    """The residual blocks whose own gate is closed."""
-    vector = graph.flat(kept)
-    return [group.block for group in graph.free if group.block is not None and not vector[group.start]]
-
-
-def gone_blocks(model: nn.Module, graph: ChannelGraph, kept: Kept) -> list[tuple[Block, Tensor | None]]:
-    """The blocks of which nothing is left to compute, and the constant that is left of those that were emptied.
-
-    Blocks inside others that go are not named.
+    Attributes:
+        block: The block.
+        constant: What is left of it; None if nothing is.
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    gone = [(block, None) for block in removed_blocks(graph, kept)]
-    vector = kept_vector(graph, kept)
-    for block in graph.emptied(vector[:-1]):
-        constant = block.tail.constant(tensors).detach()
-        stays = vector[block.index].nonzero().flatten().to(constant.device)
-        gone.append((block, constant.index_select(block.tail.axis.dim, stays)))
-    blocks = [block for block, _ in gone]
 
-    def is_inside(number: int, other: int) -> bool:
-        same = set(blocks[number].modules) == set(blocks[other].modules)
-        return all(map(blocks[other].holds, blocks[number].modules)) and (other < number if same else other != number)
-
-    numbers = range(len(gone))
-    return [gone[number] for number in numbers if not any(is_inside(number, other) for other in numbers)]
+    block: Block
+    constant: Tensor | None = None
 
 
-def owners(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, str]]]:
+def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
+    """The blocks that go, those that are inside others left out."""
+    tensors = named_tensors(model)
+    gone = [Gone(block) for block in kept.closed]
+    for block in kept.emptied:
+        whole = block.tail.constant(tensors).detach()
+        stays = kept.at(block.index)
+        gone.append(Gone(block, part_of(whole, block.tail.axis.dim, stays)))
+    outermost: list[Gone] = []
+    for one in gone:
+        holders = [other for other in outermost if one.block.is_inside(other.block)]
+        if holders:
+            continue
+        outermost = [other for other in outermost if not other.block.is_inside(one.block)]
+        outermost.append(one)
+    return outermost
+
+
+def part_of(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
+    """What a mask keeps of a tensor along one dimension."""
+    places = mask.nonzero().flatten()
+    return tensor.index_select(dim, places.to(tensor.device))
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors.update(model.named_buffers())
+    return tensors
+
+
+def places_of_tensors(model: nn.Module) -> dict[str, list[Place]]:
     """Tensor name -> every (module path, module, attribute) that holds that tensor; shared ones have several."""
-    places = defaultdict(list)
-    names = {}
-    for named in (
-        model.named_parameters(remove_duplicate=False),
-        model.named_buffers(remove_duplicate=False),
-    ):
-        for name, tensor in named:
-            path, _, attribute = name.rpartition('.')
-            first = names.setdefault(tensor, name)
-            places[first].append((path, model.get_submodule(path), attribute))
-            places[name] = places[first]
-    return places
+    places: dict[Tensor, list[Place]] = defaultdict(list)
+    by_name = {}
+    parameters = model.named_parameters(remove_duplicate=False)
+    buffers = model.named_buffers(remove_duplicate=False)
+    for name, tensor in chain(parameters, buffers):
+        path, _, attribute = name.rpartition('.')
+        module = model.get_submodule(path)
+        places[tensor].append((path, module, attribute))
+        by_name[name] = places[tensor]
+    return by_name
 
 
-def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
+def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]) -> nn.Module:
     """A full-size copy in which the channels not kept are exact zeros wherever they are read.
 
     The reference for parity: its outputs are those of the slim model. Every parameter and buffer slot of such
@@ -94,23 +104,26 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Kept) -> nn.Module:
     Raises:
         ValueError: ``kept`` is not one the graph allows.
     """
-    masks = slot_masks(graph, kept)
+    kept = graph.kept(kept)
     model = copy.deepcopy(model)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     with torch.no_grad():
-        for name, dims in masks.items():
+        for name, dims in slot_masks(graph, kept).items():
             for dim, mask in dims.items():
-                gone = (~mask).nonzero().flatten().to(tensors[name].device)
-                tensors[name].index_fill_(dim, gone, 0)
-        for path, mask in full_width_masks(graph, kept).items():
-            scale_input(model.get_submodule(path), graph.full_width[path].dim, mask.to(next(model.parameters())))
-        for site in (site for block in removed_blocks(graph, kept) for site in block.sites):
-            for parameter in model.get_submodule(site).parameters(recurse=False):
-                parameter.zero_()
+                rows = tensors[name].movedim(dim, 0)
+                rows[~mask.to(rows.device)] = 0
+        like = next(model.parameters())
+        for path, wide in graph.full_width.items():
+            module, mask = model.get_submodule(path), kept.at(wide.index)
+            scale_input(module, wide.dim, mask.to(like))
+        for block in kept.closed:
+            for site in map(model.get_submodule, block.sites):
+                for parameter in site.parameters(recurse=False):
+                    parameter.zero_()
     return model
 
 
-def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
+def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]) -> dict:
     """Remove the channels not kept from a model, in place.
 
     Args:
@@ -125,39 +138,75 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Kept) -> dict:
     Raises:
         ValueError: ``kept`` is not one the graph allows, or the model is not the one that was traced.
     """
-    blocks = gone_blocks(model, graph, kept)
+    kept = graph.kept(kept)
+    gone = gone_blocks(model, kept)
 
     def stays(name: str) -> bool:
-        return not any(block.holds(name) for block, _ in blocks)
+        return not any(one.block.holds(name) for one in gone)
 
-    masks = {name: dims for name, dims in slot_masks(graph, kept).items() if stays(name)}
-    places = owners(model)
-    slim = {name: shrunk(name, places, dims) for name, dims in masks.items()}  # check all, then change
+    all_masks = slot_masks(graph, kept)
+    widths = shrink_tensors(model, {name: all_masks[name] for name in filter(stays, all_masks)})
+    widths = {path: widths[path] for path in filter(stays, widths)}
+    like = next(model.parameters())
+    for path, wide in graph.full_width.items():
+        module, mask = model.get_submodule(path), kept.at(wide.index)
+        if stays(path) and (not mask.all() or has_full_width(module)):
+            widths[path] = {FULL_WIDTH: narrow(module, like, wide.dim, mask)}
+    removed = replace_blocks(model, gone)
+    return {'widths': widths, 'removed': removed}
+
+
+def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]]) -> Widths:
+    """Take what is not kept out of parameters and buffers; returns the widths of their modules.
+
+    Raises:
+        ValueError: A tensor that the model does not have, or of another shape; nothing has changed then.
+    """
+    places = places_of_tensors(model)
+    slim = {}
+    for name, dims in masks.items():  # check all, then change
+        slim[name] = shrunk(name, places, dims)
     changed: dict[str, list[str]] = defaultdict(list)
     for name, value in slim.items():
         for path, module, attribute in places[name]:
             value = replace_tensor(module, attribute, value)  # one tensor in all places, as before
             changed[path].append(attribute)
     widths: Widths = {}
-    for path in filter(stays, changed):
-        if found := sync_attributes(model.get_submodule(path), changed[path]):
+    for path, attributes in changed.items():
+        found = sync_attributes(model.get_submodule(path), attributes)
+        if found:
             widths[path] = found
-    like = next(model.parameters())
-    for path, mask in full_width_masks(graph, kept).items():
-        module = model.get_submodule(path)
-        if stays(path) and (not mask.all() or has_full_width(module)):
-            widths[path] = {FULL_WIDTH: narrow(module, like, graph.full_width[path].dim, mask)}
-    removed = dict.fromkeys(path for block, _ in blocks for path in block.modules)
-    left = {block.tail.module: constant for block, constant in blocks if constant is not None}
-    removed |= {path: list(constant.shape) for path, constant in left.items()}
+    return widths
+
+
+def replace_blocks(model: nn.Module, gone: Sequence[Gone]) -> dict[str, list[int] | None]:
+    """Put nothing, or a constant, in the place of blocks.
+
+    Returns:
+        Module path -> None, or the shape of the constant.
+    """
+    removed: dict[str, list[int] | None] = {}
+    constants = {}
+    for one in gone:
+        for path in one.block.modules:
+            removed[path] = None
+        if one.constant is not None:
+            last = one.block.tail.module
+            removed[last] = list(one.constant.shape)
+            constants[last] = one.constant
     remove_modules(model, removed)
-    for path, constant in left.items():
-        model.get_submodule(path).constant = nn.Parameter(constant)
-    return {'widths': widths, 'removed': removed}
+    for path, constant in constants.items():
+        module = model.get_submodule(path)
+        module.constant = nn.Parameter(constant)
+    return removed
 
 
-def shrunk(name: str, places, dims: dict[int, Tensor]) -> Tensor:
-    """The kept part of one tensor."""
+def shrunk(name: str, places: Mapping[str, list[Place]], dims: Mapping[int, Tensor]) -> Tensor:
+    """The kept part of one tensor.
+
+    Raises:
+        ValueError: The model does not have it, or it has another shape than when it was traced.
+    """
     if name not in places:
         raise ValueError(f'the channel graph names the tensor {name!r}, which the model does not have')
     _, module, attribute = places[name][0]
@@ -165,5 +214,5 @@ def shrunk(name: str, places, dims: dict[int, Tensor]) -> Tensor:
     for dim, mask in dims.items():
         if value.shape[dim] != len(mask):
             raise ValueError(f'{name} has shape {tuple(value.shape)}; traced with {len(mask)} at dimension {dim}')
-        value = value.index_select(dim, mask.nonzero().flatten().to(value.device))
+        value = part_of(value, dim, mask)
     return value

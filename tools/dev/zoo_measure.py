@@ -282,8 +282,8 @@ def covered(graph: ChannelGraph) -> dict[str, Any]:
     return {
         'macs': total,
         'prunable_share': graph.prunable_macs() / total if total else 0.0,
-        'groups': sum(group.block is None for group in graph.groups),
-        'free_groups': sum(group.block is None for group in graph.free),
+        'groups': len(graph.channel_groups),
+        'free_groups': len(graph.free_channels),
         'blocks': len(graph.blocks),
         'full_width': len(graph.full_width),
         'frozen': [

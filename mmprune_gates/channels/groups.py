@@ -1,0 +1,87 @@
+"""What can go: groups of channels, and residual blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.channels.tails import Tail
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that own the same parameter slots; each is kept or removed on its own.
+
+    Attributes:
+        name: Module path of the first layer that makes them; ``#2`` and so on where a layer makes several groups. Of a
+            group that stands for a residual block, the block's name.
+        size: Number of channels.
+        frozen: None, or why none of them can be removed.
+        start: Position of the first one among all channels of the graph.
+        is_block: Whether its only channel stands for a residual block.
+        empties: Whether none of its channels need stay: it is the last group of a residual block.
+    """
+
+    name: str
+    size: int
+    frozen: str | None
+    start: int
+    is_block: bool = False
+    empties: bool = False
+
+    @property
+    def span(self) -> slice:
+        """Where the group lies in a vector over all channels."""
+        return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A residual block: its branch can go as a whole, since the sum that it enters is exact without it.
+
+    Attributes:
+        name: ``PATH@block``, the path that its modules have in common.
+        modules: Paths of the modules that go, in order of execution: as few and as large as possible.
+        sites: Paths of the modules whose output a gate on the block scales.
+        tail: How its result follows from what its last layer reads, or None.
+        gate: The channel that stands for it; None if it cannot be closed.
+        inner: Names of the free groups that go with it where it can be emptied.
+        last: Name of the one among them that its last layer reads: where that is empty, the branch is a constant; None
+            if it cannot be emptied.
+        index: (C,) channels of the constant, -1 for none.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    sites: frozenset[str]
+    tail: Tail | None
+    gate: int | None = None
+    inner: tuple[str, ...] = ()
+    last: str | None = None
+    index: Tensor | None = None
+
+    def holds(self, path: str) -> bool:
+        """Whether a module, parameter or buffer goes with the block."""
+        return within(path, self.modules)
+
+    def is_inside(self, other: Block) -> bool:
+        """Whether all of it goes with another block."""
+        return all(other.holds(path) for path in self.modules)
+
+
+def within(path: str, modules: tuple[str, ...]) -> bool:
+    """Whether a module, parameter or buffer is one of ``modules`` or below one."""
+    return any(path == module or path.startswith(f'{module}.') for module in modules)
+
+
+def inside(index: Tensor, group: Group) -> Tensor:
+    """Which positions hold channels of a group."""
+    return (index >= group.start) & (index < group.start + group.size)
+
+
+def at(values: Tensor, index: Tensor, otherwise: float) -> Tensor:
+    """``values[index]``, and ``otherwise`` at index -1: what belongs to no channel."""
+    extended = torch.cat([values, values.new_full((1,), otherwise)])
+    return extended[index.to(values.device)]
