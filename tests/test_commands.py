@@ -20,9 +20,17 @@ def test_every_tool_that_is_named_exists():
 
 
 @pytest.mark.models
-@pytest.mark.parametrize('name', ['train.py', 'analysis_tools/importance.py', 'dev/zoo.py'])
+@pytest.mark.parametrize(
+    'name', ['train.py', 'stock.py', 'analysis_tools/importance.py', 'dev/density.py', 'dev/zoo.py']
+)
 def test_a_tool_of_each_room_starts_from_any_folder(name, tmp_path):
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / name), '--help']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f'usage: {Path(name).name}'), done.stderr
+
+
+def test_the_density_of_a_folder_that_is_not_there_is_an_error(tmp_path):
+    command = [sys.executable, str(ROOT / 'tools' / 'dev' / 'density.py'), str(tmp_path / 'absent')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and 'absent is no folder with Python files' in done.stderr

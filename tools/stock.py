@@ -15,14 +15,13 @@ Examples::
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import runpy
 import sys
 from pathlib import Path
 
 import mmprune_gates  # noqa: F401  (imported for its cures)
-
-USAGE = 'usage: python tools/stock.py PACKAGE:TOOL.py|SCRIPT.py [ARGS ...]'
 
 
 def find_tool(name: str) -> Path:
@@ -43,9 +42,14 @@ def find_tool(name: str) -> Path:
 
 def main() -> None:
     """Replace this process's arguments by the tool's own and run it as ``__main__``."""
-    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
-        raise SystemExit(f'{USAGE}\n\n{__doc__}')
-    path = find_tool(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        usage='%(prog)s [-h] PACKAGE:TOOL.py|SCRIPT.py [ARGS ...]',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('tool', help="a tool that a package ships, or a script; all that follows is the tool's own")
+    ours = parser.parse_args(sys.argv[1:2])
+    path = find_tool(ours.tool)
     sys.argv = [str(path), *sys.argv[2:]]
     sys.path[0] = str(path.parent)
     runpy.run_path(str(path), run_name='__main__')

@@ -6,7 +6,7 @@ A criterion of one's own derives from :class:`Criterion`, overrides :meth:`Crite
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,9 @@ class Criterion:
 
     def bind(self, gates: GateSet, model: nn.Module | None = None, reduce: Reduce = lambda tensor: None) -> Criterion:
         """Get to know what is scored; returns itself."""
-        self.gates, self.model, self.reduce = gates, model, reduce
+        self.gates = gates
+        self.model = model
+        self.reduce = reduce
         self.forget()
         return self
 
@@ -60,15 +62,18 @@ class Criterion:
 
     def weights(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(parameter, channels along its first dimension) of all that makes channels, or norms them."""
+        slots = self.gates.graph.slots
         for name, parameter in self.model.named_parameters():
-            if (index := self.gates.graph.slots.get(name, {}).get(0)) is not None:
+            index = slots.get(name, {}).get(0)
+            if index is not None:
                 yield parameter, index
 
-    def summed(self, pairs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def summed(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """(num_channels,) sums of values over channels, from (values, channels) pairs."""
         total = torch.zeros(self.gates.graph.num_channels + 1, dtype=torch.double)  # last: what has no channel
         for values, index in pairs:
-            total.index_add_(0, index % len(total), values.detach().cpu().double())
+            rows = index % len(total)
+            total.index_add_(0, rows, values.detach().cpu().double())
         return total[:-1]
 
 
@@ -91,8 +96,9 @@ class MeanGradient(Criterion):
     def observe(self, grads: Mapping[str, Tensor]) -> None:
         """Add a mini-batch, unless it overflows."""
         grad = self.gates.flat(grads)
-        if bool(grad.isfinite().all()):
-            self.mean = self.mean.to(grad.device).lerp(grad.abs(), 1 - self.momentum)
+        if grad.isfinite().all():
+            mean = self.mean.to(grad.device)
+            self.mean = mean.lerp(grad.abs(), 1 - self.momentum)
 
     def scores(self) -> Tensor:
         """(num_channels,) the mean."""
@@ -119,16 +125,20 @@ class Taylor(Criterion):
         """Add a mini-batch, unless mixed precision has overflowed in it and its step is skipped."""
         if not grads:
             return
-        score = self.gates.flat({name: self.gates[name].importance(grad) for name, grad in grads.items()}).double()
+        importance = {name: self.gates[name].importance(grad) for name, grad in grads.items()}
+        score = self.gates.flat(importance).double()
         finite = score.isfinite().all()
-        self.sum = self.sum.to(score.device) + torch.where(finite, score, 0)
+        added = torch.where(finite, score, 0)
+        self.sum = self.sum.to(score.device) + added
         self.usable = self.usable.to(score.device) + finite
 
     def scores(self) -> Tensor | None:
         """(num_channels,) the sum over all ranks; None if no rank had a finite mini-batch."""
-        gathered = torch.cat([self.sum, self.usable.double().reshape(1)])
+        gathered = torch.cat([self.sum, self.usable.reshape(1)])
         self.reduce(gathered)
-        return gathered[:-1] if gathered[-1] else None
+        if gathered[-1] == 0:
+            return None
+        return gathered[:-1]
 
     def state_dict(self) -> dict[str, Any]:
         """Sum and count."""
@@ -136,7 +146,8 @@ class Taylor(Criterion):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        self.sum, self.usable = state['sum'].clone(), state['usable'].clone()
+        self.sum = state['sum'].clone()
+        self.usable = state['usable'].clone()
 
 
 class Magnitude(Criterion):
@@ -144,7 +155,10 @@ class Magnitude(Criterion):
 
     def scores(self) -> Tensor:
         """(num_channels,) the norm."""
-        squares = ((weight.square().reshape(len(weight), -1).sum(1), index) for weight, index in self.weights())
+        squares = []
+        for weight, index in self.weights():
+            filters = weight.reshape(len(weight), -1)
+            squares.append((filters.square().sum(1), index))
         return self.summed(squares).sqrt()
 
 
@@ -153,9 +167,12 @@ class NormScale(Criterion):
 
     def scores(self) -> Tensor:
         """(num_channels,) the sum."""
-        modules = self.model.modules()
-        gammas = {id(module.weight) for module in modules if isinstance(module, NORMS) and module.affine}
-        return self.summed((weight.abs(), index) for weight, index in self.weights() if id(weight) in gammas)
+        gammas = {id(module.weight) for module in self.model.modules() if isinstance(module, NORMS)}
+        sizes = []
+        for weight, index in self.weights():
+            if id(weight) in gammas:
+                sizes.append((weight.abs(), index))
+        return self.summed(sizes)
 
 
 class Random(Criterion):
@@ -170,4 +187,5 @@ class Random(Criterion):
 
     def scores(self) -> Tensor:
         """(num_channels,) uniform in [0, 1)."""
-        return torch.rand(self.gates.graph.num_channels, generator=torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(self.gates.graph.num_channels, generator=generator)

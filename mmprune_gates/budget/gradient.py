@@ -55,23 +55,27 @@ class Gradient(Polarizer):
     def move(self, progress: float) -> None:
         """Update the price, then the thetas of one side."""
         theta = self.gates.theta()
-        value, cost = self.gates.vector().detach(), self.candidates.cost
-        marginal = cost.marginal(value)
-        above = float(cost.price(value)) / self.candidates.total - self.schedule.target_at(progress)
-        self.price = max(0.0, self.price + self.price_step * (1 if above > 0 else -1))
-        force = self.price * self.priced(theta, marginal) * self.gates.slope()
+        value = self.gates.vector()
+        cost = self.candidates.cost
+        share = float(cost.price(value)) / self.candidates.total
+        above = share > self.schedule.target_at(progress)
+        step = self.price_step if above else -self.price_step
+        self.price = max(0.0, self.price + step)
+        force = self.price * self.priced(theta, cost.marginal(value)) * self.gates.slope()
+        moved = theta - force.clamp(max=self.rate)
         self.turn += 1
-        self.gates.set_theta(self.limited(snapped(theta - force.clamp(max=self.rate)).clamp_(0, 1)))
+        self.gates.set_theta(self.limited(snapped(moved).clamp(max=1)))
 
     def priced(self, theta: Tensor, marginal: Tensor) -> Tensor:
         """(num_channels,) relative price: zero for the side held fixed, for floors and for what must stay."""
         price = torch.zeros_like(theta)
-        means = [marginal[group.span].mean() for group in self.candidates.groups]
+        groups, limits = self.candidates.groups, self.candidates.limits
+        means = [marginal[group.span].mean() for group in groups]
         mean = sum(means) / max(1, len(means))
-        for group in self.candidates.groups[self.turn % 2 :: 2]:
+        for group in groups[self.turn % 2 :: 2]:
             own = (marginal[group.span] / mean).pow(self.exponent)
-            keep = self.candidates.limits.least(group)
-            own[theta[group.span].topk(keep).indices] = 0
+            largest = theta[group.span].topk(limits.least(group))
+            own[largest.indices] = 0
             price[group.span] = own
         return price
 
@@ -80,21 +84,22 @@ class Gradient(Polarizer):
         limited = torch.ones_like(theta)
         for group in self.candidates.groups:
             own = theta[group.span].clone()
-            best = own.topk(self.candidates.limits.least(group)).indices
-            own[best] = own[best].clamp_min(SMALL)
+            largest = own.topk(self.candidates.limits.least(group))
+            own[largest.indices] = largest.values.clamp_min(SMALL)
             limited[group.span] = own
         return limited
 
     def state_dict(self) -> dict:
         """Adds price and turn."""
-        return {**super().state_dict(), 'price': self.price, 'turn': self.turn}
+        return super().state_dict() | {'price': self.price, 'turn': self.turn}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a saved state."""
         super().load_state_dict(state)
-        self.price, self.turn = float(state['price']), int(state['turn'])
+        self.price = float(state['price'])
+        self.turn = int(state['turn'])
 
 
-def snapped(theta: Tensor, below: float = SMALL) -> Tensor:
+def snapped(theta: Tensor) -> Tensor:
     """Theta with values too small to matter set to exactly 0, where its gradient vanishes."""
-    return torch.where(theta < below, torch.zeros_like(theta), theta)
+    return theta.masked_fill(theta < SMALL, 0)

@@ -24,7 +24,8 @@ class Options(DictAction):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Add the pairs to those already given."""
         for value in values:
-            if '=' not in value or value.count('[') != value.count(']') or value.count('(') != value.count(')'):
+            unbalanced = value.count('[') != value.count(']') or value.count('(') != value.count(')')
+            if '=' not in value or unbalanced:
                 parser.error(f'{option_string} takes key=value pairs, got {value!r}')
         super().__call__(parser, namespace, values, option_string)
 
@@ -56,14 +57,17 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         ValueError: It cannot be read, or an override does not fit.
     """
-    for folder in ('', str(Path(args.config).absolute().parent)):
+    beside = Path(args.config).absolute().parent
+    for folder in ('', str(beside)):
         if folder not in sys.path:
             sys.path.append(folder)
     try:
         config = Config.fromfile(args.config)
     except (OSError, SyntaxError, ImportError, UnicodeDecodeError) as error:
-        cause = error.__cause__ or error.__context__
-        reason = f'{error} ({cause})' if cause and str(cause) not in str(error) else str(error)
+        reason = str(error)
+        cause = str(error.__cause__ or error.__context__ or '')
+        if cause not in reason:
+            reason = f'{reason} ({cause})'
         raise ValueError(f'config {args.config} cannot be read: {reason}') from error
     try:
         config.merge_from_dict(args.cfg_options)
@@ -86,12 +90,20 @@ def runner_config(args: argparse.Namespace) -> Config:
     if args.work_dir is not None or config.get('work_dir') is None:
         config.work_dir = args.work_dir or str(Path('work_dirs', Path(args.config).stem))
     if config.get('default_scope') == 'mmpretrain':
-        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            if config.get(name):
-                own = dict(pin_memory=True, collate_fn=dict(type='default_collate'))
-                own['persistent_workers'] = config[name].get('num_workers', 0) > 0
-                config[name] = {**own, **config[name]}
+        complete_loaders(config)
     for hook in config.get('custom_hooks') or []:
         if isinstance(hook, dict) and is_ours(hook):
-            HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})  # refuses bad arguments
+            arguments = dict(hook)
+            arguments.pop('priority', None)
+            HOOKS.build(arguments)  # refuses bad ones
     return config
+
+
+def complete_loaders(config: Config) -> None:
+    """Add what mmpretrain's own tools add to the data loaders of a config."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = config.get(name)
+        if loader:
+            loader.setdefault('pin_memory', True)
+            loader.setdefault('collate_fn', {'type': 'default_collate'})
+            loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)

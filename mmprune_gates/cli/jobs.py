@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
@@ -34,8 +35,10 @@ class Jobs:
     """
 
     def __init__(self, work_dir: Path, tools: Path, paths: Iterable[str | Path] = ()) -> None:
-        self.work_dir, self.tools, self.console = work_dir, tools, Console()
+        self.work_dir = work_dir
+        self.tools = tools
         self.paths = [str(path) for path in paths]
+        self.console = Console()
 
     def train(self, jobs: Mapping[str, Sequence], at_once: int | None = None) -> None:
         """Run several ``tools/train.py`` with progress bars.
@@ -47,15 +50,17 @@ class Jobs:
         Raises:
             SystemExit: One failed; the others that ran at that time have been waited for.
         """
-        width = max(map(len, jobs), default=0)
-        columns = [TextColumn(f'{{task.description:>{width}}}'), BarColumn(), TextColumn('{task.fields[state]}')]
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
-            tasks = {name: progress.add_task(name, total=None, start=False, state='waiting') for name in jobs}
-            # Read here: mmengine cannot read configs in several threads at a time.
-            epochs = {name: Config.fromfile(jobs[name][0]).train_cfg.get('max_epochs') for name in jobs}
-            self.side_by_side(
-                [lambda n=name: self.train_one(n, jobs[n], epochs[n], progress, tasks[n]) for name in jobs], at_once
-            )
+        description = TextColumn('{task.description}', justify='right')
+        state = TextColumn('{task.fields[state]}')
+        columns = (description, BarColumn(), state, TimeElapsedColumn(), TimeRemainingColumn())
+        trainings = []
+        with Progress(*columns, console=self.console) as progress:
+            for name, arguments in jobs.items():
+                task = progress.add_task(name, total=None, start=False, state='waiting')
+                # Read here: mmengine cannot read configs in several threads at a time.
+                epochs = Config.fromfile(arguments[0]).train_cfg.get('max_epochs')
+                trainings.append(partial(self.train_one, name, arguments, epochs, progress, task))
+            self.side_by_side(trainings, at_once)
 
     def train_one(self, name: str, arguments: Sequence, epochs: int | None, progress: Progress, task) -> None:
         """One training of ``epochs``, if it counts them, its output in ``train.log``, its steps on a progress bar."""
@@ -66,20 +71,24 @@ class Jobs:
         progress.start_task(task)
         progress.update(task, state='starting')
         begin = time.monotonic()
-        command = ['train.py', *arguments[:1], '--work-dir', folder, *arguments[1:]]
-        shown = {'total': 1}
-        with (folder / 'train.log').open('w', buffering=1) as log, self.tool(command, subprocess.PIPE) as process:
+        config, *options = arguments
+        command = ['train.py', config, '--work-dir', folder, *options]
+        path = folder / 'train.log'
+        total = 1
+        with path.open('w', buffering=1) as log, self.tool(command, subprocess.PIPE) as process:
             for line in process.stdout:
                 log.write(line)
-                if found := STEP.search(line):
+                found = STEP.search(line)
+                if found:
                     shown = progress_of(found, epochs)
+                    total = shown['total']
                     progress.update(task, **shown)
-        progress.update(task, total=shown['total'], completed=shown['total'])
+        progress.update(task, total=total, completed=total)
         if process.returncode:
-            raise failed('train.py', folder / 'train.log')
-        checkpoint = Path((folder / 'last_checkpoint').read_text().strip()).name
+            raise failed('train.py', path)
+        last = (folder / 'last_checkpoint').read_text().strip()
         seconds = round(time.monotonic() - begin)
-        write_json(folder / TRAINED, {'checkpoint': checkpoint, 'seconds': seconds})
+        write_json(folder / TRAINED, {'checkpoint': Path(last).name, 'seconds': seconds})
 
     def run(self, name: str, *command) -> None:
         """Run one of our command lines to its end, its output in ``NAME.log``.
@@ -87,21 +96,25 @@ class Jobs:
         Raises:
             SystemExit: It failed.
         """
-        self.console.print(f'[dim]tools/{command[0]} ({name})')
-        log = self.work_dir / f'{name}.log'
-        with log.open('w') as file, self.tool(list(command), file) as process:
+        tool = command[0]
+        self.console.print(f'[dim]tools/{tool} ({name})')
+        path = self.work_dir / f'{name}.log'
+        with path.open('w') as log, self.tool(command, log) as process:
             process.wait()
         if process.returncode:
-            raise failed(command[0], log)
+            raise failed(tool, path)
 
-    def tool(self, command: list, stdout) -> subprocess.Popen:
+    def tool(self, command: Sequence, stdout) -> subprocess.Popen:
         """Start one of our command lines with one CPU thread: two would wait for each other on a busy machine."""
-        paths = os.pathsep.join(filter(None, [os.environ.get('PYTHONPATH'), *self.paths]))
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': paths}
-        command = [sys.executable, self.tools / command[0], *command[1:]]
-        return subprocess.Popen(
-            [str(part) for part in command], stdout=stdout, stderr=subprocess.STDOUT, text=True, env=environment
-        )
+        paths = list(self.paths)
+        inherited = os.environ.get('PYTHONPATH')
+        if inherited:
+            paths.insert(0, inherited)
+        own = {'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': os.pathsep.join(paths)}
+        environment = os.environ | own
+        name, *arguments = command
+        parts = [str(part) for part in (sys.executable, self.tools / name, *arguments)]
+        return subprocess.Popen(parts, stdout=stdout, stderr=subprocess.STDOUT, text=True, env=environment)
 
     def trained(self, name: str) -> bool:
         """Whether a training ran to its end."""
@@ -109,14 +122,17 @@ class Jobs:
 
     def last(self, name: str) -> Path:
         """Last checkpoint of a finished training."""
-        return self.work_dir / name / read_json(self.work_dir / name / TRAINED)['checkpoint']
+        folder = self.work_dir / name
+        training = read_json(folder / TRAINED)
+        return folder / training['checkpoint']
 
     @staticmethod
     def side_by_side(tasks: Sequence[Callable[[], None]], at_once: int | None = None) -> None:
         """Call functions in threads, some at a time; after an error no further one begins, and it is raised."""
         with ThreadPoolExecutor(at_once or max(1, len(tasks))) as pool:
             try:
-                for future in as_completed([pool.submit(task) for task in tasks]):
+                futures = [pool.submit(task) for task in tasks]
+                for future in as_completed(futures):
                     future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -127,8 +143,11 @@ def progress_of(found: re.Match, epochs: int | None) -> dict:
     """What a line of a training log says, for a progress bar."""
     done, total = int(found['done']), int(found['total'])
     if found['epoch'] and epochs:
-        done, total = done + (int(found['epoch']) - 1) * total, total * epochs
-    state = f'loss {found["loss"]}' + (f', MACs {float(found["macs"]):.0%}' if found['macs'] else '')
+        done += (int(found['epoch']) - 1) * total
+        total *= epochs
+    state = f'loss {found["loss"]}'
+    if found['macs']:
+        state += f', MACs {float(found["macs"]):.0%}'
     return {'completed': done, 'total': total, 'state': state}
 
 

@@ -12,9 +12,17 @@ from torch import nn
 
 # What torch.load raises for a file that it cannot read: bytes that are no pickle end in any of these.
 UNREADABLE = (
-    *(RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError),
-    *(pickle.PickleError, struct.error),
+    RuntimeError,
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    pickle.PickleError,
+    struct.error,
 )
+SHOWN = 4  # problems that a message names
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -30,15 +38,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except UNREADABLE as error:
-        # torch's own text begins with advice to load unsafely; the paragraph after it names what was refused.
-        paragraphs = [text for text in str(error).split('\n') if text and 'weights_only' not in text]
-        reason = paragraphs[0] if paragraphs else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):
-            reason = f'{reason.rstrip(".")}. Only tensors and plain values are loaded: anything else could run code'
-        raise ValueError(f'checkpoint {path} is truncated or not a checkpoint: {reason}') from error
+        raise ValueError(f'checkpoint {path} is truncated or not a checkpoint: {reason(error)}') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary with a state_dict')
-    return checkpoint if 'state_dict' in checkpoint else {'state_dict': checkpoint}
+    if 'state_dict' not in checkpoint:
+        return {'state_dict': checkpoint}
+    return checkpoint
+
+
+def reason(error: Exception) -> str:
+    """Why torch could not read a file."""
+    # torch's own text begins with advice to load unsafely; the paragraph after it names what was refused.
+    paragraphs = [text for text in str(error).split('\n') if text and 'weights_only' not in text]
+    refused = paragraphs[0] if paragraphs else type(error).__name__
+    if not isinstance(error, pickle.UnpicklingError):
+        return refused
+    return f'{refused.rstrip(".")}. Only tensors and plain values are loaded: anything else could run code'
 
 
 def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -52,16 +67,19 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path)
     Raises:
         ValueError: Keys that are missing or not expected, or shapes that differ; names the first few.
     """
-    own, given = model.state_dict(), checkpoint['state_dict']
-    given = {name.removeprefix('module.'): value for name, value in given.items()}
-    missing = [f'{name} is missing' for name in own if name not in given]
+    own = model.state_dict()
+    given = {name.removeprefix('module.'): value for name, value in checkpoint['state_dict'].items()}
+    shapes, missing = [], []
+    for name, value in own.items():
+        if name not in given:
+            missing.append(f'{name} is missing')
+        elif given[name].shape != value.shape:
+            shapes.append(f'{name} is {tuple(given[name].shape)}, expected {tuple(value.shape)}')
     unexpected = [f'{name} is not expected' for name in given if name not in own]
-    shapes = [
-        f'{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}'
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    ]
-    if problems := shapes + missing + unexpected:
-        shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
+    problems = shapes + missing + unexpected
+    if problems:
+        shown = '; '.join(problems[:SHOWN])
+        if len(problems) > SHOWN:
+            shown += f'; and {len(problems) - SHOWN} more'
         raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {shown}')
     model.load_state_dict(given, strict=False)  # all is there; some stock models refuse tables they make themselves

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,10 @@ def training_forward(model: nn.Module, inputs: Tensor):
     if not is_segmentor(model):
         return model(inputs, mode='tensor')
     features = model.extract_feat(inputs)
-    return decode(model, features) + [head(features) for head in as_list(getattr(model, 'auxiliary_head', None))]
+    outputs = decode(model, features)
+    for head in as_list(getattr(model, 'auxiliary_head', None)):
+        outputs.append(head(features))
+    return outputs
 
 
 def is_segmentor(model: nn.Module) -> bool:
@@ -31,8 +36,11 @@ def decode(model: nn.Module, features) -> list:
     first, *later = as_list(model.decode_head)
     outputs = [first(features)]
     for head in later:
-        run = at_points if hasattr(head, 'get_points_train') else nn.Module.__call__
-        outputs.append(run(head, features, outputs[-1]))
+        before = outputs[-1]
+        if hasattr(head, 'get_points_train'):
+            outputs.append(at_points(head, features, before))
+        else:
+            outputs.append(head(features, before))
     return outputs
 
 
@@ -41,12 +49,15 @@ def at_points(head: nn.Module, features, coarse: Tensor) -> Tensor:
     from mmcv.ops import point_sample
 
     points = coarse.new_full((len(coarse), 4, 2), 0.5)
-    fine = [point_sample(features[index], points, align_corners=head.align_corners) for index in head.in_index]
-    return head(torch.cat(fine, 1), point_sample(coarse, points, align_corners=head.align_corners))
+    sample = partial(point_sample, points=points, align_corners=head.align_corners)
+    fine = [sample(features[index]) for index in head.in_index]
+    return head(torch.cat(fine, 1), sample(coarse))
 
 
 def as_list(heads) -> list:
     """No, one or several heads as a list."""
     if heads is None:
         return []
-    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+    if isinstance(heads, nn.ModuleList):
+        return list(heads)
+    return [heads]

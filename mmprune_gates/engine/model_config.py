@@ -13,15 +13,19 @@ RUN_KEYS = ('work_dir', 'resume', 'launcher')  # of a config that belong to one 
 
 def stock_model(model: Mapping[str, Any]) -> dict[str, Any]:
     """The stock model config inside that of a gated or slim model."""
-    own = {key: value for key, value in model.items() if key not in (*ADDED_KEYS, 'type')}
-    return {'type': model['architecture'], **own}
+    stock = {'type': model['architecture']}
+    for key, value in model.items():
+        if key != 'type' and key not in ADDED_KEYS:
+            stock[key] = value
+    return stock
 
 
 def is_ours(hook: Mapping[str, Any] | object) -> bool:
     """Whether a custom hook, as a config or built, is one of this package."""
     kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
-    name = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
-    return name.startswith('mmprune_gates.')
+    if not isinstance(kind, str):
+        kind = getattr(kind, '__module__', '')
+    return kind.startswith('mmprune_gates.')
 
 
 def without_our_hooks(hooks: Sequence | None) -> list:
@@ -33,8 +37,11 @@ def with_our_import(custom_imports: Mapping[str, Any] | None) -> dict[str, Any]:
     """``custom_imports`` that also find this package."""
     custom = dict(custom_imports or {})
     imports = custom.get('imports') or []
-    imports = [imports] if isinstance(imports, str) else list(imports)
-    return {**custom, 'imports': list(dict.fromkeys(['mmprune_gates', *imports]))}
+    if isinstance(imports, str):
+        imports = [imports]
+    once = dict.fromkeys(['mmprune_gates', *imports])
+    custom['imports'] = list(once)
+    return custom
 
 
 def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -43,23 +50,32 @@ def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     Raises:
         ValueError: It states none.
     """
-    if config.get('input_shape'):
-        return tuple(config['input_shape'])
-    size = (config.get('data_preprocessor') or {}).get('size')
+    shape = config.get('input_shape')
+    if shape:
+        return tuple(shape)
+    preprocessor = config.get('data_preprocessor') or {}
+    size = preprocessor.get('size')
     if size is None:
         raise ValueError(
             'the input size that MACs are stated for is not known: set model.input_shape=(3, H, W) '
             '(or data_preprocessor.size, from which it is taken otherwise)'
         )
-    return (3, size, size) if isinstance(size, int) else (3, *size)
+    if isinstance(size, int):
+        size = (size, size)
+    return (3, *size)
 
 
 def without_pretrained(config: Any) -> Any:
     """A model config with every pretrained initialisation taken out."""
-    if isinstance(config, Mapping):
-        kept = {}
-        for key, value in config.items():
-            pretrained = key == 'init_cfg' and isinstance(value, Mapping) and value.get('type') == 'Pretrained'
-            kept[key] = None if key == 'pretrained' or pretrained else without_pretrained(value)
-        return kept
-    return type(config)(map(without_pretrained, config)) if isinstance(config, (list, tuple)) else config
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(without_pretrained, config))
+    if not isinstance(config, Mapping):
+        return config
+    kept = {}
+    for key, value in config.items():
+        initialisation = value if key == 'init_cfg' and isinstance(value, Mapping) else {}
+        if key == 'pretrained' or initialisation.get('type') == 'Pretrained':
+            kept[key] = None
+        else:
+            kept[key] = without_pretrained(value)
+    return kept

@@ -51,8 +51,11 @@ class DecoratorGate(Gate):
 
 def gated_norms(gates: GateSet) -> list[tuple[str, Scale]]:
     """Path and scale of every norm that gates act on."""
-    found = [(scale.placement, scale) for scale in gates.scales if scale.placement.kind == AFFINE]
-    return [(placement.module, scale) for placement, scale in found if scale.module.weight.dim() == 1]
+    norms = []
+    for scale in gates.scales:
+        if scale.placement.kind == AFFINE and scale.module.weight.dim() == 1:
+            norms.append((scale.placement.module, scale))
+    return norms
 
 
 @torch.no_grad()
@@ -64,17 +67,20 @@ def take_over_affine(gates: GateSet) -> None:
     smaller than itself. Without a shift that is the paper's |gamma|. A channel that is zero is left as it is.
     """
     for _, scale in gated_norms(gates):
-        index = scale.placement.index.to(scale.module.weight.device) % (gates.graph.num_channels + 1)
         weight, bias = scale.module.weight, scale.module.bias
         size = weight.abs() if bias is None else torch.hypot(weight, bias)
+        of_channel = size.new_zeros(gates.graph.num_channels + 1)  # last: positions without a gate
+        index = scale.placement.index.to(size.device) % len(of_channel)
         # A channel may stand at several positions: the largest decides.
-        of_channel = size.new_zeros(gates.graph.num_channels + 1).index_reduce(0, index, size, 'amax')
+        of_channel.index_reduce_(0, index, size, 'amax')
         of_channel[of_channel == 0] = 1
-        of_channel[-1] = 1  # the place of positions without a gate
+        of_channel[-1] = 1
         for group in gates.graph.free:
-            members = gates.members(group)
-            if any(member is scale.placement for member in members):
-                gates[group.name].theta[gates.number(scale.placement, group)] *= of_channel[group.span]
-        weight.div_(of_channel[index])
+            for number, member in enumerate(gates.members(group)):
+                if member is scale.placement:
+                    row = gates[group.name].theta[number]
+                    row.mul_(of_channel[group.span])
+        factor = of_channel[index]
+        weight.div_(factor)
         if bias is not None:
-            bias.div_(of_channel[index])
+            bias.div_(factor)

@@ -20,10 +20,12 @@ def take_out(optimizer: torch.optim.Optimizer, gates: GateSet) -> None:
 
     Learning rate schedulers go over the groups they know, so no group is taken away, even if it is left empty.
     """
-    own = set(map(id, gates.parameters()))
+    own = {id(parameter) for parameter in gates.parameters()}
     for group in optimizer.param_groups:
         stays = [id(parameter) not in own for parameter in group['params']]
-        group |= {key: list(compress(group[key], stays)) for key in ('params', 'param_names') if key in group}
+        for key in ('params', 'param_names'):
+            if key in group:
+                group[key] = list(compress(group[key], stays))
 
 
 def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> None:
@@ -32,10 +34,11 @@ def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float)
     Where groups name their parameters (layer-wise decay), all do.
     """
     take_out(optimizer, gates)
-    names, own = zip(*gates.named_parameters(prefix=NAME), strict=True)
-    group = {'params': list(own), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0, OWN: True}
-    named = any('param_names' in group for group in optimizer.param_groups)
-    optimizer.add_param_group({**group, 'param_names': list(names)} if named else group)
+    own = dict(gates.named_parameters(prefix=NAME))
+    group = {'params': list(own.values()), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0, OWN: True}
+    if any('param_names' in other for other in optimizer.param_groups):
+        group['param_names'] = list(own)
+    optimizer.add_param_group(group)
 
 
 def gates_group(optimizer: torch.optim.Optimizer) -> dict:
@@ -49,8 +52,12 @@ def matching_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Modul
     Raises:
         ValueError: A pattern that matches none.
     """
-    paths = dict(model.named_modules())
+    modules = dict(model.named_modules())
+    found = {}
     for pattern in patterns:
-        if not any(fnmatch(path, pattern) for path in paths):
+        paths = [path for path in modules if fnmatch(path, pattern)]
+        if not paths:
             raise ValueError(f'the pattern {pattern!r} matches no module of {type(model).__name__}')
-    return [module for path, module in paths.items() if any(fnmatch(path, pattern) for pattern in patterns)]
+        for path in paths:
+            found[path] = modules[path]
+    return list(found.values())

@@ -18,12 +18,16 @@ class Removed(nn.Module):
 
     def __init__(self, shape: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.constant = None if shape is None else nn.Parameter(torch.zeros(tuple(shape)))
+        self.constant = None
+        if shape is not None:
+            self.constant = nn.Parameter(torch.zeros(tuple(shape)))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(N, C, ...) -> zeros, or the constant, of the same shape."""
         zeros = torch.zeros_like(x)
-        return zeros if self.constant is None else zeros + self.constant.to(x.dtype)
+        if self.constant is None:
+            return zeros
+        return zeros + self.constant.to(x.dtype)
 
 
 def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]) -> None:
@@ -39,11 +43,27 @@ def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]
     modules = dict(model.named_modules(remove_duplicate=False))
     like = next(model.parameters(), torch.zeros(()))
     for path, shape in removed.items():
-        if path not in modules:
-            raise ValueError(
-                f'removed names the module {path!r}, which {type(model).__name__} does not have: the slim config '
-                'belongs to another architecture, or its keys were changed after slimming'
-            )
-        removed = Removed(shape).to(like.device, like.dtype)
-        for alias in (alias for alias, module in modules.items() if module is modules[path]):
-            model.set_submodule(alias, removed)
+        gone = module_named(modules, path, 'removed')
+        nothing = Removed(shape).to(like.device, like.dtype)
+        for alias, module in modules.items():
+            if module is gone:
+                model.set_submodule(alias, nothing)
+
+
+def module_named(modules: Mapping[str, nn.Module], path: str, key: str) -> nn.Module:
+    """The module at a path that a slim config names.
+
+    Args:
+        modules: Path -> module, for all modules of a model; the model itself is at ``''``.
+        path: The path.
+        key: Key of the config that names it, for the message.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if path not in modules:
+        raise ValueError(
+            f'{key} names the module {path!r}, which {type(modules[""]).__name__} does not have: the slim config '
+            'belongs to another architecture, or its keys were changed after slimming'
+        )
+    return modules[path]

@@ -8,86 +8,104 @@ width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24}}``.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from mmprune_gates.gates.full_width import keep_full_width
+from mmprune_gates.slimming.removal import module_named
 
-Widths = dict[str, dict[str, int | list[int] | dict[str, int]]]
+Shapes = dict[str, tuple[int, ...]]
+Attributes = dict[str, int]
+Widths = dict[str, dict[str, Any]]  # see above
 FULL_WIDTH = 'full_width'
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Tensor -> the attribute that says how large it is, for each of its dimensions.
+NORM = dict.fromkeys(('weight', 'bias', 'running_mean', 'running_var'), ('num_features',))
+LINEAR = {'weight': ('out_features', 'in_features'), 'bias': ('out_features',)}
+PRELU = {'weight': ('num_parameters',)}
 
 
-def conv_shapes(conv: nn.Module) -> dict[str, tuple[int, ...]]:
+def conv_shapes(conv: nn.Module) -> Shapes:
     """Shapes of a convolution's parameters from its attributes."""
-    sides = [conv.out_channels, conv.in_channels // conv.groups]
-    if isinstance(conv, TRANSPOSED):
-        sides = [conv.in_channels, conv.out_channels // conv.groups]
-    return {'weight': (*sides, *conv.kernel_size), 'bias': (conv.out_channels,)}
+    first, second = conv.out_channels, conv.in_channels
+    if conv.transposed:
+        first, second = second, first
+    weight = (first, second // conv.groups, *conv.kernel_size)
+    return {'weight': weight, 'bias': (conv.out_channels,)}
 
 
-def conv_attributes(conv: nn.Module) -> dict[str, int]:
+def conv_attributes(conv: nn.Module) -> Attributes:
     """Attributes of a convolution from the shape of its weight."""
     first, second = conv.weight.shape[:2]
     groups = conv.groups
-    if groups > 1 and groups == conv.in_channels:
-        multiplier = conv.out_channels // groups
-        groups = first if isinstance(conv, TRANSPOSED) else first // multiplier
-    if isinstance(conv, TRANSPOSED):
-        return {'in_channels': first, 'out_channels': second * groups, 'groups': groups}
-    return {'in_channels': second * groups, 'out_channels': first, 'groups': groups}
+    if groups > 1 and groups == conv.in_channels:  # depthwise
+        before = conv.in_channels if conv.transposed else conv.out_channels
+        groups = groups * first // before
+    second *= groups
+    if not conv.transposed:
+        first, second = second, first
+    return {'in_channels': first, 'out_channels': second, 'groups': groups}
 
 
-def norm_shapes(norm: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of a batch or instance norm's parameters and buffers."""
-    return dict.fromkeys(('weight', 'bias', 'running_mean', 'running_var'), (norm.num_features,))
+def layout_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Which attributes say how large the tensors of a module are; empty where it is of another kind."""
+    # A batch or instance norm of torch, or of a package that derives its own.
+    if hasattr(module, 'num_features') and hasattr(module, 'running_mean'):
+        return NORM
+    if isinstance(module, nn.Linear):
+        return LINEAR
+    if isinstance(module, nn.PReLU):
+        return PRELU
+    return {}
 
 
-def norm_attributes(norm: nn.Module) -> dict[str, int]:
-    """``num_features`` from the tensors a norm has."""
-    sizes = [len(t) for t in (norm.weight, norm.running_mean) if t is not None]
-    return {'num_features': sizes[0] if sizes else norm.num_features}
+def shapes_of(module: nn.Module) -> Shapes:
+    """Shapes of a module's tensors from its attributes; empty where it has no such attributes."""
+    if isinstance(module, CONVOLUTIONS):
+        return conv_shapes(module)
+    shapes = {}
+    for tensor, attributes in layout_of(module).items():
+        sizes = [getattr(module, name) for name in attributes]
+        shapes[tensor] = tuple(sizes)
+    return shapes
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch or instance norm of torch, or of a package that derives its own."""
-    return hasattr(module, 'num_features') and hasattr(module, 'running_mean')
+def attributes_of(module: nn.Module) -> Attributes:
+    """Attributes of a module from the shapes of its tensors; empty where it has no such attributes."""
+    if isinstance(module, CONVOLUTIONS):
+        return conv_attributes(module)
+    found = {}
+    for name, attributes in layout_of(module).items():
+        tensor = getattr(module, name, None)
+        if tensor is not None:
+            sizes = zip(attributes, tensor.shape, strict=False)
+            found.update(sizes)
+    return found
 
 
-# (applies to, attributes from tensors, shapes from attributes). Other modules have plain shapes.
-TABLE = (
-    (lambda module: isinstance(module, CONVOLUTIONS), conv_attributes, conv_shapes),
-    (is_norm, norm_attributes, norm_shapes),
-    (
-        lambda module: isinstance(module, nn.Linear),
-        lambda module: {'in_features': module.weight.shape[1], 'out_features': module.weight.shape[0]},
-        lambda module: {'weight': (module.out_features, module.in_features), 'bias': (module.out_features,)},
-    ),
-    (
-        lambda module: isinstance(module, nn.PReLU),
-        lambda module: {'num_parameters': len(module.weight)},
-        lambda module: {'weight': (module.num_parameters,)},
-    ),
-)
-
-
-def sync_attributes(module: nn.Module, changed: list[str]) -> dict[str, int | list[int]]:
-    """Set a module's attributes to what its tensors say, and return those that changed.
+def sync_attributes(module: nn.Module, changed: list[str]) -> dict[str, Any]:
+    """Set a module's attributes to what its tensors say.
 
     Args:
         module: A module whose tensors have been replaced.
         changed: Names of those tensors.
+
+    Returns:
+        The attributes that changed; of a module without such attributes the shapes of its tensors.
     """
-    for applies, attributes, _ in TABLE:
-        if applies(module):
-            found = {name: value for name, value in attributes(module).items() if getattr(module, name) != value}
-            for name, value in found.items():
-                setattr(module, name, value)
-            return found
-    return {name: list(getattr(module, name).shape) for name in changed}
+    attributes = attributes_of(module)
+    if not attributes:
+        return {name: list(getattr(module, name).shape) for name in changed}
+    found = {}
+    for name, value in attributes.items():
+        if getattr(module, name) != value:
+            setattr(module, name, value)
+            found[name] = value
+    return found
 
 
 def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
@@ -99,42 +117,39 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     tied = tied_parameters(model)
     for path, attributes in widths.items():
-        if path not in modules:
-            raise ValueError(
-                f'widths name the module {path!r}, which {type(model).__name__} does not have: the slim config '
-                'belongs to another architecture, or its keys were changed after slimming'
-            )
+        module = module_named(modules, path, 'widths')
         if FULL_WIDTH in attributes:
-            keep_full_width(modules[path], next(model.parameters()), **attributes[FULL_WIDTH])
+            keep_full_width(module, next(model.parameters()), **attributes[FULL_WIDTH])
         else:
-            resize(modules[path], path, attributes)
-    for (owner, name), (other, other_name) in tied:
-        setattr(other, other_name, getattr(owner, name))
+            resize(module, path, attributes)
+    for (first, attribute), *others in tied:
+        parameter = getattr(first, attribute)
+        for module, name in others:
+            setattr(module, name, parameter)
 
 
-def tied_parameters(model: nn.Module) -> list[tuple[tuple[nn.Module, str], tuple[nn.Module, str]]]:
-    """(module, attribute) that holds a parameter first, and another that holds the same one."""
-    first, tied = {}, []
+def tied_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """(module, attribute) of all that hold a parameter, for each parameter that several hold."""
+    places = defaultdict(list)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            place = first.setdefault(parameter, (module, name))
-            if place != (module, name):
-                tied.append((place, (module, name)))
-    return tied
+            places[parameter].append((module, name))
+    return [holders for holders in places.values() if len(holders) > 1]
 
 
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
     """Set width attributes of one module and replace its tensors by new ones of the shapes that follow."""
-    if missing := [name for name in attributes if not hasattr(module, name)]:
-        raise ValueError(f'widths of {path!r}: {type(module).__name__} has no attribute {missing[0]!r}')
-    shapes = next((shapes for applies, _, shapes in TABLE if applies(module)), None)
-    if shapes is None:
+    for name in attributes:
+        if not hasattr(module, name):
+            kind = type(module).__name__
+            raise ValueError(f'widths of {path!r}: {kind} has no attribute {name!r}')
+    if not shapes_of(module):
         for name, shape in attributes.items():
-            replace_tensor(module, name, torch.ones(tuple(shape)))
+            replace_tensor(module, name, torch.ones(shape))
         return
     for name, value in attributes.items():
         setattr(module, name, value)
-    for name, shape in shapes(module).items():
+    for name, shape in shapes_of(module).items():
         if getattr(module, name, None) is not None:
             replace_tensor(module, name, torch.ones(shape))
     if hasattr(module, 'reset_parameters'):
@@ -150,6 +165,7 @@ def replace_tensor(module: nn.Module, name: str, value: torch.Tensor) -> torch.T
     old = getattr(module, name)
     if not isinstance(value, nn.Parameter):
         value = value.detach().to(old)
-        value = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+        if isinstance(old, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=old.requires_grad)
     setattr(module, name, value)
     return value

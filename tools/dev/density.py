@@ -3,16 +3,17 @@
     python tools/dev/density.py [FOLDER]
 
 A node is an expression or a statement; a code line is one that holds part of a statement, outside docstrings. Also the
-nested comprehensions per 100 code lines, and the longest function.
+nested comprehensions per 100 code lines, and the longest function. Exit code 1 where FOLDER has no Python files.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
-import sys
 from collections import defaultdict
 from pathlib import Path
 
+PACKAGE = Path(__file__).parents[2] / 'mmprune_gates'
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -45,16 +46,22 @@ def measure(path: Path) -> dict[str, int]:
 
 def main() -> None:
     """Run the command line."""
-    root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[2] / 'mmprune_gates')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', nargs='?', type=Path, default=PACKAGE, help='folder of a package; default ours')
+    root = parser.parse_args().folder
+    paths = sorted(root.rglob('*.py'))
+    if not paths:
+        raise SystemExit(f'density.py: error: {root} is no folder with Python files')
     rows: dict[str, list] = defaultdict(list)
-    for path in sorted(root.rglob('*.py')):
+    for path in paths:
         rows[path.relative_to(root).parts[0] if path.parent != root else '.'].append(measure(path))
     rows['all'] = [row for own in list(rows.values()) for row in own]
     print(f'{"":12}{"nodes":>8}{"lines":>8}{"per line":>10}{"nested/100":>12}{"longest":>9}')
     for name, own in rows.items():
         nodes, lines, nested = (sum(row[key] for row in own) for key in ('nodes', 'lines', 'nested'))
         longest = max(row['longest'] for row in own)
-        print(f'{name:12}{nodes:8}{lines:8}{nodes / lines:10.2f}{100 * nested / lines:12.2f}{longest:9}')
+        counted = max(1, lines)  # a folder of empty files has none
+        print(f'{name:12}{nodes:8}{lines:8}{nodes / counted:10.2f}{100 * nested / counted:12.2f}{longest:9}')
 
 
 if __name__ == '__main__':
