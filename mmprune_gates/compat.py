@@ -161,6 +161,49 @@ def count_given_inputs() -> bool:
     return True
 
 
+def launch_without_gpus() -> bool:
+    """Let a launcher start ranks on a machine without a GPU: by gloo, whatever backend the config names.
+
+    mmengine gives every rank a CUDA device before it has looked whether there is one.
+    """
+    if not has_package('mmengine') or _has_accelerator():
+        return False
+    dist = importlib.import_module('mmengine.dist')
+    runner = importlib.import_module('mmengine.runner.runner')
+    start = dist.init_dist
+    if hasattr(start, '__wrapped__'):
+        return False
+
+    @functools.wraps(start)
+    def start_on_cpu(launcher: str, backend: str = 'gloo', **options: Any) -> None:
+        set_device = torch.cuda.set_device
+        torch.cuda.set_device = lambda device: None
+        try:
+            start(launcher, 'gloo', **options)
+        finally:
+            torch.cuda.set_device = set_device
+
+    dist.init_dist = dist.utils.init_dist = runner.init_dist = start_on_cpu
+    return True
+
+
+def wrap_models_without_gpus() -> bool:
+    """Let mmengine wrap a model on the CPU for distributed training: it names a GPU for it, which torch refuses."""
+    if not has_package('mmengine') or _has_accelerator():
+        return False
+    wrapper = importlib.import_module('mmengine.model').MMDistributedDataParallel
+    make = wrapper.__init__
+    if hasattr(make, '__wrapped__'):
+        return False
+
+    @functools.wraps(make)
+    def make_on_cpu(self: Any, module: torch.nn.Module, *args: Any, device_ids: Any = None, **options: Any) -> None:
+        make(self, module, *args, **options)
+
+    wrapper.__init__ = make_on_cpu
+    return True
+
+
 # torchvision comes first: mmcv and mmengine may import it.
 CURES: dict[str, Callable[[], bool]] = {
     'torchvision-operators': define_torchvision_operators,
@@ -168,6 +211,8 @@ CURES: dict[str, Callable[[], bool]] = {
     'checkpoint-classes': allow_checkpoint_classes,
     'distribution-names': name_packages_by_module,
     'complexity-inputs': count_given_inputs,
+    'launch-on-cpu': launch_without_gpus,
+    'wrap-on-cpu': wrap_models_without_gpus,
 }
 
 
@@ -188,6 +233,11 @@ def _missing_operator(extension: str, func: str) -> Callable[..., NoReturn]:
         )
 
     return missing_operator
+
+
+def _has_accelerator() -> bool:
+    """Whether mmengine finds anything but a CPU to train on."""
+    return importlib.import_module('mmengine.device').get_device() != 'cpu'
 
 
 def _has_distribution(name: str) -> bool:

@@ -326,25 +326,28 @@ def rank_main(rank, address, folder):
 
     from mmprune_gates.budget import Cycle, Limits, Taylor, TickTock
     from mmprune_gates.gates import DecoratorGate, attach_gates
-    from mmprune_gates.pruning.ranks import sum_over_ranks
+    from mmprune_gates.pruning.ranks import mean_over_ranks
 
     torch.distributed.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
     model, graph, _ = toy(Residual)
     gates = attach_gates(model, graph, DecoratorGate)
-    criterion = Taylor().bind(gates, reduce=sum_over_ranks)
+    criterion = Taylor().bind(gates, reduce=mean_over_ranks)
     run = TickTock(gates, 0.5, Limits(), Cycle(1, 1, 1, 0.3), criterion=criterion)
     run.step(0)
     generator = torch.Generator().manual_seed(rank)
     own = {g.name: torch.randn(gates[g.name].theta.shape, generator=generator, dtype=torch.double) for g in graph.free}
     run.observe(own)
+    alone = gates.flat({name: gates[name].importance(grad) for name, grad in own.items()})
     score = criterion.sum.clone()
     run.step(0)
-    torch.save({'kept': run.kept, 'score': score}, f'{folder}/{rank}.pth')
+    torch.save({'kept': run.kept.vector, 'score': score, 'alone': alone}, f'{folder}/{rank}.pth')
 
 
 def test_every_rank_closes_the_same(tmp_path):
     address = f'file://{tmp_path}/meet'
     torch.multiprocessing.spawn(rank_main, (address, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
-    assert not torch.equal(first['score'], second['score'])
+    assert not torch.equal(first['alone'], second['alone'])
+    assert torch.equal(first['score'], second['score'])
+    assert torch.allclose(first['score'], (first['alone'] + second['alone']) / 2)
     assert torch.equal(first['kept'], second['kept']) and not first['kept'].all()

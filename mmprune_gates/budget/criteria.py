@@ -18,20 +18,24 @@ Reduce = Callable[[Tensor], object]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def alone(tensor: Tensor) -> None:
+    """The mean over the ranks of a run that is not distributed: nothing changes."""
+
+
 class Criterion:
-    """Base of all criteria.
+    """Base of all criteria. What one gathers is the same on all ranks, so that a checkpoint of one rank holds it.
 
     Attributes:
         gates: The gates whose channels are scored.
         model: Their model.
-        reduce: Sums a tensor over the ranks of a distributed run, in place.
+        reduce: Replaces a tensor by its mean over the ranks of a distributed run.
     """
 
     gates: GateSet
     model: nn.Module | None
     reduce: Reduce
 
-    def bind(self, gates: GateSet, model: nn.Module | None = None, reduce: Reduce = lambda tensor: None) -> Criterion:
+    def bind(self, gates: GateSet, model: nn.Module | None = None, reduce: Reduce = alone) -> Criterion:
         """Get to know what is scored; returns itself."""
         self.gates = gates
         self.model = model
@@ -96,6 +100,7 @@ class MeanGradient(Criterion):
     def observe(self, grads: Mapping[str, Tensor]) -> None:
         """Add a mini-batch, unless it overflows."""
         grad = self.gates.flat(grads)
+        self.reduce(grad)
         if grad.isfinite().all():
             mean = self.mean.to(grad.device)
             self.mean = mean.lerp(grad.abs(), 1 - self.momentum)
@@ -114,7 +119,7 @@ class MeanGradient(Criterion):
 
 
 class Taylor(Criterion):
-    """Sum over mini-batches of abs(phi * dL/dphi) (Gate Decorator, equations 6 to 8), and over ranks."""
+    """Sum over mini-batches of abs(phi * dL/dphi) (Gate Decorator, equations 6 to 8), mean over ranks."""
 
     def forget(self) -> None:
         """Begin at zero."""
@@ -128,17 +133,14 @@ class Taylor(Criterion):
         importance = {name: self.gates[name].importance(grad) for name, grad in grads.items()}
         score = self.gates.flat(importance).double()
         finite = score.isfinite().all()
-        added = torch.where(finite, score, 0)
-        self.sum = self.sum.to(score.device) + added
-        self.usable = self.usable.to(score.device) + finite
+        added = torch.cat([torch.where(finite, score, 0), finite.double().reshape(1)])
+        self.reduce(added)
+        self.sum = self.sum.to(added.device) + added[:-1]
+        self.usable = self.usable.to(added.device) + added[-1]
 
     def scores(self) -> Tensor | None:
-        """(num_channels,) the sum over all ranks; None if no rank had a finite mini-batch."""
-        gathered = torch.cat([self.sum, self.usable.reshape(1)])
-        self.reduce(gathered)
-        if gathered[-1] == 0:
-            return None
-        return gathered[:-1]
+        """(num_channels,) the sum; None if no mini-batch was finite."""
+        return self.sum if self.usable > 0 else None
 
     def state_dict(self) -> dict[str, Any]:
         """Sum and count."""

@@ -116,15 +116,14 @@ class GateDecoratorHook(PruningHook):
         if self.epochs:
             runner.train_loop.dataloader = self.part if self.in_tick() else self.full
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """One step of the pruner; publish its figures."""
+    def advance(self, runner) -> None:
+        """One step of the pruner."""
         cycle, wasted = self.pruner.controller, self.pruner.controller.wasted
         ended = self.prove(runner, lambda: self.pruner.step(self.remaining(runner)))
         if ended:
             runner.logger.info(f'{ended} ended, {cycle.phase} begins: {cycle.summary()}')
         if cycle.wasted > wasted:
             self.warn('no mini-batch of this Tick had finite gradients; nothing closed')
-        self.publish(runner)
 
     def after_train(self, runner) -> None:
         """Say so if the run was too short."""

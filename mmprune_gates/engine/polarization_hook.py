@@ -46,10 +46,9 @@ class PolarizationHook(PruningHook):
         optimizer = runner.optim_wrapper.optimizer
         return GDP(unwrapped(runner), None, optimizer, total_steps=runner.max_iters, **self.settings)
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """One step of the pruner; publish its figures."""
+    def advance(self, runner) -> None:
+        """One step of the pruner."""
         was_settled = self.pruner.controller.settled
         self.prove(runner, self.pruner.step)
         if self.pruner.controller.settled and not was_settled:
             runner.logger.info(f'Gates settled: {self.pruner.controller.summary()}')
-        self.publish(runner)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.optim import BaseOptimWrapper
+from torch.nn.parallel import DistributedDataParallel
 
 from mmprune_gates.engine.running import loss_scale, unwrapped
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
@@ -51,6 +53,7 @@ class PruningHook(Hook):
             return  # validation and test leave the optimiser a config
         try:
             self.refuse_bypass(runner)
+            self.refuse_sharding(runner)
             self.pruner = self.make_pruner(runner)
         except ValueError as error:
             raise ValueError(f'{type(self).__name__}: {error}') from error
@@ -72,6 +75,19 @@ class PruningHook(Hook):
                 'them; take the key out of the config (a slim model can be trained and tested with it)'
             )
 
+    def refuse_sharding(self, runner) -> None:
+        """Refuse a wrapper that cuts parameters into pieces.
+
+        Raises:
+            ValueError: The model has one.
+        """
+        if is_model_wrapper(runner.model) and not isinstance(runner.model, DistributedDataParallel):
+            raise ValueError(
+                f'the model is wrapped in {type(runner.model).__name__}, which cuts parameters into pieces without '
+                'whole channels; take model_wrapper_cfg (or the strategy) out of the config, so that mmengine uses '
+                'DistributedDataParallel'
+            )
+
     def before_train(self, runner) -> None:
         """Restore a resumed run's state, and ask whether the gates are where they should be."""
         if self.resumes(runner):
@@ -91,6 +107,36 @@ class PruningHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Tell the pruner what gradients are scaled with."""
         self.pruner.loss_scale = loss_scale(runner.optim_wrapper)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """One step of the pruner; publish its figures; where a checkpoint follows, ask whether all ranks agree.
+
+        Raises:
+            GatesDoNotAct, Diverged, RanksDiffer: The run cannot go on.
+        """
+        self.advance(runner)
+        self.publish(runner)
+        if any(self.saves_after_iter(runner, hook) for hook in runner.hooks):
+            self.pruner.check_ranks()
+
+    def advance(self, runner) -> None:
+        """One step of the pruner."""
+        raise NotImplementedError
+
+    def after_train_epoch(self, runner) -> None:
+        """Ask whether all ranks agree.
+
+        Raises:
+            RanksDiffer: They do not.
+        """
+        self.pruner.check_ranks()
+
+    def saves_after_iter(self, runner, hook: Hook) -> bool:
+        """Whether a hook saves a checkpoint after this iteration."""
+        if not isinstance(hook, CheckpointHook) or hook.by_epoch:
+            return False
+        is_last = hook.save_last and self.is_last_train_iter(runner)
+        return is_last or self.every_n_train_iters(runner, hook.interval, hook.save_begin)
 
     def prove(self, runner, act) -> Any:
         """Do something for which gates must act.

@@ -19,7 +19,7 @@ from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.gates import DecoratorGate, gated_norms, take_over_affine
 from mmprune_gates.pruning.gate_params import matching_modules, own_param_group
 from mmprune_gates.pruning.pruner import Pruner
-from mmprune_gates.pruning.ranks import sum_over_ranks
+from mmprune_gates.pruning.ranks import mean_over_ranks
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class GateDecorator(Pruner):
         base = optimizer.defaults['lr']
         own_param_group(optimizer, self.gates, base)
         self.multipliers = [group.get('initial_lr', group['lr']) / base for group in optimizer.param_groups]
-        cost, criterion = self.bound(own.cost, own.criterion or Taylor(), sum_over_ranks)
+        cost, criterion = self.bound(own.cost, own.criterion or Taylor(), mean_over_ranks)
         cycle = cycle or own.cycle
         self.controller = TickTock(self.gates, own.target_macs, own.limits, cycle, cost, criterion, own.macs_exponent)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -19,7 +19,7 @@ from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.gates import PolarizationGate
 from mmprune_gates.pruning.gate_params import gates_group, own_param_group, take_out
 from mmprune_gates.pruning.pruner import Pruner
-from mmprune_gates.pruning.ranks import mean_over_ranks, sum_over_ranks
+from mmprune_gates.pruning.ranks import mean_over_ranks
 
 UPDATES: dict[str, type[Polarizer]] = {'waterline': Waterline, 'gradient': Gradient}
 
@@ -110,7 +110,7 @@ class GDP(Pruner):
         self.settings, self.total_steps, self.phase = GDPSettings(**settings), total_steps, 0
         super().__init__(model, example_inputs, optimizer, exclude=self.settings.exclude, **(trace or {}))
         own, update = self.settings, UPDATES[self.settings.update]
-        cost, criterion = self.bound(own.cost, own.criterion, sum_over_ranks)
+        cost, criterion = self.bound(own.cost, own.criterion)
         options = dict(own.options or {}, **({'criterion': criterion} if criterion else {}))
         self.controller = update(self.gates, own.schedule, own.limits, cost, **options)
         if not update.straight_through:

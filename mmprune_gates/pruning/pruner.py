@@ -17,10 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.budget import Controller, Cost, Criterion, MACs
+from mmprune_gates.budget.criteria import Reduce, alone
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
 from mmprune_gates.gates import Evidence, Gate, GateSet, attach_gates, fold_gates, gates_of, has_gates, listed
+from mmprune_gates.pruning.divergence import Divergence
+from mmprune_gates.pruning.ranks import check_ranks
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
+
+LOOK = 50  # steps between two looks at whether training has diverged
 
 
 class Pruner:
@@ -66,7 +71,7 @@ class Pruner:
         check_kind(self.gates, type(self))
         check_reached(model, self.gates, exclude)
         self.gates.claim(type(self).__name__)
-        self.evidence = Evidence(model, self.gates)
+        self.evidence, self.divergence = Evidence(model, self.gates), Divergence(model)
         self.loss_scale = 1.0
         self.done = 0  # steps
         self.grads: dict[str, Tensor] = {}
@@ -89,9 +94,16 @@ class Pruner:
         return grad
 
     def taken_grads(self) -> dict[str, Tensor]:
-        """The gradients of this step, which end with it; they are evidence."""
+        """The gradients of this step, which end with it; they are evidence.
+
+        Raises:
+            Diverged: Parameters are not finite; asked every ``LOOK`` steps.
+        """
         grads, self.grads = self.grads, {}
         self.evidence.note(grads)
+        self.divergence.note(grads, self.done)
+        if self.done % LOOK == LOOK - 1:
+            self.divergence.check(self.done + 1)
         return grads
 
     def step(self) -> None:
@@ -103,17 +115,35 @@ class Pruner:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Ask whether the gates act, and whether what is closed is what was chosen and respects the limits.
+        """Ask whether the model is finite, the gates act, and what is closed is what was chosen, within the limits.
 
         Raises:
-            GatesDoNotAct: They do not.
-            RuntimeError: It is not, or does not.
+            Diverged: Parameters are not finite.
+            GatesDoNotAct: Gates do not act.
+            RuntimeError: What is closed is not what was chosen.
         """
+        self.divergence.check(self.done)
         self.evidence.check()
         self.controller.check()
 
-    def bound(self, cost: Cost | None, criterion: Criterion | None, reduce) -> tuple[Cost, Criterion | None]:
-        """Cost and criterion of the method, bound to the model."""
+    def check_ranks(self) -> None:
+        """Ask whether all ranks of a distributed run have the same gates and state; all have to ask.
+
+        Raises:
+            RanksDiffer: They have not.
+        """
+        check_ranks({**self.state_dict(), **self.gates.state_dict(prefix='gates.')})
+
+    def bound(
+        self, cost: Cost | None, criterion: Criterion | None, reduce: Reduce = alone
+    ) -> tuple[Cost, Criterion | None]:
+        """Cost and criterion of the method, bound to the model.
+
+        Args:
+            cost: The cost; multiply-accumulates by default.
+            criterion: The criterion, if any.
+            reduce: What makes the mean over ranks of what each has observed; nothing where gradients are means already.
+        """
         cost = (cost or MACs()).bind(self.gates.graph, self.model)
         return cost, criterion and criterion.bind(self.gates, self.model, reduce)
 

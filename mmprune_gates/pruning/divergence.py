@@ -1,0 +1,59 @@
+"""Has training diverged? Asked now and then, and before anything is settled or saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.gates import listed
+
+
+class Diverged(RuntimeError):
+    """A model with parameters that are not finite: it cannot recover, and nothing can be chosen by its gradients."""
+
+
+class Divergence:
+    """Notes when gradients cease to be finite, and asks whether parameters have.
+
+    A mini-batch without finite gradients alone is none: mixed precision skips its step.
+
+    Args:
+        model: The model, without a distributed wrapper.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.first: Tensor | None = None  # step of the first gradient that was not finite, since parameters were
+
+    def note(self, grads: Mapping[str, Tensor], step: int) -> None:
+        """Take in the gradients of one step, without waiting for a GPU."""
+        if not grads:
+            return
+        flat = torch.cat([grad.flatten() for grad in grads.values()])
+        never = torch.full((), torch.inf, dtype=torch.double, device=flat.device)
+        now = torch.where(flat.isfinite().all(), never, step)
+        self.first = now if self.first is None else torch.minimum(self.first.to(now.device), now)
+
+    def check(self, step: int) -> None:
+        """Ask whether all parameters are finite.
+
+        Args:
+            step: Steps that are done.
+
+        Raises:
+            Diverged: They are not; names the step and the parameters.
+        """
+        named = dict(self.model.named_parameters())
+        finite = torch.stack([parameter.detach().isfinite().all() for parameter in named.values()])
+        lost = [name for name, is_finite in zip(named, finite.tolist(), strict=True) if not is_finite]
+        if not lost:
+            self.first = None
+            return
+        begin = '' if self.first is None or self.first.isinf() else f', from step {int(self.first) + 1} on'
+        raise Diverged(
+            f'training has diverged: at step {step} {len(lost)} of {len(named)} parameters are not finite '
+            f'({listed(lost)}){begin}. Nothing was saved since; lower the learning rate, clip gradients, or check the '
+            'data and the weights that training began with'
+        )
