@@ -45,7 +45,8 @@ def scale_input(module: nn.Module, dim: int, scale: Tensor) -> None:
     """Multiply what a module is called with by (C,) factors from now on; it takes and gives all channels."""
     if (scale == 1).all():
         return
-    keep_full_width(module, scale, dim, len(scale), len(scale))
+    full = len(scale)
+    keep_full_width(module, scale, dim, full, full)
     module.kept_scale.mul_(scale)
 
 
@@ -61,7 +62,8 @@ def narrow(module: nn.Module, like: Tensor, dim: int, mask: Tensor) -> dict[str,
     Returns:
         The last three arguments of :func:`keep_full_width` for a module as narrow.
     """
-    keep_full_width(module, like, dim, len(mask), len(mask))
+    full = len(mask)
+    keep_full_width(module, like, dim, full, full)
     stays = mask.nonzero().flatten()
     stays = stays.to(module.kept_index.device)
     module.kept_index = module.kept_index[stays]

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmprune_gates.gates.full_width import keep_full_width
 from mmprune_gates.slimming.removal import module_named
 
 Shapes = dict[str, tuple[int, ...]]
 Attributes = dict[str, int]
+Holders = list[tuple[nn.Module, str]]  # modules that hold one parameter, each under an attribute
 Widths = dict[str, dict[str, Any]]  # see above
 FULL_WIDTH = 'full_width'
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -35,14 +36,16 @@ def conv_shapes(conv: nn.Module) -> Shapes:
     if conv.transposed:
         first, second = second, first
     weight = (first, second // conv.groups, *conv.kernel_size)
-    return {'weight': weight, 'bias': (conv.out_channels,)}
+    bias = (conv.out_channels,)
+    return {'weight': weight, 'bias': bias}
 
 
 def conv_attributes(conv: nn.Module) -> Attributes:
     """Attributes of a convolution from the shape of its weight."""
     first, second = conv.weight.shape[:2]
     groups = conv.groups
-    if groups > 1 and groups == conv.in_channels:  # depthwise
+    depthwise = groups > 1 and groups == conv.in_channels
+    if depthwise:
         before = conv.in_channels if conv.transposed else conv.out_channels
         groups = groups * first // before
     second *= groups
@@ -119,21 +122,24 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
     for path, attributes in widths.items():
         module = module_named(modules, path, 'widths')
         if FULL_WIDTH in attributes:
-            keep_full_width(module, next(model.parameters()), **attributes[FULL_WIDTH])
+            like = next(model.parameters())
+            keep_full_width(module, like, **attributes[FULL_WIDTH])
         else:
             resize(module, path, attributes)
-    for (first, attribute), *others in tied:
+    for holders in tied:
+        first, attribute = holders[0]
         parameter = getattr(first, attribute)
-        for module, name in others:
+        for module, name in holders[1:]:
             setattr(module, name, parameter)
 
 
-def tied_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
-    """(module, attribute) of all that hold a parameter, for each parameter that several hold."""
+def tied_parameters(model: nn.Module) -> list[Holders]:
+    """Who holds each of the parameters that several modules hold."""
     places = defaultdict(list)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            places[parameter].append((module, name))
+            place = (module, name)
+            places[parameter].append(place)
     return [holders for holders in places.values() if len(holders) > 1]
 
 
@@ -156,7 +162,7 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
         module.reset_parameters()
 
 
-def replace_tensor(module: nn.Module, name: str, value: torch.Tensor) -> torch.Tensor:
+def replace_tensor(module: nn.Module, name: str, value: Tensor) -> Tensor:
     """Put a new parameter or buffer in the place of an old one; requires_grad, dtype and device stay.
 
     Returns:
