@@ -83,9 +83,9 @@ class PruningHook(Hook):
         """
         if is_model_wrapper(runner.model) and not isinstance(runner.model, DistributedDataParallel):
             raise ValueError(
-                f'the model is wrapped in {type(runner.model).__name__}, which cuts parameters into pieces without '
-                'whole channels; take model_wrapper_cfg (or the strategy) out of the config, so that mmengine uses '
-                'DistributedDataParallel'
+                f'the model is wrapped in {type(runner.model).__name__}, and gates act through DistributedDataParallel '
+                'only: sharded parameters (FSDP, DeepSpeed) hold no whole channels. Take model_wrapper_cfg, or the '
+                'strategy, out of the config'
             )
 
     def before_train(self, runner) -> None:

@@ -1,0 +1,169 @@
+"""Runs on two ranks, started as users start them: torchrun and tools/train.py."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmprune_gates.engine.export import export_slim
+from mmprune_gates.pruning.ranks import RanksDiffer, check_ranks, count_ranks, fingerprint
+
+ROOT = Path(__file__).parents[1]
+GDP, GBN = 'demo/gdp_deeplabv3plus_scenes.py', 'demo/gbn_deeplabv3plus_scenes.py'
+SHORT = {
+    GDP: dict(steps=2, target_macs=0.4),
+    GBN: dict(tick=4, tock=2, ticks=2, fraction=0.1, target_macs=0.4, by_epoch=False, subset=1.0),
+}
+BOTH = pytest.mark.parametrize('method', [GDP, GBN], ids=['gdp', 'gbn'])
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path):
+    """A function: tiny config of one of the methods for several ranks."""
+
+    def make(method, iterations=14, **overrides):
+        config = tiny_config(tmp_path, method, iterations, **overrides)
+        config.custom_imports = dict(imports=['mmprune_gates', 'rank_parts'], allow_failed_imports=False)
+        config.custom_hooks = [config.custom_hooks[0], dict(type='mmengine.SaveRank')]
+        config.custom_hooks[0].update(SHORT[method])
+        config.find_unused_parameters = method == GBN
+        config.randomness = dict(seed=0)
+        config.train_dataloader.batch_size = 1
+        config.train_dataloader.num_workers = 0
+        config.train_dataloader.persistent_workers = False
+        config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
+        config.train_dataloader.dataset.pipeline = config.test_pipeline
+        config.model.decode_head.dropout_ratio = config.model.auxiliary_head.dropout_ratio = 0
+        return config
+
+    return make
+
+
+def start(config, *arguments):
+    """Two ranks of tools/train.py; the finished process."""
+    path = Path(config.work_dir) / 'config.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config.dump(path)
+    launch = ['torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    command = [sys.executable, '-W', 'ignore', '-m', *launch, ROOT / 'tools/train.py', path, '--launcher', 'pytorch']
+    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    environment = {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
+    return subprocess.run(
+        [str(part) for part in (*command, *arguments)], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def trained(config, *arguments):
+    """What both ranks have in the end."""
+    done = start(config, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(f'{config.work_dir}/rank_{rank}.pth', weights_only=True) for rank in (0, 1)]
+
+
+def assert_equal(a, b):
+    for name in a.keys() | b.keys():
+        if isinstance(a[name], dict):
+            assert_equal(a[name], b[name])
+        else:
+            same = torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name]
+            assert same, name
+
+
+def without_statistics(state):
+    """Less what each rank has of its own: statistics of norms."""
+    return {name: value for name, value in state.items() if 'running_' not in name}
+
+
+@BOTH
+def test_two_ranks_end_with_the_same_gates_and_the_share_of_one_process(config, method):
+    two = config(method)
+    first, second = trained(two)
+    assert_equal(first['pruner'], second['pruner'])
+    assert_equal(without_statistics(first['model']), without_statistics(second['model']))
+    report = export_slim(
+        Config.fromfile(f'{two.work_dir}/config.py'), f'{two.work_dir}/iter_14.pth', f'{two.work_dir}/s'
+    )
+    assert report['warnings'] == [] and report['parity_error'] < 1e-6
+    one = copy.deepcopy(two)
+    one.work_dir, one.train_dataloader.batch_size = f'{two.work_dir}/one', 2
+    one.custom_hooks.pop()
+    torch.manual_seed(0)
+    runner = Runner.from_cfg(one)
+    runner.train()
+    gates = runner.model.gates
+    alone = gates.graph.macs(gates.kept()) / gates.graph.macs()
+    assert 1 - report['macs']['removed'] == pytest.approx(alone, abs=0.02) and alone <= 0.4
+
+
+ALL_AT_ONCE = {
+    'optim_wrapper.type': 'mmengine.BFloat16Wrapper',
+    'optim_wrapper.clip_grad': dict(max_norm=1.0),
+    'optim_wrapper.accumulative_counts': 2,
+}
+
+
+@BOTH
+def test_a_resumed_run_of_two_ranks_with_everything_on_equals_an_uninterrupted_one(config, method, tmp_path):
+    whole = config(method, 16, **ALL_AT_ONCE)
+    whole.default_hooks.checkpoint.interval = 6 if method == GDP else 5  # in the middle of the ramp, and of a Tick
+    whole.custom_hooks.append(dict(type='EMAHook', ema_type='ExponentialMovingAverage', begin_iter=12))
+    expected = trained(whole)
+    again = copy.deepcopy(whole)
+    again.work_dir, again.experiment_name = str(tmp_path / 'again'), 'again'
+    middle = Path(whole.work_dir) / f'iter_{whole.default_hooks.checkpoint.interval}.pth'
+    found = trained(again, '--resume', middle)
+    for one, other in zip(expected, found, strict=True):
+        assert_equal(one['pruner'], other['pruner'])
+        assert_equal(without_statistics(one['model']), without_statistics(other['model']))
+    report = export_slim(
+        Config.fromfile(f'{again.work_dir}/config.py'), f'{again.work_dir}/iter_16.pth', tmp_path / 's'
+    )
+    assert report['parity_error'] < 1e-6 and report['macs']['removed'] >= 0.6
+
+
+@BOTH
+def test_ranks_that_drift_apart_stop_the_run(config, method):
+    drifting = config(method, 8)
+    drifting.default_hooks.checkpoint.interval = 4
+    drifting.custom_hooks.append(dict(type='mmengine.DriftApart'))
+    done = start(drifting)
+    assert done.returncode != 0
+    assert 'ranks [1] differ from rank 0 in gates.by_group.' in done.stderr
+    assert not list(Path(drifting.work_dir).glob('iter_*.pth'))
+
+
+def test_gate_decorator_names_the_line_that_is_missing_before_training(config):
+    wrong = config(GBN)
+    wrong.find_unused_parameters = False
+    done = start(wrong)
+    assert done.returncode != 0 and 'set find_unused_parameters=True in the config' in done.stderr
+    assert 'Traceback' not in done.stderr.split('set find_unused')[0]
+
+
+def test_other_wrappers_are_refused(config):
+    runner = Runner.from_cfg(config(GDP))
+    runner.model = torch.nn.DataParallel(runner.model)
+    with pytest.raises(ValueError, match='wrapped in DataParallel, and gates act through DistributedDataParallel only'):
+        runner.train()
+
+
+def test_one_process_is_one_rank_and_agrees():
+    assert count_ranks() == 1
+    check_ranks({'anything': torch.ones(3)})
+    assert issubclass(RanksDiffer, RuntimeError)
+
+
+def test_fingerprints_tell_bits_apart():
+    a = {'x': torch.ones(3), 'y': [1, 2.0, None]}
+    same = {'x': torch.ones(3), 'y': [1, 2.0, None]}
+    assert fingerprint(a) == fingerprint(same)
+    for other in ({**a, 'x': torch.ones(3).nextafter(torch.full((3,), 2.0))}, {**a, 'y': [1, 2.0, 0]}, {'x': a['x']}):
+        assert fingerprint(other) != fingerprint(a)
+    assert fingerprint(torch.ones(2, dtype=torch.bool)) != fingerprint(torch.zeros(2, dtype=torch.bool))
+    assert fingerprint(torch.ones((), dtype=torch.bfloat16)) == fingerprint(torch.ones((), dtype=torch.bfloat16))
