@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Collection, Set
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -40,7 +40,7 @@ class Call:
     module: str
     nodes: tuple[Node, ...]
     entry: Node
-    constants: Set[Node]
+    constants: frozenset[Node]
 
 
 def find_calls(flow: Flow, graph: Graph, constants: Collection[Node]) -> list[Call]:
@@ -93,7 +93,12 @@ def _same_shape_call(module: str, nodes: list[Node], constants: Collection[Node]
     shape = shapes(entry)[0]
     if shape != shapes(last)[0] or UNKNOWN in shape:
         return None
-    return Call(module, tuple(nodes), entry, read.intersection(constants))
+    return Call(
+        module=module,
+        nodes=tuple(nodes),
+        entry=entry,
+        constants=frozenset(read.intersection(constants)),
+    )
 
 
 def computes_across(draft: Flow, entry: Value | list[Value]) -> bool:
@@ -145,12 +150,12 @@ def keep_whole(flow: Flow, call: Call, values: dict[Node, Value], batch: int) ->
 
 def settle(flow: Flow) -> None:
     """Tie the channels of all calls of each module that keeps its full width; freeze those for which it cannot."""
-    for path, calls in flow.full_width.items():
+    for calls in flow.full_width.values():
         first, *others = calls
         if not _all_alike(flow, calls):
-            _freeze_calls(flow, calls, f'{UNLIKE} ({path})')
+            _freeze_calls(flow, calls, UNLIKE)
         elif not _is_finite(flow, first):
-            _freeze_calls(flow, calls, f'{INFINITE} ({path})')
+            _freeze_calls(flow, calls, INFINITE)
         else:
             for call in others:
                 flow.unite(first.index, call.index)
@@ -168,7 +173,7 @@ def _all_alike(flow: Flow, calls: list[FullWidth]) -> bool:
 def _freeze_calls(flow: Flow, calls: list[FullWidth], reason: str) -> None:
     """Freeze the channels that a module reads, in all its calls."""
     for call in calls:
-        flow.frozen.append((call.index, reason))
+        flow.frozen.append((call.index, f'{reason} ({call.layer})'))
 
 
 @torch.no_grad()
@@ -185,4 +190,4 @@ def _is_finite(flow: Flow, call: FullWidth) -> bool:
     nothing = torch.zeros_like(x)
     args, kwargs = flow.plain[call.layer]
     outputs = [module(value, *args, **kwargs) for value in (half, nothing)]
-    return all(bool(output.isfinite().all()) for output in outputs)
+    return bool(torch.stack(outputs).isfinite().all())

@@ -48,9 +48,8 @@ def _convolve(op: Op, transposed: bool) -> Result:
     conv_groups = op.arg(6, 1)
     op.freeze(x.behind(1), 'convolves over a dimension that holds channels')
     op.freeze(op.weight.behind(1), 'a kernel')
-    batch, _, *places = op.shape
-    if transposed:
-        batch, _, *places = x.shape
+    applied_at = x.shape if transposed else op.shape
+    batch, _, *places = applied_at
     _count(op, [batch, *places])
     if 1 < conv_groups == x.shape[1]:
         _register(op, 'depthwise conv', out_dim=0, in_dim=None)

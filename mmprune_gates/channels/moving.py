@@ -111,7 +111,8 @@ def pixel_shuffle(op: Op) -> Result:
     if axis is None or channels == 1:
         return op.spoilt([1], 'shuffled into a single channel')
     behind_each = np.arange(len(axis.ids)).reshape(channels, -1)
-    return op.result([*op.x.without(1), _one_of(op, axis, behind_each.T)])
+    shuffled = _one_of(op, axis, behind_each.T)
+    return op.result([*op.x.without(1), shuffled])
 
 
 def _one_of(op: Op, axis: Axis, rows: Ids) -> Axis:
@@ -125,7 +126,8 @@ def stack(op: Op) -> Result:
     """``aten.stack``: a new dimension; channels along the others are united."""
     new = op.arg(1, 0) % op.rank
     values = [_unsqueezed(value, new) for value in op.tensors]
-    return op.result(aligned(op, values, range(op.rank), 'stacked with a tensor without removable channels'))
+    axes = aligned(op, values, range(op.rank), 'stacked with a tensor without removable channels')
+    return op.result(axes)
 
 
 def _unsqueezed(value: Value, dim: int) -> Value:
@@ -188,8 +190,8 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> Axis | None:
         before: The run, dimensions of the operand.
         after: The same run, dimensions of the result.
     """
-    old = op.x.shape[before.start : before.stop]
-    new = op.shape[after.start : after.stop]
+    old = tuple(op.x.shape[dim] for dim in before)
+    new = tuple(op.shape[dim] for dim in after)
     places = np.arange(len(axis.ids))
     positions = grid(places, axis.dim - before.start, old, new)
     reduced = spread(axis.ids, positions)
