@@ -52,9 +52,8 @@ class Op:
     def arg(self, position: int, default: Any = None) -> Any:
         """The operand at ``position``: labels where it is a tensor, the constant itself otherwise."""
         args = self.node.args
-        if position >= len(args):
-            return default
-        return map_arg(args[position], self.values.__getitem__)
+        value = args[position] if position < len(args) else default
+        return map_arg(value, self.values.__getitem__)
 
     def parameter(self, position: int) -> str | None:
         """Name of the parameter or buffer that is the operand at ``position``, or None."""

@@ -136,8 +136,8 @@ def aligned(
         values: Labels of tensors with as many dimensions as the result.
         dims: The dimensions along which they lie like this.
         reason: Why channels are frozen that meet a tensor without channels.
-        combine: See :func:`elementwise`.
-        broadcast: See :func:`elementwise`.
+        combine: See :func:`_elementwise`.
+        broadcast: See :func:`_elementwise`.
     """
     axes = []
     for dim in dims:
