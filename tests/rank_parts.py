@@ -42,7 +42,7 @@ class DriftApart(Hook):
     priority = 'ABOVE_NORMAL'
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        """In the third iteration."""
-        if runner.iter == 2 and get_rank() == 1:
+        """In the fourth iteration."""
+        if runner.iter == 3 and get_rank() == 1:
             gate = next(iter(unwrapped(runner).gates.by_group.values()))
-            gate.eps.mul_(2) if hasattr(gate, 'eps') else gate.theta.data.mul_(2)
+            gate.theta.data.mul_(0.1)

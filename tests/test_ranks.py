@@ -34,7 +34,7 @@ def config(tiny_config, tmp_path):
         config.custom_hooks[0].update(SHORT[method])
         config.find_unused_parameters = method == GBN
         config.randomness = dict(seed=0)
-        config.train_dataloader.batch_size = 1
+        config.train_dataloader.batch_size = 2
         config.train_dataloader.num_workers = 0
         config.train_dataloader.persistent_workers = False
         config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
@@ -91,7 +91,7 @@ def test_two_ranks_end_with_the_same_gates_and_the_share_of_one_process(config, 
     )
     assert report['warnings'] == [] and report['parity_error'] < 1e-6
     one = copy.deepcopy(two)
-    one.work_dir, one.train_dataloader.batch_size = f'{two.work_dir}/one', 2
+    one.work_dir, one.train_dataloader.batch_size = f'{two.work_dir}/one', 4
     one.custom_hooks.pop()
     torch.manual_seed(0)
     runner = Runner.from_cfg(one)
@@ -103,7 +103,6 @@ def test_two_ranks_end_with_the_same_gates_and_the_share_of_one_process(config, 
 
 ALL_AT_ONCE = {
     'optim_wrapper.type': 'mmengine.BFloat16Wrapper',
-    'optim_wrapper.clip_grad': dict(max_norm=1.0),
     'optim_wrapper.accumulative_counts': 2,
 }
 
@@ -111,6 +110,7 @@ ALL_AT_ONCE = {
 @BOTH
 def test_a_resumed_run_of_two_ranks_with_everything_on_equals_an_uninterrupted_one(config, method, tmp_path):
     whole = config(method, 16, **ALL_AT_ONCE)
+    whole.optim_wrapper.clip_grad = dict(max_norm=1.0)
     whole.default_hooks.checkpoint.interval = 6 if method == GDP else 5  # in the middle of the ramp, and of a Tick
     whole.custom_hooks.append(dict(type='EMAHook', ema_type='ExponentialMovingAverage', begin_iter=12))
     expected = trained(whole)

@@ -218,6 +218,7 @@ STAY = {  # nothing can go, for the reason
     'log': (lambda x: torch.log(x.abs() + 1), 'no rule for this op (aten.log'),
     'max(dim)': (lambda x: x.max(2)[0].unsqueeze(2), 'no rule for this op (aten.max'),
     'clamp(tensor)': (lambda x: x.clamp(torch.zeros(())), 'no rule for this op'),
+    'clamp(max=tensor)': (lambda x: x.clamp(max=torch.zeros(())), 'no rule for this op'),
     'div(itself)': (lambda x: x / (x.abs() + 1), 'divides'),
     'add(rigid)': (lambda x: x + torch.ones(6, 1, 1), 'no removable channels there'),
     'pool(channels)': (lambda x: F.max_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1)[..., None], 'resampled along'),

@@ -85,7 +85,7 @@ def _find_slots(flow: Flow, numbering: Numbering) -> Slots:
 
 def _find_reads(flow: Flow, numbering: Numbering) -> tuple[Read, ...]:
     """Where channels are read: by layers, and by modules that keep their full width."""
-    reads = [*flow.reads]
+    reads = list(flow.reads)
     for calls in flow.full_width.values():
         reads += calls
     return tuple(_resolved(read, numbering) for read in reads)
@@ -158,7 +158,9 @@ def _costs_nothing_without(flow: Flow, branch: Branch, numbering: Numbering, inn
 
 def _axis_along(flow: Flow, weight: str, dim: int | None) -> Axis | None:
     """The axis of a weight along a dimension, or None."""
-    return None if dim is None else flow.tensors[weight].along(dim)
+    if dim is None:
+        return None
+    return flow.tensors[weight].along(dim)
 
 
 def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) -> Tensor:
@@ -181,15 +183,24 @@ def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) ->
 def _coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]:
     """Every convolution and linear layer: what it costs, its groups, and why a side of it is frozen."""
     macs: dict[str, float] = defaultdict(float)
-    costs = cost.per_op(torch.ones(numbering.num_channels, dtype=torch.double))
+    whole = torch.ones(numbering.num_channels, dtype=torch.double)
+    costs = cost.per_op(whole)
     for layer, value in zip(cost.layers, costs.tolist(), strict=True):
         macs[layer] += value
     layers = []
     for weight, use in flow.layers.items():
         out_groups, out_frozen = _coverage_of_side(flow, numbering, weight, use.out_dim)
         in_groups, in_frozen = _coverage_of_side(flow, numbering, weight, use.in_dim)
-        total = round(macs[use.layer])
-        layers.append(Layer(use.layer, use.kind, total, out_groups, in_groups, out_frozen, in_frozen))
+        layer = Layer(
+            name=use.layer,
+            kind=use.kind,
+            macs=round(macs[use.layer]),
+            out_groups=out_groups,
+            in_groups=in_groups,
+            out_frozen=out_frozen,
+            in_frozen=in_frozen,
+        )
+        layers.append(layer)
     used = {layer.name for layer in layers}
     for name, module in flow.model.named_modules():
         if isinstance(module, WEIGHTED) and name not in used:
@@ -201,14 +212,21 @@ def _coverage_of_side(
     flow: Flow, numbering: Numbering, weight: str, dim: int | None
 ) -> tuple[tuple[str, ...], str | None]:
     """The groups along one dimension of a weight, and why none of their channels can be removed."""
-    axis = _axis_along(flow, weight, dim)
+    if dim is None:
+        return (), DEPTHWISE
+    axis = flow.tensors[weight].along(dim)
     if axis is None:
-        return (), DEPTHWISE if dim is None else SINGLE
-    numbers = numbering.groups_in(numbering.channels(axis.ids))
-    return tuple(numbering.groups[number].name for number in numbers), numbering.why_frozen(axis.ids)
+        return (), SINGLE
+    index = numbering.channels(axis.ids)
+    names = [numbering.groups[number].name for number in numbering.groups_in(index)]
+    return tuple(names), numbering.why_frozen(axis.ids)
 
 
 def _unreached_modules(flow: Flow) -> tuple[str, ...]:
     """Paths of the modules that hold parameters which no walk has met."""
-    unused = [name for name, _ in flow.model.named_parameters() if name not in flow.tensors]
-    return tuple(dict.fromkeys(name.rpartition('.')[0] for name in unused))
+    holders: dict[str, None] = {}
+    for name, _ in flow.model.named_parameters():
+        if name not in flow.tensors:
+            holder = name.rpartition('.')[0]
+            holders[holder] = None
+    return tuple(holders)

@@ -48,20 +48,32 @@ def first_sample(options: Options) -> Options:
     batch = batch_size(options)
 
     def first(leaf: Any) -> Any:
-        return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch else leaf
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch:
+            return leaf[:1]
+        return leaf
 
     return tree_map(first, options)
 
 
 def on_meta(options: Options) -> Options:
     """The same inputs without data."""
-    return tree_map(lambda leaf: leaf.to('meta') if isinstance(leaf, Tensor) else leaf, options)
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to('meta')
+        return leaf
+
+    return tree_map(moved, options)
 
 
 def run(model: nn.Module, forward: Forward | None, options: Options) -> list[Tensor]:
     """All output tensors of a model, or of a forward of one's own."""
     args, kwargs = options
-    return tensors_in(model(*args, **kwargs) if forward is None else forward(model, *args, **kwargs))
+    if forward is None:
+        outputs = model(*args, **kwargs)
+    else:
+        outputs = forward(model, *args, **kwargs)
+    return tensors_in(outputs)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -85,7 +97,10 @@ def tensors_in(value: Any) -> list[Tensor]:
             f'the output holds a {type(value).__name__}, whose tensors cannot be found: pass a `forward` that returns '
             'tensors, or sequences, dicts or dataclasses of them'
         )
-    return [tensor for part in parts for tensor in tensors_in(part)]
+    found = []
+    for part in parts:
+        found += tensors_in(part)
+    return found
 
 
 @contextmanager
@@ -106,10 +121,10 @@ def noted_calls(model: nn.Module, plain: dict[str, Options], odd: set[str]) -> I
         else:
             odd.add(path)
 
-    # A module with two names may be a copy while it is exported: the hook brings the path along.
-    handles = [
-        module.register_forward_hook(partial(note, path), with_kwargs=True) for path, module in model.named_modules()
-    ]
+    handles = []
+    for path, module in model.named_modules():
+        hook = partial(note, path)  # a module with two names may be a copy while it is exported
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
         yield
     finally:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import Node
 
 from mmprune_gates.channels.calls import Options
-from mmprune_gates.channels.labels import GATED, ZERO, Axis, Shape, Value
+from mmprune_gates.channels.labels import GATED, ZERO, Axis, Ids, Shape, Value
 
-Index = np.ndarray | Tensor  # ids of channels, an array, as long as models are walked; then their numbers, a tensor
+Index = Ids | Tensor  # ids of channels, an array, as long as models are walked; then their numbers, a tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +111,10 @@ class Term:
         factors: One id vector per extent that holds channels.
     """
 
-    call: fx.Node
+    call: Node
     layer: str
     positions: float
-    factors: tuple[np.ndarray, ...]
+    factors: tuple[Ids, ...]
 
 
 @dataclass
@@ -142,8 +143,8 @@ class Flow:
     aliases: dict[str, str]
     tensors: dict[str, Value] = field(default_factory=dict)
     num_ids: int = 0
-    edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    edges: list[tuple[Ids, Ids]] = field(default_factory=list)
+    frozen: list[tuple[Ids, str]] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     sites: dict[str, Site] = field(default_factory=dict)
     tainted: set[str] = field(default_factory=set)
@@ -160,13 +161,16 @@ class Flow:
 
     def is_direct(self, path: str) -> bool:
         """Whether a module's input and output are those of its weight: a layer of torch, not a derived one."""
-        return type(self.model.get_submodule(path)).forward.__module__.startswith('torch.nn.')
+        module = self.model.get_submodule(path)
+        return type(module).forward.__module__.startswith('torch.nn.')
 
     def fresh(self, dim: int, size: int) -> Axis:
         """An axis of ``size`` new channels."""
-        ids = np.arange(self.num_ids, self.num_ids + size)
+        first = self.num_ids
         self.num_ids += size
-        return Axis(dim, ids, np.full(size, ZERO, np.int8))
+        ids = np.arange(first, self.num_ids)
+        state = np.full(size, ZERO, np.int8)
+        return Axis(dim, ids, state)
 
     def tensor(self, name: str, shape: Shape) -> Value:
         """The labels of a parameter or buffer: channels of its own along every dimension longer than one."""
@@ -195,12 +199,12 @@ class Flow:
         self.terms += draft.terms
         self.num_ids = draft.num_ids
 
-    def unite(self, a: np.ndarray, b: np.ndarray) -> None:
+    def unite(self, a: Ids, b: Ids) -> None:
         """Keep or remove the channels of ``a`` and ``b`` together, element by element (broadcasting)."""
         a, b = np.broadcast_arrays(a, b)
         self.edges.append((a.ravel(), b.ravel()))
 
-    def tie(self, rows: np.ndarray) -> None:
+    def tie(self, rows: Ids) -> None:
         """Keep or remove the channels at the same place of all rows together."""
         self.unite(rows[:1], rows[1:])
 
@@ -214,13 +218,16 @@ class Flow:
         scaled = state == GATED
         if np.any((axis.state == GATED) & ~scaled):
             self.tainted.update(axis.sites)
-        return replace(axis, state=state, sites=axis.sites if scaled.any() else frozenset())
+        sites = axis.sites if scaled.any() else frozenset()
+        return replace(axis, state=state, sites=sites)
 
-    def classes(self) -> np.ndarray:
+    def classes(self) -> Ids:
         """(num_ids,) class of every id: ids that are kept or removed together share one."""
         if not self.edges:
             return np.arange(self.num_ids)
         rows = np.concatenate([first for first, _ in self.edges])
         cols = np.concatenate([second for _, second in self.edges])
-        links = coo_array((np.ones(len(rows), bool), (rows, cols)), (self.num_ids, self.num_ids))
-        return connected_components(links, directed=False)[1]
+        ones = np.ones(len(rows), bool)
+        links = coo_array((ones, (rows, cols)), (self.num_ids, self.num_ids))
+        _, labels = connected_components(links, directed=False)
+        return labels

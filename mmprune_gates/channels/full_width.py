@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 import torch
-from torch import fx
+from torch.fx import Graph, Node
 
 from mmprune_gates.channels.flow import Flow, FullWidth
 from mmprune_gates.channels.labels import GATED, LOST, Value
@@ -38,12 +38,12 @@ class Call:
     """
 
     module: str
-    nodes: tuple[fx.Node, ...]
-    entry: fx.Node
-    constants: frozenset[fx.Node]
+    nodes: tuple[Node, ...]
+    entry: Node
+    constants: frozenset[Node]
 
 
-def find_calls(flow: Flow, graph: fx.Graph, constants: Collection[fx.Node]) -> list[Call]:
+def find_calls(flow: Flow, graph: Graph, constants: Collection[Node]) -> list[Call]:
     """Calls of modules without submodules that turn one tensor into one of the same shape, in order of execution.
 
     Args:
@@ -55,36 +55,50 @@ def find_calls(flow: Flow, graph: fx.Graph, constants: Collection[fx.Node]) -> l
     for nodes in _innermost_calls(graph):
         module = flow.canonical(module_path(nodes[-1]))
         flow.calls[module] += 1
-        if module not in flow.odd:
-            found += _same_shape_call(module, nodes, constants)
+        call = _same_shape_call(module, nodes, constants)
+        if call is not None and module not in flow.odd:
+            found.append(call)
     return found
 
 
-def _innermost_calls(graph: fx.Graph) -> list[list[fx.Node]]:
+def _innermost_calls(graph: Graph) -> list[list[Node]]:
     """The ops of each module call that calls no other module."""
-    ops, outer = defaultdict(list), set()
+    ops = defaultdict(list)
+    outer = set()
     for node in graph.nodes:
         around = list(node.meta.get('nn_module_stack') or ())
         if node.op == 'call_function' and around:
-            ops[around[-1]].append(node)
-            outer.update(around[:-1])
-    return [nodes for call, nodes in ops.items() if call not in outer]
+            innermost = around.pop()
+            ops[innermost].append(node)
+            outer.update(around)
+    for call in outer:
+        ops.pop(call, None)
+    return list(ops.values())
 
 
-def _same_shape_call(module: str, nodes: list[fx.Node], constants: Collection[fx.Node]) -> list[Call]:
-    """These ops as a call, or nothing unless they turn one tensor into one of the same shape."""
+def _same_shape_call(module: str, nodes: list[Node], constants: Collection[Node]) -> Call | None:
+    """These ops as a call; None unless they turn one tensor into one of the same shape."""
     own = set(nodes)
-    sources = {source for node in nodes for source in node.all_input_nodes} - own
-    read = sources.intersection(constants)
-    entries = sources - read
-    results = [node for node in nodes if not own.issuperset(node.users)]
-    if len(entries) != 1 or results != nodes[-1:] or any(map(is_inplace, nodes)):
-        return []
+    read = set()
+    results = []
+    for node in nodes:
+        read.update(node.all_input_nodes)
+        if not own.issuperset(node.users):
+            results.append(node)
+    entries = read.difference(own, constants)
+    last = nodes[-1]
+    if len(entries) != 1 or results != [last] or any(map(is_inplace, nodes)):
+        return None
     (entry,) = entries
     shape = shapes(entry)[0]
-    if shape != shapes(nodes[-1])[0] or UNKNOWN in shape:
-        return []
-    return [Call(module, tuple(nodes), entry, frozenset(read))]
+    if shape != shapes(last)[0] or UNKNOWN in shape:
+        return None
+    return Call(
+        module=module,
+        nodes=tuple(nodes),
+        entry=entry,
+        constants=frozenset(read.intersection(constants)),
+    )
 
 
 def computes_across(draft: Flow, entry: Value | list[Value]) -> bool:
@@ -97,10 +111,13 @@ def computes_across(draft: Flow, entry: Value | list[Value]) -> bool:
     if isinstance(entry, list) or len(entry.axes) != 1 or draft.layers:
         return False
     (axis,) = entry.axes
-    return any(np.isin(ids, axis.ids).any() for ids, _ in draft.frozen)
+    for ids, _ in draft.frozen:
+        if np.isin(ids, axis.ids).any():
+            return True
+    return False
 
 
-def keep_whole(flow: Flow, call: Call, values: dict[fx.Node, Value], batch: int) -> None:
+def keep_whole(flow: Flow, call: Call, values: dict[Node, Value], batch: int) -> None:
     """Let a module keep its full width: its output carries the channels of its input, at the same places.
 
     Args:
@@ -111,9 +128,12 @@ def keep_whole(flow: Flow, call: Call, values: dict[fx.Node, Value], batch: int)
     """
     entry = values[call.entry]
     (axis,) = entry.axes
+    dim = axis.dim
+    if dim == entry.rank - 1:
+        dim = -1
     read = FullWidth(
         layer=call.module,
-        dim=-1 if axis.dim == len(entry.shape) - 1 else axis.dim,
+        dim=dim,
         index=axis.ids,
         gated=torch.from_numpy(axis.state == GATED),
         sites=axis.sites,
@@ -130,31 +150,44 @@ def keep_whole(flow: Flow, call: Call, values: dict[fx.Node, Value], batch: int)
 
 def settle(flow: Flow) -> None:
     """Tie the channels of all calls of each module that keeps its full width; freeze those for which it cannot."""
-    for path, calls in flow.full_width.items():
+    for calls in flow.full_width.values():
         first, *others = calls
-        alike = all(call.dim == first.dim and len(call.index) == len(first.index) for call in others)
-        if path in flow.odd or len(calls) != flow.calls[path] or not alike:
-            _freeze_calls(flow, calls, f'{UNLIKE} ({path})')
+        if not _all_alike(flow, calls):
+            _freeze_calls(flow, calls, UNLIKE)
         elif not _is_finite(flow, first):
-            _freeze_calls(flow, calls, f'{INFINITE} ({path})')
+            _freeze_calls(flow, calls, INFINITE)
         else:
             for call in others:
                 flow.unite(first.index, call.index)
 
 
+def _all_alike(flow: Flow, calls: list[FullWidth]) -> bool:
+    """Whether these are all calls of a module, with as many channels along the same dimension."""
+    path = calls[0].layer
+    if path in flow.odd or len(calls) != flow.calls[path]:
+        return False
+    layouts = {(call.dim, len(call.index)) for call in calls}
+    return len(layouts) == 1
+
+
 def _freeze_calls(flow: Flow, calls: list[FullWidth], reason: str) -> None:
     """Freeze the channels that a module reads, in all its calls."""
-    flow.frozen.extend((call.index, reason) for call in calls)
+    for call in calls:
+        flow.frozen.append((call.index, f'{reason} ({call.layer})'))
 
 
 @torch.no_grad()
 def _is_finite(flow: Flow, call: FullWidth) -> bool:
     """Whether a module's output stays finite when all channels, or every other one, are zero."""
-    module = copy.deepcopy(flow.model.get_submodule(call.layer)).eval()
-    args, kwargs = flow.plain[call.layer]
-    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
-    like = tensors[0] if tensors else torch.zeros(())
-    x = torch.randn(call.shape, generator=torch.Generator().manual_seed(0)).to(like)
+    original = flow.model.get_submodule(call.layer)
+    module = copy.deepcopy(original).eval()
+    tensors = filter(torch.is_floating_point, (*module.parameters(), *module.buffers()))
+    like = next(tensors, torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(call.shape, generator=generator).to(like)
     every_other = torch.arange(0, x.shape[call.dim], 2, device=x.device)
-    inputs = (x.index_fill(call.dim, every_other, 0), torch.zeros_like(x))
-    return all(bool(module(value, *args, **kwargs).isfinite().all()) for value in inputs)
+    half = x.index_fill(call.dim, every_other, 0)
+    nothing = torch.zeros_like(x)
+    args, kwargs = flow.plain[call.layer]
+    outputs = [module(value, *args, **kwargs) for value in (half, nothing)]
+    return bool(torch.stack(outputs).isfinite().all())

@@ -9,30 +9,33 @@ from __future__ import annotations
 
 from operator import getitem
 
-from torch import fx
+from torch.fx import GraphModule, Node
 
 CONTEXTS = ('wrap_with_set_grad_enabled', 'wrap_with_autocast', 'tag_activation_checkpoint', 'wrap')
 
 
-def inline_contexts(module: fx.GraphModule) -> None:
+def inline_contexts(module: GraphModule) -> None:
     """Lay the graphs of contexts into the graph of a module, in place, innermost first."""
     for node in list(module.graph.nodes):
         if node.op == 'call_function' and str(node.target) in CONTEXTS:
             inline(module, node)
 
 
-def inline(module: fx.GraphModule, call: fx.Node) -> None:
+def inline(module: GraphModule, call: Node) -> None:
     """Replace one call of a graph by the nodes of that graph."""
-    place = next(number for number, arg in enumerate(call.args) if isinstance(arg, fx.Node) and arg.op == 'get_attr')
-    inner: fx.GraphModule = getattr(module, call.args[place].target)
+    graph = module.graph
+    body = next(source for source in call.all_input_nodes if source.op == 'get_attr')
+    inner = getattr(module, body.target)
     inline_contexts(inner)
     inputs = inner.graph.find_nodes(op='placeholder')
-    values = dict(zip(inputs, call.args[place + 1 :], strict=True))
-    with module.graph.inserting_before(call):
-        results = module.graph.graph_copy(inner.graph, values)
+    first = call.args.index(body) + 1
+    values = dict(zip(inputs, call.args[first:], strict=True))
+    with graph.inserting_before(call):
+        results = graph.graph_copy(inner.graph, values)
     for user in list(call.users):
         if user.target is not getitem:
             raise NotImplementedError(f'{call.target}: its results are used by {user.target} as a whole')
-        user.replace_all_uses_with(results[user.args[1]])
-        module.graph.erase_node(user)
-    module.graph.erase_node(call)
+        number = user.args[1]
+        user.replace_all_uses_with(results[number])
+        graph.erase_node(user)
+    graph.erase_node(call)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Shape = tuple[int, ...]
+Ids = np.ndarray  # int64: of channels, or of positions in a vector of them
+State = np.ndarray  # int8: what is known of the values of channels, one of the following
 
-# What is known of a channel's values, from weakest to strongest.
+# From weakest to strongest.
 LOST = 0  # may be non-zero although everything that makes it is zero (behind a sigmoid)
 ZERO = 1  # zero once the parameters that make it are zero (behind a convolution, a SiLU)
 GATED = 2  # scales with a gate at the modules in `Axis.sites` (behind a norm or a convolution, ReLU, pooling, ...)
@@ -31,8 +33,8 @@ class Axis:
     """
 
     dim: int
-    ids: np.ndarray
-    state: np.ndarray
+    ids: Ids
+    state: State
     sites: frozenset[str] = frozenset()
 
     def take(self, index) -> Axis:
@@ -41,12 +43,8 @@ class Axis:
 
     def known(self, state: int, *sites: str) -> Axis:
         """The axis with as much known of all its channels, which gates at ``sites`` scale."""
-        return replace(self, state=np.full_like(self.state, state), sites=frozenset(sites))
-
-    def pieces(self, number: int) -> list[Axis]:
-        """The axis cut into ``number`` equal pieces."""
-        places = np.arange(len(self.ids)).reshape(number, -1)
-        return [self.take(row) for row in places]
+        states = np.full_like(self.state, state)
+        return replace(self, state=states, sites=frozenset(sites))
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,22 @@ class Value:
     shape: Shape
     axes: tuple[Axis, ...] = ()
 
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
     def along(self, dim: int) -> Axis | None:
         """The axis along ``dim``, or None where the dimension is rigid."""
-        dim %= max(len(self.shape), 1)
-        return next((axis for axis in self.axes if axis.dim == dim), None)
+        for axis in self.axes:
+            if axis.dim == dim % self.rank:
+                return axis
+        return None
 
     def without(self, dim: int) -> tuple[Axis, ...]:
         """All axes but the one along ``dim``."""
-        dim %= max(len(self.shape), 1)
-        return tuple(axis for axis in self.axes if axis.dim != dim)
+        own = self.along(dim)
+        return tuple(axis for axis in self.axes if axis is not own)
 
     def behind(self, dim: int) -> list[Axis]:
         """The axes along all dimensions behind ``dim``."""
@@ -72,6 +77,6 @@ class Value:
 
     def expanded(self, rank: int) -> Value:
         """The tensor seen with ``rank`` dimensions: new ones of size 1 come first."""
-        new = rank - len(self.shape)
+        new = rank - self.rank
         axes = [replace(axis, dim=axis.dim + new) for axis in self.axes]
         return Value((1,) * new + self.shape, tuple(axes))

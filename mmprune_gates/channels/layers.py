@@ -6,14 +6,14 @@ one makes the channels of the output, the other one reads those of the input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
 import numpy as np
 import torch
 
-from mmprune_gates.channels.flow import Read, Site, Term, Use
+from mmprune_gates.channels.flow import Read, Site, Use
 from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis
 from mmprune_gates.channels.op import Op, Result
 
@@ -23,12 +23,12 @@ FOREIGN = 'read by a weight that is not the `weight` of the module that uses it:
 
 def linear(op: Op) -> Result:
     """``aten.linear``: x (..., I), weight (O, I) -> (..., O)."""
-    x, weight = op.x, op.weight
-    last = len(x.shape) - 1
-    _register(op, Use(_holder(op), 'linear', out_dim=0, in_dim=1))
+    x = op.x
+    last = x.rank - 1
+    _register(op, 'linear', out_dim=0, in_dim=1)
     _count(op, x.shape[:-1])
-    _consume(op, x.along(last), weight.along(1))
-    out = _produce(op, weight.along(0), last)
+    _consume(op, x.along(last), op.weight.along(1))
+    out = _produce(op, op.weight.along(0), last)
     return op.result([*_shifted(op, x.without(last)), out])
 
 
@@ -44,18 +44,21 @@ def transposed_convolution(op: Op) -> Result:
 
 def _convolve(op: Op, transposed: bool) -> Result:
     """A regular, grouped or depthwise convolution."""
-    x, conv_groups = op.x, op.arg(6, 1)
+    x = op.x
+    conv_groups = op.arg(6, 1)
     op.freeze(x.behind(1), 'convolves over a dimension that holds channels')
     op.freeze(op.weight.behind(1), 'a kernel')
-    batch, *places = x.shape if transposed else op.shape
-    _count(op, [batch, *places[1:]])
+    applied_at = x.shape if transposed else op.shape
+    batch, _, *places = applied_at
+    _count(op, [batch, *places])
     if 1 < conv_groups == x.shape[1]:
-        _register(op, Use(_holder(op), 'depthwise conv', out_dim=0, in_dim=None))
+        _register(op, 'depthwise conv', out_dim=0, in_dim=None)
         out = _depthwise_output(op, transposed)
     else:
-        use = Use(_holder(op), 'conv', out_dim=int(transposed), in_dim=int(not transposed))
-        _register(op, use)
-        _consume(op, x.along(1), op.weight.along(use.in_dim))
+        out_dim = int(transposed)
+        in_dim = 1 - out_dim
+        _register(op, 'conv', out_dim, in_dim)
+        _consume(op, x.along(1), op.weight.along(in_dim))
         out = _grouped_output(op, transposed, conv_groups)
     others = [axis for axis in x.axes if axis.dim == 0]
     return op.result([*_shifted(op, others), out])
@@ -67,51 +70,53 @@ def _shifted(op: Op, axes: Iterable[Axis]) -> list[Axis]:
     return [op.flow.weaken(axis, at_most) for axis in axes]
 
 
-def _register(op: Op, use: Use) -> None:
+def _register(op: Op, kind: str, out_dim: int, in_dim: int | None) -> None:
     """Remember which layer uses a weight, for groups and the coverage report."""
     weight = op.parameter(1)
     if weight is not None:
+        use = Use(_holder(op), kind, out_dim, in_dim)
         op.flow.layers.setdefault(weight, use)
 
 
 def _holder(op: Op) -> str:
     """Path of the module that holds the weight; the one that makes the call where it is computed."""
     weight = op.parameter(1)
-    return op.layer if weight is None else weight.rpartition('.')[0]
+    if weight is None:
+        return op.layer
+    return weight.rpartition('.')[0]
 
 
-def _count(op: Op, positions: Sequence[int]) -> None:
+def _count(op: Op, positions: Iterable[int]) -> None:
     """Record the multiply-accumulates of a layer whose weight is applied at ``positions`` (their extents)."""
-    if not op.counted:
-        return
-    extents, factors = list(positions), []
+    extents = list(positions)
+    factors = []
     for dim, size in enumerate(op.weight.shape):
         axis = op.weight.along(dim)
         if axis is None or dim > 1:
             extents.append(size)
         else:
             factors.append(axis.ids)
-    op.flow.terms.append(Term(op.node, _holder(op), op.per_sample(extents), tuple(factors)))
+    op.count(_holder(op), extents, factors)
 
 
 def _consume(op: Op, channels: Axis | None, reader: Axis | None) -> None:
     """Tie channels of the input to the axis of the weight that reads them."""
     if channels is None:
         op.freeze([reader], FIXED_INPUT)
-        return
-    if reader is None:
+    elif reader is None:
         op.freeze([channels], 'read by a weight of one channel')
-        return
-    op.flow.unite(channels.ids.reshape(-1, len(reader.ids)), reader.ids)
-    if _is_own(op, 1, 'weight'):
-        op.flow.reads.append(_describe_read(op, channels, reader.dim))
     else:
+        rows = channels.ids.reshape(-1, len(reader.ids))
+        op.flow.unite(rows, reader.ids)
+        _read(op, channels, reader.dim)
+
+
+def _read(op: Op, channels: Axis, in_dim: int) -> None:
+    """Record that a layer reads channels of its input along a dimension of its weight."""
+    if not _is_own(op, 1, 'weight'):
         op.freeze([channels], FOREIGN)
-
-
-def _describe_read(op: Op, channels: Axis, in_dim: int) -> Read:
-    """How a layer reads channels of its input."""
-    return Read(
+        return
+    read = Read(
         layer=op.layer,
         weight=op.parameter(1),
         in_dim=in_dim,
@@ -123,16 +128,20 @@ def _describe_read(op: Op, channels: Axis, in_dim: int) -> Read:
         weight_size=prod(op.weight.shape),
         direct=op.flow.is_direct(op.layer),
     )
+    op.flow.reads.append(read)
 
 
 def _is_own(op: Op, position: int, attribute: str) -> bool:
     """Whether an operand is that attribute of the very module whose forward makes the call."""
-    return op.parameter(position) == f'{op.layer}.{attribute}'.lstrip('.')
+    own = f'{op.layer}.{attribute}'
+    return op.parameter(position) == own.lstrip('.')
 
 
 def _channel_dim(op: Op, axis: Axis) -> int:
     """The channel dimension of a layer's input or output: the last, -1, of a linear layer."""
-    return -1 if op.name == 'aten.linear' else axis.dim
+    if op.name == 'aten.linear':
+        return -1
+    return axis.dim
 
 
 def _produce(op: Op, made: Axis | None, dim: int) -> Axis | None:
@@ -141,7 +150,8 @@ def _produce(op: Op, made: Axis | None, dim: int) -> Axis | None:
         return None
     if op.bias is not None:
         op.flow.unite(made.ids, op.bias.along(0).ids)
-    return _gated(op, replace(made, dim=dim), made.dim)
+    out = replace(made, dim=dim)
+    return _gated(op, out, made.dim)
 
 
 def _gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
@@ -149,8 +159,7 @@ def _gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
     own_bias = op.bias is None or _is_own(op, 2, 'bias')
     if not (own_bias and _is_own(op, 1, 'weight')):
         return op.flow.weaken(axis, ZERO)
-    weight = op.weight
-    channels = weight.along(weight_dim)
+    channels = op.weight.along(weight_dim)
     if channels is not None:
         op.flow.sites[op.layer] = Site(
             module=op.layer,
@@ -158,7 +167,7 @@ def _gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
             out_dim=_channel_dim(op, axis),
             index=channels.ids,
             output_size=op.per_sample(op.shape),
-            weight_size=prod(weight.shape),
+            weight_size=prod(op.weight.shape),
             direct=op.flow.is_direct(op.layer),
         )
     return axis.known(GATED, op.layer)
@@ -166,20 +175,20 @@ def _gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
 
 def _grouped_output(op: Op, transposed: bool, conv_groups: int) -> Axis | None:
     """Output axis of a convolution whose groups (one or many) shrink evenly."""
-    weight = op.weight
-    made = weight.along(int(transposed))
+    made = op.weight.along(int(transposed))
     if conv_groups == 1:
         return _produce(op, made, 1)
     # The weight's first dimension spans all groups: channels at the same place of each group are tied.
-    first = weight.along(0)
+    first = op.weight.along(0)
     if first is not None:
-        op.flow.tie(first.ids.reshape(conv_groups, -1))
+        rows = first.ids.reshape(conv_groups, -1)
+        op.flow.tie(rows)
     if not transposed:
         return _produce(op, made, 1)
     if made is None:
         made = op.rigid(1, conv_groups, 'a single channel in each group')
-    repeated = np.resize(np.arange(len(made.ids)), op.shape[1])
-    out = _produce(op, made.take(repeated), 1)
+    places = np.arange(op.shape[1]) % len(made.ids)
+    out = _produce(op, made.take(places), 1)
     return op.flow.weaken(out, ZERO)  # weight and bias hold its channels in different numbers: no gate there
 
 
@@ -187,15 +196,18 @@ def _depthwise_output(op: Op, transposed: bool) -> Axis | None:
     """A depthwise convolution passes the channels of its input on, each to ``multiplier`` outputs."""
     channels = op.x.along(1)
     multiplier = op.shape[1] // op.x.shape[1]
+    kernel = op.weight.along(1)
     if transposed and multiplier > 1:
-        op.freeze([channels, op.weight.along(1), *_own_axes(op, 1, 2)], 'transposed depthwise with a multiplier')
+        op.freeze([channels, kernel, *_own_axes(op, 1, 2)], 'transposed depthwise with a multiplier')
         return None
-    op.freeze([op.weight.along(1)], 'multiplier')
+    op.freeze([kernel], 'multiplier')
     if channels is not None:
-        places = np.arange(len(channels.ids))
-        channels = channels.take(np.repeat(places, multiplier))
+        places = np.arange(op.shape[1]) // multiplier
+        channels = channels.take(places)
     _share(op, channels, 1, 2)
-    return channels if channels is None or op.bias is None else op.flow.weaken(channels, ZERO)
+    if channels is None or op.bias is None:
+        return channels
+    return op.flow.weaken(channels, ZERO)
 
 
 def _share(op: Op, channels: Axis | None, *positions: int) -> None:
@@ -209,9 +221,12 @@ def _share(op: Op, channels: Axis | None, *positions: int) -> None:
 
 def _own_axes(op: Op, *positions: int) -> list[Axis]:
     """The channels along the first dimension of parameters and buffers."""
-    values = [op.arg(position) for position in positions]
-    axes = [value.along(0) for value in values if value is not None]
-    return [axis for axis in axes if axis is not None]
+    found = []
+    for position in positions:
+        value = op.arg(position)
+        if value is not None:
+            found += [axis for axis in value.axes if axis.dim == 0]
+    return found
 
 
 def batch_norm(op: Op) -> Result:

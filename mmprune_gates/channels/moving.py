@@ -9,38 +9,40 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
+from mmprune_gates.channels.labels import LOST, Axis, Ids, Value
 from mmprune_gates.channels.op import UNKNOWN, Op, Result, shapes
 from mmprune_gates.channels.pointwise import aligned
-from mmprune_gates.channels.reshape import copies, runs, spread
+from mmprune_gates.channels.reshape import grid, lines, runs, spread
 
 
 def permute(op: Op) -> Result:
     """``aten.permute``."""
-    rank = len(op.shape)
-    return op.moved([dim % rank for dim in op.arg(1)])
+    return op.moved([dim % op.rank for dim in op.arg(1)])
 
 
 def transpose(op: Op) -> Result:
     """``aten.transpose`` and ``aten.t``."""
-    rank = len(op.shape)
-    order = list(range(rank))
+    order = list(range(op.rank))
     if order:
-        first, second = op.arg(1, 0) % rank, op.arg(2, 1) % rank
-        order[first], order[second] = second, first
+        first = op.arg(1, 0) % op.rank
+        second = op.arg(2, 1) % op.rank
+        order[first] = second
+        order[second] = first
     return op.moved(order)
 
 
 def expand(op: Op) -> Result:
     """``aten.expand``: broadcast dimensions hold no channel."""
-    return op.result(op.x.expanded(len(op.shape)).axes)
+    expanded = op.x.expanded(op.rank)
+    return op.result(expanded.axes)
 
 
 def take_slice(op: Op) -> Result:
     """``aten.slice``: whole dimensions pass; a part of a channel dimension is a size fixed in the code."""
     dim = op.arg(1, 0)
-    cut = [] if op.shape[dim] == op.x.shape[dim] else [dim]
-    return op.spoilt(cut, 'sliced at a size fixed in the code')
+    if op.shape[dim] == op.x.shape[dim]:
+        return op.result(op.x.axes)
+    return op.spoilt([dim], 'sliced at a size fixed in the code')
 
 
 def select(op: Op) -> Result:
@@ -60,53 +62,72 @@ def split(op: Op) -> Result:
 
 def roll(op: Op) -> Result:
     """``aten.roll`` over dimensions that hold no channel."""
-    return op.spoilt(op.arg(2) or range(len(op.shape)), 'rolled along channels')
+    dims = op.arg(2) or range(op.rank)
+    return op.spoilt(dims, 'rolled along channels')
 
 
 def pad(op: Op) -> Result:
     """``aten.pad`` with a constant: exact over dimensions that hold no channel."""
-    widths, fill = op.arg(1), op.arg(2 if op.name == 'aten.constant_pad_nd' else 3, 0) or 0
-    padded = [-1 - number // 2 for number, width in enumerate(widths) if width]
-    return op.spoilt(padded, 'padded along channels', GATED if fill == 0 else LOST)
+    fill = op.arg(3)
+    if op.name == 'aten.constant_pad_nd':
+        fill = op.arg(2)
+    reason = 'padded along channels'
+    padded = [-1 - number // 2 for number, width in enumerate(op.arg(1)) if width]
+    if fill:
+        return op.spoilt(padded, reason, LOST)
+    return op.spoilt(padded, reason)
 
 
 def getitem(op: Op) -> Value:
     """``operator.getitem`` of a list of results."""
-    return op.arg(0)[op.arg(1)]
+    values = op.arg(0)
+    return values[op.arg(1)]
 
 
 def chunk(op: Op) -> Result:
     """``aten.chunk``: consecutive pieces along ``args[2]``, by their number. Equal pieces shrink alike."""
-    x, dim, parts = op.x, op.arg(2, 0), shapes(op.node)
-    axis = x.along(dim)
+    dim = op.arg(2, 0)
+    axis = op.x.along(dim)
     if axis is None:
-        return op.result(x.axes)
+        return op.result(op.x.axes)
+    parts = shapes(op.node)
     sizes = {shape[dim] for shape in parts}
     if len(sizes) > 1 or sizes == {1}:
         return op.spoilt([dim], 'split into pieces of different sizes, or of one channel')
-    pieces = axis.pieces(len(parts))
-    op.flow.tie(np.stack([piece.ids for piece in pieces]))
-    rest = x.without(dim)
-    return [Value(shape, (*rest, piece)) for shape, piece in zip(parts, pieces, strict=True)]
+    rows = np.arange(len(axis.ids)).reshape(len(parts), -1)
+    op.flow.tie(axis.ids[rows])
+    rest = op.x.without(dim)
+    pieces = []
+    for shape, row in zip(parts, rows, strict=True):
+        piece = axis.take(row)
+        pieces.append(Value(shape, (*rest, piece)))
+    return pieces
 
 
 def pixel_shuffle(op: Op) -> Result:
     """``aten.pixel_shuffle``: (N, C r^2, H, W) -> (N, C, H r, W r); the r^2 channels behind one go together."""
     axis = op.x.along(1)
-    if axis is None or op.shape[1] == 1:
+    channels = op.shape[1]
+    if axis is None or channels == 1:
         return op.spoilt([1], 'shuffled into a single channel')
-    ids = axis.ids.reshape(op.shape[1], -1).T
-    state = axis.state.reshape(op.shape[1], -1).T
-    op.flow.tie(ids)
-    return op.result([*op.x.without(1), replace(axis, ids=ids[0], state=state.min(axis=0))])
+    behind_each = np.arange(len(axis.ids)).reshape(channels, -1)
+    shuffled = _one_of(op, axis, behind_each.T)
+    return op.result([*op.x.without(1), shuffled])
+
+
+def _one_of(op: Op, axis: Axis, rows: Ids) -> Axis:
+    """The axis along the first of several rows of positions; channels at the same place of the rows go together."""
+    op.flow.tie(axis.ids[rows])
+    states = axis.state[rows]
+    return replace(axis, ids=axis.ids[rows[0]], state=states.min(axis=0))
 
 
 def stack(op: Op) -> Result:
     """``aten.stack``: a new dimension; channels along the others are united."""
-    rank = len(op.shape)
-    new = op.arg(1, 0) % rank
+    new = op.arg(1, 0) % op.rank
     values = [_unsqueezed(value, new) for value in op.tensors]
-    return op.result(aligned(op, values, range(rank), 'stacked with a tensor without removable channels'))
+    axes = aligned(op, values, range(op.rank), 'stacked with a tensor without removable channels')
+    return op.result(axes)
 
 
 def _unsqueezed(value: Value, dim: int) -> Value:
@@ -118,9 +139,8 @@ def _unsqueezed(value: Value, dim: int) -> Value:
 
 def cat(op: Op) -> Result:
     """``aten.cat``: channels side by side along the dimension, united along all others."""
-    rank = len(op.shape)
-    joined = op.arg(1, 0) % rank
-    others = [dim for dim in range(rank) if dim != joined]
+    joined = op.arg(1, 0) % op.rank
+    others = [dim for dim in range(op.rank) if dim != joined]
     axes = aligned(op, op.tensors, others, 'concatenated with a tensor without removable channels')
     if any(part.along(joined) for part in op.tensors):
         axes.append(_join(op, joined))
@@ -129,7 +149,9 @@ def cat(op: Op) -> Result:
 
 def _join(op: Op, dim: int) -> Axis:
     """The axis along the dimension of concatenation; pieces without labels stay whole."""
-    ids, state, sites = [], [], set()
+    ids = []
+    state = []
+    sites: set[str] = set()
     for part in op.tensors:
         piece = part.along(dim)
         if piece is None:
@@ -168,26 +190,28 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> Axis | None:
         before: The run, dimensions of the operand.
         after: The same run, dimensions of the result.
     """
-    old = op.x.shape[before.start : before.stop]
-    new = op.shape[after.start : after.stop]
-    dim = axis.dim - before.start
-    reduced = spread(axis.ids, dim, old, new)
-    varying = [place for place, size in zip(after, reduced.shape, strict=True) if size > 1]
+    old = tuple(op.x.shape[dim] for dim in before)
+    new = tuple(op.shape[dim] for dim in after)
+    places = np.arange(len(axis.ids))
+    positions = grid(places, axis.dim - before.start, old, new)
+    reduced = spread(axis.ids, positions)
+    varying = [dim for dim, size in zip(after, reduced.shape, strict=True) if size > 1]
     if not varying:
         op.freeze([axis], 'all of them tied to each other, and viewed in another shape')
         return None
-    inferred = _inferred_dim(op)
-    shrinks = inferred if inferred in varying else varying[-1]
-    ids = copies(axis.ids, dim, old, new, shrinks - after.start)
-    state = copies(axis.state, dim, old, new, shrinks - after.start)
-    op.flow.tie(ids)
-    return replace(axis, dim=shrinks, ids=ids[0], state=state.min(axis=0))
+    shrinks = _inferred_dim(op)
+    if shrinks not in varying:
+        shrinks = varying[-1]
+    rows = lines(positions, shrinks - after.start)
+    return replace(_one_of(op, axis, rows), dim=shrinks)
 
 
 def _inferred_dim(op: Op) -> int | None:
     """The dimension of the result whose size the code gives as -1, if any."""
-    sizes = next((list(arg) for arg in op.node.args[1:] if isinstance(arg, (list, tuple))), [])
-    if -1 not in sizes:
-        return None
-    first = op.arg(1) % len(op.x.shape) if op.name.endswith('unflatten') else 0
-    return first + sizes.index(-1)
+    first = 0
+    if op.name.endswith('unflatten'):
+        first = op.arg(1) % op.x.rank
+    for sizes in op.node.args[1:]:
+        if isinstance(sizes, (list, tuple)) and -1 in sizes:
+            return first + sizes.index(-1)
+    return None

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmprune_gates.channels.blocks import Branch
 from mmprune_gates.channels.flow import Flow
 from mmprune_gates.channels.groups import Group
+from mmprune_gates.channels.labels import Ids
 
 ALONE = 'all channels go together, so none can go'
 
@@ -32,21 +33,22 @@ class Numbering:
 
     groups: tuple[Group, ...]
     gates: tuple[Group, ...]
-    classes: np.ndarray
-    number_of: np.ndarray
+    classes: Ids
+    number_of: Ids
     reasons: dict[int, str]
 
     @property
     def num_channels(self) -> int:
         """Channels in all groups."""
-        return sum(group.size for group in (*self.groups, *self.gates))
+        return len(self.group_of)
 
-    def channels(self, ids: np.ndarray) -> Tensor:
+    def channels(self, ids: Ids) -> Tensor:
         """Numbers of the channels that ids have become, -1 for none."""
-        return torch.from_numpy(self.number_of[self.classes[ids]])
+        classes = self.classes[ids]
+        return torch.from_numpy(self.number_of[classes])
 
     @cached_property
-    def group_of(self) -> np.ndarray:
+    def group_of(self) -> Ids:
         """(num_channels,) number of the group of each channel."""
         sizes = [group.size for group in (*self.groups, *self.gates)]
         return np.repeat(np.arange(len(sizes)), sizes)
@@ -56,10 +58,13 @@ class Numbering:
         present = index[index >= 0].numpy()
         return np.unique(self.group_of[present]).tolist()
 
-    def why_frozen(self, ids: np.ndarray) -> str | None:
+    def why_frozen(self, ids: Ids) -> str | None:
         """Why none of these channels can be removed; None if at least one can."""
-        reasons = [self.reasons.get(number) for number in self.classes[ids].tolist()]
-        return None if None in reasons else reasons[0]
+        classes = self.classes[ids].tolist()
+        reasons = [self.reasons.get(number) for number in classes]
+        if None in reasons:
+            return None
+        return reasons[0]
 
 
 def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
@@ -69,16 +74,18 @@ def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
     makers = _makers(flow, classes)
     members = _with_same_slots(flow, classes, makers, reasons)
     number_of = np.full(flow.num_ids + 1, -1)
-    groups: list[Group] = []
+    names = _numbered(makers[numbers[0]] for numbers in members)
+    groups = []
     start = 0
-    for name, numbers in zip(_numbered(makers[first] for first, *_ in members), members, strict=True):
-        size = len(numbers)
-        if size == 1:
-            reasons.setdefault(numbers[0], ALONE)  # at least one must stay
-        groups.append(Group(name, size, reasons.get(numbers[0]), start))
-        number_of[numbers] = np.arange(start, start + size)
-        start += size
-    gates: list[Group] = []
+    for name, numbers in zip(names, members, strict=True):
+        first = numbers[0]
+        if len(numbers) == 1:
+            reasons.setdefault(first, ALONE)  # at least one must stay
+        group = Group(name, len(numbers), reasons.get(first), start)
+        groups.append(group)
+        number_of[numbers] = np.arange(start, start + group.size)
+        start += group.size
+    gates = []
     for branch in branches:
         if branch.gate is not None:
             number_of[classes[branch.gate]] = start
@@ -100,11 +107,13 @@ def _numbered(names: Iterable[str]) -> list[str]:
     found = []
     for name in names:
         counts[name] += 1
-        found.append(name if counts[name] == 1 else f'{name}#{counts[name]}')
+        if counts[name] > 1:
+            name = f'{name}#{counts[name]}'
+        found.append(name)
     return found
 
 
-def _freeze_reasons(flow: Flow, classes: np.ndarray) -> dict[int, str]:
+def _freeze_reasons(flow: Flow, classes: Ids) -> dict[int, str]:
     """Class -> why it is frozen; the first reason found stands."""
     reasons: dict[int, str] = {}
     for ids, reason in flow.frozen:
@@ -113,15 +122,14 @@ def _freeze_reasons(flow: Flow, classes: np.ndarray) -> dict[int, str]:
     return reasons
 
 
-def _with_same_slots(
-    flow: Flow, classes: np.ndarray, numbers: Iterable[int], reasons: dict[int, str]
-) -> list[list[int]]:
+def _with_same_slots(flow: Flow, classes: Ids, numbers: Iterable[int], reasons: dict[int, str]) -> list[list[int]]:
     """Classes grouped by the slots they own and the reason they are frozen for."""
     slots = defaultdict(list)
     for name, value in flow.tensors.items():
         for axis in value.axes:
-            for number in set(classes[axis.ids].tolist()):
-                slots[number].append((name, axis.dim))
+            slot = (name, axis.dim)
+            for number in np.unique(classes[axis.ids]).tolist():
+                slots[number].append(slot)
     alike = defaultdict(list)
     for number in numbers:
         key = (*slots[number], reasons.get(number))
@@ -129,7 +137,7 @@ def _with_same_slots(
     return list(alike.values())
 
 
-def _makers(flow: Flow, classes: np.ndarray) -> dict[int, str]:
+def _makers(flow: Flow, classes: Ids) -> dict[int, str]:
     """Class -> the first layer that makes it, in order of execution."""
     makers: dict[int, str] = {}
     for weight, use in flow.layers.items():

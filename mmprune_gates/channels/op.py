@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import torch
-from torch import fx
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
 
-from mmprune_gates.channels.flow import Flow
-from mmprune_gates.channels.labels import GATED, LOST, Axis, Shape, Value
+from mmprune_gates.channels.flow import Flow, Term
+from mmprune_gates.channels.labels import GATED, LOST, Axis, Ids, Shape, Value
 
 NO_RULE = 'no rule for this op'
 UNKNOWN = -1  # a size that depends on data
@@ -32,9 +33,9 @@ class Op:
     """
 
     flow: Flow
-    node: fx.Node
-    values: dict[fx.Node, Any]
-    names: dict[fx.Node, str]
+    node: Node
+    values: dict[Node, Any]
+    names: dict[Node, str]
     batch: int
     counted: bool
 
@@ -50,12 +51,16 @@ class Op:
 
     def arg(self, position: int, default: Any = None) -> Any:
         """The operand at ``position``: labels where it is a tensor, the constant itself otherwise."""
-        value = self.node.args[position] if position < len(self.node.args) else default
-        return fx.node.map_arg(value, self.values.__getitem__)
+        args = self.node.args
+        value = args[position] if position < len(args) else default
+        return map_arg(value, self.values.__getitem__)
 
     def parameter(self, position: int) -> str | None:
         """Name of the parameter or buffer that is the operand at ``position``, or None."""
-        return self.names.get(self.node.args[position]) if position < len(self.node.args) else None
+        args = self.node.args
+        if position >= len(args):
+            return None
+        return self.names.get(args[position])
 
     @property
     def tensors(self) -> list[Value]:
@@ -85,13 +90,18 @@ class Op:
         """Shape of the (first) result."""
         return shapes(self.node)[0]
 
+    @property
+    def rank(self) -> int:
+        """Number of dimensions of the (first) result."""
+        return len(self.shape)
+
     def result(self, axes: Iterable[Axis | None] = ()) -> Result:
         """Labels of the result; where the op has several, all carry the same axes."""
-        axes = tuple(axis for axis in axes if axis is not None)
+        known = tuple(axis for axis in axes if axis is not None)
         value = self.node.meta.get('val')
         if isinstance(value, (list, tuple)):
-            return [Value(sizes(part), axes) for part in value]
-        return Value(sizes(value), axes)
+            return [Value(sizes(part), known) for part in value]
+        return Value(sizes(value), known)
 
     def moved(self, origins: Sequence[int | None], reason: str = '', at_most: int = GATED) -> Result:
         """Labels of a result whose dimension ``d`` is dimension ``origins[d]`` of the first operand.
@@ -101,31 +111,35 @@ class Op:
             reason: Why channels along the other dimensions of the operand are frozen.
             at_most: Upper bound on what is known of the values.
         """
-        known, lost = [], []
+        known = []
         for axis in self.x.axes:
             if axis.dim not in origins:
-                lost.append(axis)
+                self.freeze([axis], reason)
                 continue
-            place = replace(axis, dim=origins.index(axis.dim))
-            known.append(place if at_most == GATED else self.flow.weaken(place, at_most))
-        self.freeze(lost, reason)
+            moved = replace(axis, dim=origins.index(axis.dim))
+            if at_most < GATED:
+                moved = self.flow.weaken(moved, at_most)
+            known.append(moved)
         return self.result(known)
 
     def spoilt(self, dims: Iterable[int], reason: str, at_most: int = GATED) -> Result:
         """Labels of a result with the dimensions of the first operand; channels along ``dims`` are frozen."""
-        rank = len(self.x.shape)
-        spoilt = {dim % rank for dim in dims}
-        return self.moved([None if dim in spoilt else dim for dim in range(rank)], reason, at_most)
+        origins: list[int | None] = list(range(self.x.rank))
+        for dim in dims:
+            origins[dim] = None
+        return self.moved(origins, reason, at_most)
 
     def dropped(self, dims: Iterable[int], reason: str) -> Result:
         """Labels of a result without dimensions ``dims`` of the first operand; channels along them are frozen."""
-        rank = len(self.x.shape)
+        rank = self.x.rank
         dropped = {dim % rank for dim in dims}
-        return self.moved([dim for dim in range(rank) if dim not in dropped], reason)
+        origins = [dim for dim in range(rank) if dim not in dropped]
+        return self.moved(origins, reason)
 
     def freeze(self, axes, reason: str) -> None:
         """Freeze ``axes``, naming the op and the module."""
-        self.flow.freeze(axes, f'{reason} ({self.name} in {self.layer or "the model itself"})')
+        module = self.layer or 'the model itself'
+        self.flow.freeze(axes, f'{reason} ({self.name} in {module})')
 
     def give_up(self, reason: str) -> Result:
         """Labels of a result in which no channel is known: nothing that the op touches can be removed."""
@@ -149,20 +163,34 @@ class Op:
             raise ValueError('a size depends on data')
         return prod(extents) / self.batch
 
+    def count(self, layer: str, extents: Iterable[int], factors: Iterable[Ids] = ()) -> None:
+        """Record multiply-accumulates of the inference graph.
 
-def operands(node: fx.Node) -> list[fx.Node]:
+        Args:
+            layer: Path of the module that makes them.
+            extents: Sizes that hold no channel, whose product counts.
+            factors: Channels along each of the other extents.
+        """
+        if self.counted:
+            positions = self.per_sample(extents)
+            self.flow.terms.append(Term(self.node, layer, positions, tuple(factors)))
+
+
+def operands(node: Node) -> list[Node]:
     """All tensor operands of a call in order, repetitions kept."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, dict(node.kwargs)), found.append)
+    found: list[Node] = []
+    map_arg((node.args, dict(node.kwargs)), found.append)
     return found
 
 
 def as_list(value: Result) -> list[Value]:
     """A value as a list of one, a list as it is."""
-    return value if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        return value
+    return [value]
 
 
-def op_name(node: fx.Node) -> str:
+def op_name(node: Node) -> str:
     """The op that a node calls, see :func:`base_name`."""
     return base_name(node.target)
 
@@ -174,32 +202,35 @@ def base_name(target: Any) -> str:
 
 def _without_overload(target: Any) -> str:
     """For example ``aten.conv2d`` for ``aten.conv2d.default``."""
-    return str(target).rsplit('.', 1)[0]
+    name = str(target)
+    return name.rsplit('.', 1)[0]
 
 
-def is_inplace(node: fx.Node) -> bool:
+def is_inplace(node: Node) -> bool:
     """Whether a call changes its first operand."""
     return _without_overload(node.target).endswith('_')
 
 
-def module_path(node: fx.Node) -> str:
+def module_path(node: Node) -> str:
     """Dotted path of the module whose forward made the call, relative to the traced model."""
     return next(reversed(module_paths(node)), '')
 
 
-def module_paths(node: fx.Node) -> list[str]:
+def module_paths(node: Node) -> list[str]:
     """Dotted paths of all modules inside whose forward the call was made, outermost first."""
     stack = node.meta.get('nn_module_stack') or {}
     return [path.removeprefix('model').removeprefix('.') for path, _ in stack.values()]
 
 
-def shapes(node: fx.Node) -> list[Shape]:
+def shapes(node: Node) -> list[Shape]:
     """Shapes of the results of a call."""
-    value = node.meta.get('val')
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [sizes(v) for v in values if isinstance(v, torch.Tensor)] or [()]
+    values = node.meta.get('val')
+    if not isinstance(values, (list, tuple)):
+        return [sizes(values)]
+    return [sizes(value) for value in values if isinstance(value, Tensor)] or [()]
 
 
 def sizes(value: Any) -> Shape:
     """Shape of a tensor, empty for anything else; :data:`UNKNOWN` where a size depends on data."""
-    return tuple(size if isinstance(size, int) else UNKNOWN for size in getattr(value, 'shape', ()))
+    shape = getattr(value, 'shape', ())
+    return tuple(size if isinstance(size, int) else UNKNOWN for size in shape)

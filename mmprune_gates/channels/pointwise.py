@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Value
+from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, State, Value
 from mmprune_gates.channels.op import NO_RULE, Op, Result
 
-Combine = Callable[[list[np.ndarray]], np.ndarray]  # states of channels that meet -> state of the result
+Combine = Callable[[list[State]], State]  # states of channels that meet -> state of the result
 
 MIXED = 'combined with a tensor that has no removable channels there'
 weakest = np.minimum.reduce
@@ -18,16 +19,13 @@ weakest = np.minimum.reduce
 
 def passing(at_most: int) -> Callable[[Op], Result]:
     """The rule of functions of one element that leave at most so much known of its value."""
-
-    def rule(op: Op) -> Result:
-        return _passed(op, at_most)
-
-    return rule
+    return partial(_passed, at_most=at_most)
 
 
 def _passed(op: Op, at_most: int) -> Result:
     """The first operand's channels, with at most so much known of their values."""
-    return op.result([op.flow.weaken(axis, at_most) for axis in op.x.axes])
+    axes = [op.flow.weaken(axis, at_most) for axis in op.x.axes]
+    return op.result(axes)
 
 
 def nothing(op: Op) -> Result:
@@ -43,8 +41,11 @@ def clamp(op: Op) -> Result:
         return op.give_up(NO_RULE)
     if low == 0 and high is None:
         return _passed(op, GATED)
-    holds_zero = (low is None or low <= 0) and (high is None or high >= 0)
-    return _passed(op, ZERO if holds_zero else LOST)
+    above_zero = low is not None and low > 0
+    below_zero = high is not None and high < 0
+    if above_zero or below_zero:
+        return _passed(op, LOST)
+    return _passed(op, ZERO)
 
 
 def power(op: Op) -> Result:
@@ -57,19 +58,21 @@ def power(op: Op) -> Result:
 
 def prelu(op: Op) -> Result:
     """``aten.prelu``: x (N, C, *), weight (C,) or (1,). Homogeneous; one slope per channel."""
-    x, weight = op.arg(0), op.arg(1)
-    channels, slopes = x.along(1), weight.along(0)
-    if slopes is not None and channels is None:
+    channels = op.x.along(1)
+    slopes = op.weight.along(0)
+    if channels is None:
         op.freeze([slopes], MIXED)
     elif slopes is not None:
         op.flow.unite(channels.ids, slopes.ids)
-    return op.result(x.axes)
+    return op.result(op.x.axes)
 
 
 def additive(op: Op) -> Result:
     """add, sub, maximum: zero and homogeneous only if every operand is."""
-    shifts = any(isinstance(arg, (int, float)) and arg != 0 for arg in op.node.args[:2])
-    return _elementwise(op, _lost if shifts else weakest, broadcast=LOST)
+    for arg in op.node.args[:2]:
+        if isinstance(arg, (int, float)) and arg != 0:
+            return _elementwise(op, _lost, broadcast=LOST)
+    return _elementwise(op, weakest, broadcast=LOST)
 
 
 def multiplicative(op: Op) -> Result:
@@ -90,16 +93,18 @@ def comparison(op: Op) -> Result:
     return _elementwise(op, _lost, broadcast=LOST)
 
 
-def _lost(states: list[np.ndarray]) -> np.ndarray:
+def _lost(states: list[State]) -> State:
     """Nothing is known of the result."""
     return np.full_like(states[0], LOST)
 
 
-def _scaled_once(states: list[np.ndarray]) -> np.ndarray:
+def _scaled_once(states: list[State]) -> State:
     """A product scales with a gate if exactly one factor does, and is zero if any factor is."""
-    scaled = [state == GATED for state in states]
-    strongest = np.maximum.reduce(states)
-    return np.where(np.sum(scaled, axis=0) == 1, GATED, np.minimum(strongest, ZERO))
+    stacked = np.stack(states)
+    scaled = stacked == GATED
+    strongest = stacked.max(axis=0)
+    unscaled = np.minimum(strongest, ZERO)
+    return np.where(scaled.sum(axis=0) == 1, GATED, unscaled)
 
 
 def _elementwise(op: Op, combine: Combine, broadcast: int) -> Result:
@@ -111,9 +116,9 @@ def _elementwise(op: Op, combine: Combine, broadcast: int) -> Result:
         broadcast: What an operand that is broadcast along the channels leaves of their state at most:
             ``GATED`` where it scales them (mul), ``LOST`` where it may shift them (add).
     """
-    rank = len(op.shape)
-    values = [value.expanded(rank) for value in op.tensors]
-    return op.result(aligned(op, values, range(rank), MIXED, combine, broadcast))
+    values = [value.expanded(op.rank) for value in op.tensors]
+    axes = aligned(op, values, range(op.rank), MIXED, combine, broadcast)
+    return op.result(axes)
 
 
 def aligned(
@@ -131,18 +136,25 @@ def aligned(
         values: Labels of tensors with as many dimensions as the result.
         dims: The dimensions along which they lie like this.
         reason: Why channels are frozen that meet a tensor without channels.
-        combine: See :func:`elementwise`.
-        broadcast: See :func:`elementwise`.
+        combine: See :func:`_elementwise`.
+        broadcast: See :func:`_elementwise`.
     """
     axes = []
     for dim in dims:
-        found = [value.along(dim) for value in values]
-        bare = [value.shape[dim] for value, axis in zip(values, found, strict=True) if axis is None]
-        channels = [axis for axis in found if axis is not None]
-        if any(size > 1 for size in bare):
+        channels = []
+        at_most = GATED
+        longest = 1
+        for value in values:
+            axis = value.along(dim)
+            if axis is None:
+                at_most = broadcast
+                longest = max(longest, value.shape[dim])
+            else:
+                channels.append(axis)
+        if longest > 1:
             op.freeze(channels, reason)
         elif channels:
-            axes.append(_meet(op, channels, combine, broadcast if bare else GATED))
+            axes.append(_meet(op, channels, combine, at_most))
     return axes
 
 
@@ -164,15 +176,17 @@ def resampling(op: Op) -> Result:
     result = op.spoilt(range(-window, 0), 'resampled along a dimension that holds channels')
     if isinstance(result, Value):
         return result
-    pooled, *positions = result
-    return [pooled, *(Value(value.shape) for value in positions)]
+    pooled, *others = result
+    places = [Value(value.shape) for value in others]
+    return [pooled, *places]
 
 
 def sampling(op: Op) -> Result:
     """``aten.grid_sampler``: x (N, C, *) at the points of a grid (N, *, 2 or 3); homogeneous per channel."""
     reason = 'sampled at or along channels'
-    op.freeze(op.arg(1).axes, reason)
-    return op.spoilt(range(2, len(op.shape)), reason)
+    points = op.arg(1)
+    op.freeze(points.axes, reason)
+    return op.spoilt(range(2, op.rank), reason)
 
 
 def reduction(op: Op) -> Result:
@@ -190,9 +204,11 @@ def _reduced(op: Op, dims: int | list[int] | None, keep: bool) -> Result:
     if isinstance(dims, int):
         dims = [dims]
     elif not dims:
-        dims = range(len(op.x.shape))
+        dims = range(op.x.rank)
     reason = 'reduced over channels'
-    return op.spoilt(dims, reason) if keep else op.dropped(dims, reason)
+    if keep:
+        return op.spoilt(dims, reason)
+    return op.dropped(dims, reason)
 
 
 def softmax(op: Op) -> Result:
@@ -202,12 +218,13 @@ def softmax(op: Op) -> Result:
 
 def layer_norm(op: Op) -> Result:
     """``aten.layer_norm``: statistics over the trailing dimensions; removing a channel would change them."""
-    return _statistics(op, range(-len(op.arg(1)), 0), 'normalised over channels')
+    trailing = len(op.arg(1))
+    return _statistics(op, range(-trailing, 0), 'normalised over channels')
 
 
 def group_norm(op: Op) -> Result:
     """``aten.group_norm``: statistics over groups of channels; removing one would change them."""
-    return _statistics(op, range(1, len(op.shape)), 'normalised over groups of channels')
+    return _statistics(op, range(1, op.rank), 'normalised over groups of channels')
 
 
 def _statistics(op: Op, dims: Iterable[int], reason: str) -> Result:

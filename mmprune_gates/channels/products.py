@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mmprune_gates.channels.flow import Term
 from mmprune_gates.channels.op import Op, Result
 
 
@@ -13,9 +12,8 @@ def product(op: Op) -> Result:
     nearly always laid out by sizes fixed in the code (heads).
     """
     result = op.give_up('multiplied as a matrix with other activations')
-    if op.counted:
-        for extents in _products_of(op):
-            op.flow.terms.append(Term(op.node, op.layer, op.per_sample(extents), ()))
+    for extents in _products_of(op):
+        op.count(op.layer, extents)
     return result
 
 
@@ -23,17 +21,22 @@ def _products_of(op: Op) -> list[list[int]]:
     """Extents whose product is the number of multiply-accumulates, for each of the products an op makes."""
     if op.name.endswith('einsum'):
         return _einsum_extents(op)
-    first, second, *others = op.tensors
     if op.name.endswith('attention'):
-        queries, keys, width = first.shape[:-1], second.shape[-2], others[0].shape[-1]
-        return [[*queries, first.shape[-1], keys], [*queries, keys, width]]
-    return [[*op.shape, first.shape[-1]]]
+        query, key, value, *_ = op.tensors
+        *rows, width = query.shape
+        columns = key.shape[-2]
+        scores = [*rows, width, columns]
+        sums = [*rows, columns, value.shape[-1]]
+        return [scores, sums]
+    summed = op.x.shape[-1]
+    return [[*op.shape, summed]]
 
 
 def _einsum_extents(op: Op) -> list[list[int]]:
     """Extents of an einsum of two operands without an ellipsis; others are not counted."""
     equation = op.node.args[0].replace(' ', '')
-    operands = equation.split('->')[0].split(',')
+    inputs = equation.split('->')[0]
+    operands = inputs.split(',')
     if '...' in equation or len(operands) != 2:
         return []
     sizes: dict[str, int] = {}

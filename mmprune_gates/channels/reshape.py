@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from mmprune_gates.channels.labels import Shape
+from mmprune_gates.channels.labels import Ids, Shape
 
 
 def runs(old: Shape, new: Shape) -> list[tuple[range, range]]:
@@ -18,55 +18,58 @@ def runs(old: Shape, new: Shape) -> list[tuple[range, range]]:
     found = []
     i = j = 0
     while i < len(old) or j < len(new):
-        before, after = old[i:], new[j:]
-        m, n = _first_run(before, after)
-        if prod(before[m:]) == prod(after[n:]) == 1:  # trailing ones belong to the last run
-            m, n = len(before), len(after)
-        found.append((range(i, i + m), range(j, j + n)))
-        i, j = i + m, j + n
+        m, n = _first_run(old[i:], new[j:])
+        before = range(i, i + m)
+        after = range(j, j + n)
+        found.append((before, after))
+        i = before.stop
+        j = after.stop
     return found
 
 
 def _first_run(old: Shape, new: Shape) -> tuple[int, int]:
-    """How many of the first dimensions of two shapes have equal products: as few as possible, but at least one."""
-    m, n = min(1, len(old)), min(1, len(new))
+    """How many of the first dimensions of two shapes have equal products: as few as possible, but at least one.
+
+    Where only dimensions of size 1 would be left, they belong to the run as well.
+    """
+    m = min(1, len(old))
+    n = min(1, len(new))
     while prod(old[:m]) != prod(new[:n]):
         if prod(old[:m]) < prod(new[:n]):
             m += 1
         else:
             n += 1
+    if prod(old[m:]) == prod(new[n:]) == 1:
+        return len(old), len(new)
     return m, n
 
 
-def grid(vector: np.ndarray, dim: int, before: Shape, after: Shape) -> np.ndarray:
+def grid(vector: Ids, dim: int, before: Shape, after: Shape) -> Ids:
     """A vector along dimension ``dim`` of a run ``before``, seen as ``after``: its element at each position."""
     shape = [1] * len(before)
     shape[dim] = -1
-    return np.broadcast_to(vector.reshape(shape), before).reshape(after)
+    column = vector.reshape(shape)
+    return np.broadcast_to(column, before).reshape(after)
 
 
-def copies(vector: np.ndarray, dim: int, before: Shape, after: Shape, along: int) -> np.ndarray:
-    """What :func:`grid` gives, as rows: one for each line of elements along dimension ``along`` of ``after``."""
-    elements = grid(vector, dim, before, after)
-    return np.moveaxis(elements, along, -1).reshape(-1, after[along])
+def lines(elements: Ids, along: int) -> Ids:
+    """The lines of elements along a dimension, one in each row."""
+    last = np.moveaxis(elements, along, -1)
+    return last.reshape(-1, last.shape[-1])
 
 
-def spread(ids: np.ndarray, dim: int, before: Shape, after: Shape) -> np.ndarray:
-    """Where the channels along dimension ``dim`` of a run ``before`` lie in the same run seen as ``after``.
+def spread(ids: Ids, positions: Ids) -> Ids:
+    """Where channels lie in a run of dimensions.
 
     Args:
-        ids: (before[dim],) channel at each position.
-        dim: The dimension of the run that holds them.
-        before: Sizes of the run.
-        after: Sizes of the same run after the change of shape.
+        ids: (C,) the channels.
+        positions: Position into ``ids`` at each place of the run.
 
     Returns:
-        Positions into ``ids``, shape ``after``, reduced to size 1 along every dimension the channel does not
-        change over.
+        ``positions``, reduced to size 1 along every dimension the channel does not change over.
     """
-    positions = grid(np.arange(len(ids)), dim, before, after)
-    for d in range(positions.ndim):
-        first = positions.take([0], axis=d)
+    for dim in range(positions.ndim):
+        first = positions.take([0], axis=dim)
         if (ids[first] == ids[positions]).all():
             positions = first
     return positions

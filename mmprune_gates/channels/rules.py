@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from operator import getitem
 
-from torch import fx
+from torch.fx import Node
 
 from mmprune_gates.channels import layers, moving, pointwise, products
 from mmprune_gates.channels.labels import GATED, LOST, ZERO
@@ -106,7 +106,7 @@ TABLE: dict[str, Rule] = {
 ELEMENTWISE = frozenset(name for name, rule in TABLE.items() if Trait.ELEMENTWISE in rule.traits)
 
 
-def has_trait(node: fx.Node, trait: Trait) -> bool:
+def has_trait(node: Node, trait: Trait) -> bool:
     """Whether a call is one of an op that has a trait."""
     rule = TABLE.get(op_name(node))
     return rule is not None and trait in rule.traits

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_aggregate, map_arg
 
 from mmprune_gates.channels.labels import Axis, Shape
-from mmprune_gates.channels.op import op_name, shapes
+from mmprune_gates.channels.op import op_name, operands, shapes
 from mmprune_gates.channels.rules import Trait, has_trait
 from mmprune_gates.channels.walked import Walked
 
 
 @dataclass(frozen=True)
-class Named:
-    """A parameter or buffer among the arguments of a step."""
+class Operand:
+    """A tensor among the arguments of a step: a parameter or buffer by its name; None for what the step before made."""
 
-    name: str
-
-
-@dataclass(frozen=True)
-class Before:
-    """The result of the step before, among the arguments of a step."""
+    name: str | None
 
 
 @dataclass(frozen=True)
@@ -62,18 +60,21 @@ class Tail:
         if self.bias is not None:
             value = value + tensors[self.bias].reshape(self.shape)
         for op, args in self.steps:
-            value = op(*fx.node.map_aggregate(args, lambda arg, last=value: _resolve(arg, last, tensors)))
+            resolve = partial(_resolve, before=value, tensors=tensors)
+            value = op(*map_aggregate(args, resolve))
         return value
 
 
-def _resolve(arg: Any, last: Tensor, tensors: Mapping[str, Tensor]) -> Any:
+def _resolve(arg: Any, before: Tensor, tensors: Mapping[str, Tensor]) -> Any:
     """What an argument of a step stands for."""
-    if isinstance(arg, Named):
-        return tensors[arg.name]
-    return last if isinstance(arg, Before) else arg
+    if not isinstance(arg, Operand):
+        return arg
+    if arg.name is None:
+        return before
+    return tensors[arg.name]
 
 
-def find_tail(graph: Walked, end: fx.Node, modules: tuple[str, ...]) -> Tail | None:
+def find_tail(graph: Walked, end: Node, modules: tuple[str, ...]) -> Tail | None:
     """The tail of a branch; None if its end is not computed step by step from what one layer makes.
 
     Calls after the last module of the branch stay in the model and are not part of the tail.
@@ -83,7 +84,8 @@ def find_tail(graph: Walked, end: fx.Node, modules: tuple[str, ...]) -> Tail | N
         end: Result of the branch.
         modules: Paths of its modules.
     """
-    node, steps = end, []
+    node = end
+    steps = []
     module = graph.enclosing(node, modules)
     while not has_trait(node, Trait.BIAS):
         source = _source(graph, node, inside=module is not None)
@@ -93,16 +95,24 @@ def find_tail(graph: Walked, end: fx.Node, modules: tuple[str, ...]) -> Tail | N
             steps.append(node)
         node = source
         module = module or graph.enclosing(node, modules)
-    layer = node
-    weight, bias = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
-    axes = graph.values[steps[0] if steps else layer].axes
-    if module is None or len(axes) != 1 or weight not in graph.names or (bias and bias not in graph.names):
+    chain = [*steps, node]
+    axes = graph.values[chain[0]].axes
+    _, *parameters = operands(node)
+    names = [graph.names.get(parameter) for parameter in parameters]
+    if module is None or len(axes) != 1 or None in names:
         return None
-    written = [(step.target, _written_args(graph, step)) for step in reversed(steps)]
-    return Tail(module, graph.names[weight], graph.names.get(bias), _bias_shape(layer), tuple(written), axes[0])
+    weight, bias, *_ = [*names, None]  # not every layer has a bias
+    return Tail(
+        module=module,
+        weight=weight,
+        bias=bias,
+        shape=_bias_shape(node),
+        steps=tuple(_written(graph, step) for step in reversed(steps)),
+        axis=axes[0],
+    )
 
 
-def _source(graph: Walked, node: fx.Node, inside: bool) -> fx.Node | None:
+def _source(graph: Walked, node: Node, inside: bool) -> Node | None:
     """The single operand of a call that depends on the input, if the call maps constants to constants.
 
     Args:
@@ -110,24 +120,34 @@ def _source(graph: Walked, node: fx.Node, inside: bool) -> fx.Node | None:
         node: The call.
         inside: Whether the call is part of the tail; if so, all other operands must be parameters or buffers.
     """
-    variable = [source for source in node.all_input_nodes if source in graph.paths]
-    computed = [source for source in node.all_input_nodes if source not in graph.paths and source not in graph.names]
-    if node.kwargs or (inside and computed) or not has_trait(node, Trait.CONSTANT):
+    if node.kwargs or not has_trait(node, Trait.CONSTANT):
         return None
-    return variable[0] if len(variable) == 1 else None
+    variable = []
+    for source in node.all_input_nodes:
+        if source in graph.paths:
+            variable.append(source)
+        elif inside and source not in graph.names:
+            return None
+    if len(variable) != 1:
+        return None
+    return variable[0]
 
 
-def _bias_shape(layer: fx.Node) -> Shape:
+def _bias_shape(layer: Node) -> Shape:
     """Shape of a layer's output, with size 1 along all dimensions without channels."""
     sizes = shapes(layer)[0]
-    channels = len(sizes) - 1 if op_name(layer) == 'linear' else 1
-    return tuple(size if dim == channels else 1 for dim, size in enumerate(sizes))
+    channels = 1
+    if op_name(layer) == 'linear':
+        channels = len(sizes) - 1
+    shape = [1] * len(sizes)
+    shape[channels] = sizes[channels]
+    return tuple(shape)
 
 
-def _written_args(graph: Walked, node: fx.Node) -> tuple:
-    """The arguments of a call, with tensors replaced by their names."""
+def _written(graph: Walked, node: Node) -> tuple[Any, tuple]:
+    """A call as a step: its op, and its arguments with tensors replaced by their names."""
 
-    def written(source: fx.Node) -> Named | Before:
-        return Named(graph.names[source]) if source in graph.names else Before()
+    def written(source: Node) -> Operand:
+        return Operand(graph.names.get(source))
 
-    return fx.node.map_arg(node.args, written)
+    return node.target, map_arg(node.args, written)

@@ -7,9 +7,10 @@ from operator import getitem
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export import ExportedProgram, export
 from torch.export.graph_signature import InputKind
+from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from mmprune_gates.channels.blocks import Branch, find_branches
@@ -64,9 +65,11 @@ def read_graph(
         raise ValueError(f'units must be one of {", ".join(UNITS)}, got {units!r}')
     flow = Flow(model, aliases(model))
     batch = batch_size(options)
-    branches = _walk(flow, _capture(flow, forward, options, training=False), batch, counted=True)
+    program = _capture(flow, forward, options, training=False)
+    branches = _walk(flow, program, batch, counted=True)
     if train_forward is not None:
-        trained = _walk(flow, _capture(flow, train_forward, options, training=True), batch, counted=False)
+        program = _capture(flow, train_forward, options, training=True)
+        trained = _walk(flow, program, batch, counted=False)
         branches = _in_both_passes(branches, trained)
     settle(flow)
     classes = flow.classes()
@@ -98,9 +101,12 @@ def _with_gate(flow: Flow, branch: Branch) -> Branch:
 
 def aliases(model: nn.Module) -> dict[str, str]:
     """Module path or tensor name -> the first one of the same module or tensor; ``torch.export`` uses the last."""
-    named = (model.named_modules, model.named_parameters, model.named_buffers)
     first: dict[object, str] = {}
-    return {name: first.setdefault(x, name) for items in named for name, x in items(remove_duplicate=False)}
+    found = {}
+    for named in (model.named_modules, model.named_parameters, model.named_buffers):
+        for name, held in named(remove_duplicate=False):
+            found[name] = first.setdefault(held, name)
+    return found
 
 
 def _capture(flow: Flow, forward: Forward | None, options: Options, training: bool) -> ExportedProgram:
@@ -129,9 +135,11 @@ def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> li
     """Let labels flow through an exported graph, from its inputs to its outputs; returns its residual branches."""
     graph = program.graph
     values, names = _placeholders(flow, program)
-    calls = {node: call for call in find_calls(flow, graph, names) for node in call.nodes}
+    calls = {}
+    for call in find_calls(flow, graph, names):
+        calls |= dict.fromkeys(call.nodes, call)
 
-    def follow(node: fx.Node, into: Flow) -> None:
+    def follow(node: Node, into: Flow) -> None:
         values[node] = _labels(Op(into, node, values, names, batch, counted))
 
     for node in graph.nodes:
@@ -155,14 +163,15 @@ def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> li
     return find_branches(Walked(flow, values, names))
 
 
-def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[fx.Node, Any], dict[fx.Node, str]]:
+def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[Node, Any], dict[Node, str]]:
     """Labels of the inputs, parameters and buffers of a graph, and names of the latter two."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values, names = {}, {}
     for node in program.graph.nodes:
         if node.op in ('call_function', 'output'):
             continue
-        shape, spec = shapes(node)[0], specs.get(node.name)
+        shape = shapes(node)[0]
+        spec = specs.get(node.name)
         values[node] = Value(shape)
         if spec is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and node.users:
             names[node] = flow.canonical(spec.target.removeprefix('model.'))
@@ -187,10 +196,11 @@ def _labels(op: Op) -> Any:
     return result
 
 
-def _is_view(node: fx.Node) -> bool:
+def _is_view(node: Node) -> bool:
     """Whether a tensor shares its elements with one computed before it."""
-    source = node.args[0] if node.target is getitem else node
-    return getattr(source.target, 'is_view', False)
+    if node.target is getitem:
+        node = node.args[0]
+    return getattr(node.target, 'is_view', False)
 
 
 def _has_changed(before: Value, after: Value) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import fx
+from torch.fx import Node
 
 from mmprune_gates.channels.flow import Flow
 from mmprune_gates.channels.op import module_paths
@@ -24,40 +24,46 @@ class Walked:
     """
 
     flow: Flow
-    values: Mapping[fx.Node, Any]
-    names: Mapping[fx.Node, str]
+    values: Mapping[Node, Any]
+    names: Mapping[Node, str]
 
     @cached_property
-    def paths(self) -> dict[fx.Node, list[str]]:
+    def paths(self) -> dict[Node, list[str]]:
         """Enclosing modules of each call that depends on the input, outermost first.
 
         Other calls compute with parameters only, or count the batches that a norm has seen.
         """
-        paths: dict[fx.Node, list[str]] = {}
+        inputs = {node for node in self.values if node.op == 'placeholder'}
+        reached = inputs.difference(self.names)
+        paths = {}
         for node in self.values:
-            sources = node.all_input_nodes if node.op == 'call_function' else []
-            if any(source in paths or self._is_input(source) for source in sources):
+            if not reached.isdisjoint(node.all_input_nodes):
+                reached.add(node)
                 paths[node] = [self.flow.canonical(path) for path in module_paths(node)]
         return paths
 
-    def _is_input(self, node: fx.Node) -> bool:
-        return node.op == 'placeholder' and node not in self.names
-
-    def needed_modules(self, node: fx.Node) -> set[str]:
+    def needed_modules(self, node: Node) -> set[str]:
         """Modules this call depends on: enclosing modules, parameter owners, and their ancestors."""
+        used = list(self.paths[node])
+        for source in node.all_input_nodes:
+            if source in self.names:
+                holder = self.names[source].rpartition('.')[0]
+                used.append(holder)
         needed = set()
-        holders = [self.names[source].rpartition('.')[0] for source in node.all_input_nodes if source in self.names]
-        for path in (*self.paths[node], *holders):
+        for path in used:
             while path not in needed:
                 needed.add(path)
                 path = path.rpartition('.')[0] or path
         return needed
 
-    def entries(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    def entries(self, nodes: Iterable[Node]) -> set[Node]:
         """Tensors that these calls read, other than parameters and each other's results."""
         read = {source for node in nodes for source in node.all_input_nodes}
         return read.difference(nodes, self.names)
 
-    def enclosing(self, node: fx.Node, modules: Iterable[str]) -> str | None:
+    def enclosing(self, node: Node, modules: Iterable[str]) -> str | None:
         """The outermost of ``modules`` that encloses a call."""
-        return next((path for path in self.paths.get(node, ()) if path in modules), None)
+        for path in self.paths.get(node, ()):
+            if path in modules:
+                return path
+        return None
