@@ -94,7 +94,7 @@ def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
     return Numbering(tuple(groups), tuple(gates), classes, number_of, reasons)
 
 
-def named(branches: Sequence[Branch]) -> list[Branch]:
+def with_own_names(branches: Sequence[Branch]) -> list[Branch]:
     """The branches, each with a name of its own for its block."""
     names = _numbered(branch.block.name for branch in branches)
     pairs = zip(branches, names, strict=True)

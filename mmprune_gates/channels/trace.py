@@ -21,7 +21,7 @@ from mmprune_gates.channels.full_width import computes_across, find_calls, keep_
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
-from mmprune_gates.channels.numbering import named
+from mmprune_gates.channels.numbering import with_own_names
 from mmprune_gates.channels.op import Op, as_list, is_inplace, shapes
 from mmprune_gates.channels.rules import apply_rule
 from mmprune_gates.channels.walked import Walked
@@ -73,7 +73,7 @@ def read_graph(
         branches = _in_both_passes(branches, trained)
     settle(flow)
     classes = flow.classes()
-    branches = named([branch for branch in branches if branch.terms and branch.keeps_channels(classes)])
+    branches = with_own_names([branch for branch in branches if branch.terms and branch.keeps_channels(classes)])
     if units != 'channels':
         branches = [_with_gate(flow, branch) for branch in branches]
     return build_graph(flow, branches, prune_channels=units != 'blocks')
