@@ -39,7 +39,7 @@ class SaveRank(Hook):
 class DriftApart(Hook):
     """Lets one rank close a gate that the other does not."""
 
-    priority = 'ABOVE_NORMAL'
+    priority = 'HIGH'
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         """In the fourth iteration."""
