@@ -23,9 +23,9 @@ def draw_histogram(axes: Axes, line: Mapping[str, Any]) -> None:
     counts = np.array(line['histogram'])
     width = 1 / len(counts)
     centres = (np.arange(len(counts)) + 0.5) * width
-    closed = -2 * width
+    closed = -5 * width
     axes.bar(centres, counts, width * 0.9, color=BLUE)
-    axes.bar(closed, line['closed'], width * 1.8, color=VERMILION)
+    axes.bar(closed, line['closed'], width * 2, color=VERMILION)
     for place, count in ((closed, line['closed']), (centres[-1], counts[-1])):
         axes.annotate(f'{count}', (place, max(count, 1)), ha='center', va='bottom', fontsize=8)
     axes.set_yscale('log')
