@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,11 +65,12 @@ def network_of(run: Run) -> Network:
         value, source = from_slim(graph, run.slim), 'slim.json'
     else:
         value, source = from_history(graph, run.history[-1]['open']), f'gates at iteration {run.history[-1]["iter"]}'
+    gone = gone_of(graph, value)
     return Network(
-        widths=[width for width in (width_of(graph, layer, value) for layer in graph.layers if layer.macs) if width],
+        widths=widths_of(graph, value, gone),
         costs=costs_of(graph, value),
         blocks=blocks_of(graph, run),
-        gone=gone_of(graph, value),
+        gone=gone,
         input_shape=shape,
         source=source,
     )
@@ -138,16 +139,33 @@ def blocks_of(graph: ChannelGraph, run: Run) -> list[str]:
     return [block.name for block in graph.blocks if units != 'channels' or block.last]
 
 
-def width_of(graph: ChannelGraph, layer: Layer, value: Tensor) -> Width | None:
-    """Output channels of a layer; None if its weight holds none that are known."""
-    dims = graph.slots.get(f'{layer.name}.weight', {})
+def widths_of(graph: ChannelGraph, value: Tensor, gone: Container[str]) -> list[Width]:
+    """Output channels of every layer that inference uses, where they are known.
+
+    Args:
+        graph: The graph.
+        value: (num_channels,) 1 for what is kept, 0 for what is not, or a share.
+        gone: Names of the blocks whose layers are gone.
+    """
+    removed = [block for block in graph.blocks if block.name in gone]
+    kept = torch.cat([value, value.new_ones(1)])  # the last: a channel of no group stays
+    widths = []
+    for layer in graph.layers:
+        index = made_by(graph, layer)
+        if layer.macs and index is not None:
+            is_gone = any(block.holds(layer.name) for block in removed)
+            after = 0 if is_gone else round(float(kept[index].sum()))
+            widths.append(Width(layer.name, stage_of(layer.name), len(index), after))
+    return widths
+
+
+def made_by(graph: ChannelGraph, layer: Layer) -> Tensor | None:
+    """(out_channels,) channels that a layer makes, -1 for none; None if it is not known."""
     made = set(layer.out_groups)
-    fitting = [index for _, index in sorted(dims.items()) if made and made <= groups_in(graph, index)]
-    if not fitting:
-        return None
-    index = fitting[0]  # dimension 0 but for transposed convolutions
-    kept = torch.cat([value, value.new_ones(1)])[index].sum()  # -1: a channel of no group stays
-    return Width(layer.name, stage_of(layer.name), len(index), round(float(kept)))
+    for _, index in sorted(graph.slots.get(f'{layer.name}.weight', {}).items()):
+        if made and made <= groups_in(graph, index):
+            return index  # dimension 0 but for transposed convolutions
+    return None
 
 
 def groups_in(graph: ChannelGraph, index: Tensor) -> set[str]:

@@ -85,8 +85,13 @@ class Sections:
         history = self.run.history
         if not history:
             raise Absent(NO_HISTORY)
-        chosen = sorted({0, len(history) // 2, len(history) - 1})
-        note = 'The first, the middle and the last record; the number of gates has a logarithmic scale.'
+        half = next(place for place, line in enumerate(history) if 2 * line['closed'] >= history[-1]['closed'])
+        middle = half if 0 < half < len(history) - 1 else len(history) // 2
+        chosen = sorted({0, middle, len(history) - 1})
+        note = (
+            'The first record, the one with half of the gates closed that are closed at the end, and the last; the '
+            'number of gates has a logarithmic scale.'
+        )
         return Drawn(note, histograms([history[place] for place in chosen]))
 
     def macs(self) -> Drawn:
