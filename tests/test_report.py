@@ -227,6 +227,13 @@ def test_the_confusion_matrix_has_the_accuracy_of_the_last_validation(finished, 
     assert len(run.measured()) > 1
 
 
+def test_the_record_ends_with_the_last_iteration_though_epochs_of_ticks_are_shorter(finished):
+    run = read_run(finished('gbn-digits')[0])
+    meta = torch.load(run.checkpoint, weights_only=True)['meta']
+    assert meta['iter'] < 5 * 7  # five epochs of 200 images, some of them Ticks on half
+    assert run.history[-1]['iter'] == meta['iter'] and run.progress() == (5, 5, 'epochs')
+
+
 def test_without_validation_the_page_says_so(finished, tmp_path):
     run = shutil.copytree(finished('gdp-scenes')[0], tmp_path / 'run')
     for path in run.glob('*/vis_data/scalars.json'):

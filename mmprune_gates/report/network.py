@@ -59,7 +59,7 @@ def network_of(run: Run) -> Network:
         )
     try:
         graph, shape = graph_of_config(config)
-    except (ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # models can be anybody's code
         raise Absent(f'the model of {run.config_path} cannot be built here: {first_line(error)}') from error
     if run.slim is not None:
         value, source = from_slim(graph, run.slim), 'slim.json'
@@ -77,8 +77,8 @@ def network_of(run: Run) -> Network:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return str(error).strip().split('\n')[0] or type(error).__name__
+    """What an error is and says, in one line."""
+    return f'{type(error).__name__}: {str(error).strip()}'.split('\n')[0]
 
 
 def from_slim(graph: ChannelGraph, slim: Mapping) -> Tensor:

@@ -155,8 +155,8 @@ def find_config(folder: Path) -> tuple[Path | None, Config | None, str]:
     for path in paths:
         try:
             config = load_config(argparse.Namespace(config=str(path), cfg_options={}))
-        except ValueError as reason:
-            error = str(reason)
+        except Exception as reason:  # a config is code
+            error = str(reason) if isinstance(reason, ValueError) else f'{path} cannot be read: {reason!r}'
             continue
         if config.model.get('type') == GATED:
             return path, config, ''
