@@ -21,11 +21,16 @@ def write_json(path: str | Path, data: Any) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file completely or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file completely or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=f'.{path.name}-', delete=False) as file:
+    with tempfile.NamedTemporaryFile('wb', dir=path.parent, prefix=f'.{path.name}-', delete=False) as file:
         try:
-            file.write(text)
+            file.write(data)
             file.flush()
             os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
             os.replace(file.name, path)

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
+from mmprune_gates.engine.gate_picture import histograms, pixels
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.gates import gates_of
 
 BINS = 20
+NAME = 'gates.jsonl'  # in the work directory
+KEYS = {'iter', 'closed', 'histogram', 'open'}
+
+
+def read_history(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a history that are whole; of a killed run the last may be cut. Empty if there is no file."""
+    path = Path(path)
+    history = []
+    for text in path.read_text(errors='replace').splitlines() if path.is_file() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and KEYS <= line.keys():
+            history.append(line)
+    return history
 
 
 @HOOKS.register_module()
@@ -21,7 +40,8 @@ class GateRecordHook(Hook):
     """Appends one line of JSON per ``interval`` iterations to ``gates.jsonl`` in the work directory.
 
     Each line has ``iter``, ``histogram`` (counts of gate values in 20 equal bins over [0, 1]; exact zeros are
-    counted apart, in ``closed``), and ``open`` (group name -> channels whose gate is not exactly 0).
+    counted apart, in ``closed``), and ``open`` (group name -> channels whose gate is not exactly 0). When training
+    ends, the last histogram also goes as an image, ``gates``, to the backends of the run's visualizer.
 
     Args:
         interval: Iterations between two lines; the last iteration always has one.
@@ -38,27 +58,41 @@ class GateRecordHook(Hook):
     def before_train(self, runner) -> None:
         """Start a new file, or cut one back to where the run resumes."""
         path = self.path(runner)
-        lines = path.read_text().splitlines() if path.exists() and runner.iter > 0 else []
-        kept = [line for line in lines if json.loads(line)['iter'] <= runner.iter]
-        path.write_text(''.join(f'{line}\n' for line in kept))
+        lines = read_history(path) if runner.iter > 0 else []
+        kept = [json.dumps(line) + '\n' for line in lines if line['iter'] <= runner.iter]
+        partial = path.with_suffix('.partial')
+        partial.write_text(''.join(kept))
+        os.replace(partial, path)
 
     @master_only
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Append a line if it is time."""
-        if not self.every_n_train_iters(runner, self.interval) and runner.iter + 1 != runner.max_iters:
-            return
+        if self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters:
+            self.append(runner, runner.iter + 1)
+
+    @master_only
+    def after_train(self, runner) -> None:
+        """See that the last iteration has a line, and hand its histogram to the visualizer."""
+        history = read_history(self.path(runner))
+        if not history or history[-1]['iter'] < runner.iter:  # epochs can be shorter than they were thought to be
+            history.append(self.append(runner, runner.iter))
+        runner.visualizer.add_image('gates', pixels(histograms(history[-1:])), runner.iter)
+
+    def append(self, runner, iteration: int) -> dict[str, Any]:
+        """Append a line for the gates as they are after some iterations; returns it."""
         value = gates_of(unwrapped(runner)).values()
         free = torch.cat(list(value.values())).float().cpu()
         line = {
-            'iter': runner.iter + 1,
+            'iter': iteration,
             'closed': int((free == 0).sum()),
             'histogram': torch.histc(free[free != 0].clamp(0, 1), BINS, 0, 1).long().tolist(),
             'open': {name: int((own != 0).sum()) for name, own in value.items()},
         }
         with self.path(runner).open('a') as file:
             file.write(json.dumps(line) + '\n')
+        return line
 
     @staticmethod
     def path(runner) -> Path:
         """Where the history of a run is."""
-        return Path(runner.work_dir) / 'gates.jsonl'
+        return Path(runner.work_dir) / NAME

@@ -19,32 +19,17 @@ from mmseg.apis import inference_model, init_model
 from mmseg.registry import DATASETS
 from PIL import Image
 
-
-def draw_gates(axes, history: list[dict]) -> None:
-    """Share of gates in each bin of value, over the iterations; exact zeros are a row of their own."""
-    iters = [line['iter'] for line in history]
-    counts = np.array([[line['closed'], *line['histogram']] for line in history], float).T
-    shares = counts / counts.sum(0)
-    bins = len(shares) - 1
-    # The first row is drawn below zero, so that exactly zero can be told from small.
-    edges = np.concatenate([[-2 / bins], np.linspace(0, 1, bins + 1)])
-    times = np.concatenate([[0], iters])
-    mesh = axes.pcolormesh(times, edges, shares, norm='log', vmin=1e-3, vmax=1, cmap='viridis')
-    axes.axhline(0, color='white', linewidth=1)
-    axes.set(xlabel='iteration', ylabel='gate value', title='Gates over training\n(below the line: exactly 0)')
-    axes.figure.colorbar(mesh, ax=axes, label='share of gates')
+from mmprune_gates.engine.record_hook import read_history
+from mmprune_gates.report.pictures import draw_gates, draw_widths
+from mmprune_gates.report.predictions import coloured
 
 
 def draw_groups(axes, report: dict) -> None:
-    """Channels kept and removed, one bar per group."""
-    names = list(report['groups'])
-    sizes = [report['groups'][name]['size'] for name in names]
-    kept = [len(report['groups'][name]['kept']) for name in names]
-    places = np.arange(len(names))
-    axes.barh(places, sizes, color='#d8d8d8', label='removed')
-    axes.barh(places, kept, color='#2a788e', label='kept')
-    axes.set_yticks(places, [short(name) for name in names], fontsize=6)
-    axes.invert_yaxis()
+    """Channels kept, one bar per group, the dense width behind it."""
+    groups = report['groups']
+    sizes = [group['size'] for group in groups.values()]
+    kept = [len(group['kept']) for group in groups.values()]
+    draw_widths(axes, [short(name) for name in groups], sizes, kept)
     axes.set(xlabel='channels', title='Channels kept per group')
     axes.legend(loc='lower right')
 
@@ -54,20 +39,13 @@ def short(name: str) -> str:
     return name.replace('backbone.', '').replace('_modules', '').replace('_head', '').removesuffix('.conv')
 
 
-def colour(mask: np.ndarray, palette: list) -> np.ndarray:
-    """(H, W) class numbers to (H, W, 3) colours; void is white."""
-    table = np.full((256, 3), 255, np.uint8)
-    table[: len(palette)] = palette
-    return table[mask]
-
-
 def draw_predictions(grid, configs: dict[str, tuple[str, str]], data_root: Path, count: int) -> None:
     """Image, truth and each model's prediction, one row per image of the test set."""
     models = {name: init_model(config, checkpoint, device='cpu') for name, (config, checkpoint) in configs.items()}
     config = Config.fromfile(next(iter(configs.values()))[0])
     init_default_scope('mmseg')
     dataset = DATASETS.build({**config.test_dataloader.dataset, 'data_root': str(data_root)})
-    palette = dataset.metainfo['palette']
+    palette = np.array(dataset.metainfo['palette']) / 255
     chosen = np.linspace(0, len(dataset) - 1, count).astype(int)
     for row, index in enumerate(chosen):
         info = dataset.get_data_info(int(index))
@@ -76,10 +54,10 @@ def draw_predictions(grid, configs: dict[str, tuple[str, str]], data_root: Path,
         table = np.full(256, 255)
         for old, new in (info['label_map'] or {i: i for i in range(255)}).items():
             table[old] = new
-        pictures = {'image': image, 'truth': colour(table[raw], palette)}
+        pictures = {'image': image, 'truth': coloured(table[raw], palette)}
         for name, model in models.items():
             found = inference_model(model, image[..., ::-1].copy()).pred_sem_seg.data[0].numpy()
-            pictures[name] = colour(found, palette)
+            pictures[name] = coloured(found, palette)
         for column, (name, picture) in enumerate(pictures.items()):
             axes = grid.add_subplot(count, len(pictures), row * len(pictures) + column + 1)
             axes.imshow(picture)
@@ -105,7 +83,7 @@ def draw_summary(
     figure = plt.figure(figsize=(17, 9), layout='constrained')
     left, middle, right = figure.subfigures(1, 3, width_ratios=[5, 4, 8])
     figure.suptitle(title)
-    draw_gates(left.subplots(), [json.loads(line) for line in (run / 'gates.jsonl').read_text().splitlines()])
+    draw_gates(left.subplots(), read_history(run / 'gates.jsonl'))
     draw_groups(middle.subplots(), json.loads((slim / 'slim.json').read_text()))
     draw_predictions(right, models, data_root, count)
     partial = path.with_suffix('.partial.png')

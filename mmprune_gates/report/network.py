@@ -1,0 +1,191 @@
+"""Width and cost of every layer before and after a run, from the channel graph and what the run has kept."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.channels.graph import Layer, inside
+from mmprune_gates.engine.coverage import graph_of_config
+from mmprune_gates.report.run import Absent, Run
+
+
+@dataclass(frozen=True)
+class Width:
+    """Output channels of a layer, before and after."""
+
+    name: str
+    stage: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model before and after.
+
+    Attributes:
+        widths: Of every convolution and linear layer that inference uses, in order of execution.
+        costs: Stage -> MACs before and after, in order of execution.
+        blocks: Names of the residual blocks that can go.
+        gone: Names of those that are gone.
+        input_shape: (C, H, W) that MACs are stated for.
+        source: Where what is kept comes from.
+    """
+
+    widths: list[Width]
+    costs: dict[str, tuple[float, float]]
+    blocks: list[str]
+    gone: list[str]
+    input_shape: list[int]
+    source: str
+
+
+def network_of(run: Run) -> Network:
+    """Trace the model of a run and compare it with what is left of it.
+
+    Raises:
+        Absent: No config, nothing recorded of what is kept, or a record of another model.
+    """
+    config = run.need_config()
+    if run.slim is None and not run.history:
+        raise Absent(
+            f'neither a slim model ({run.slim_error}) nor gates.jsonl: record gates with '
+            "custom_hooks = [..., dict(type='mmprune_gates.GateRecordHook')]"
+        )
+    try:
+        graph, shape = graph_of_config(config)
+    except Exception as error:  # models can be anybody's code
+        raise Absent(f'the model of {run.config_path} cannot be built here: {first_line(error)}') from error
+    if run.slim is not None:
+        value, source = from_slim(graph, run.slim), 'slim.json'
+    else:
+        value, source = from_history(graph, run.history[-1]['open']), f'gates at iteration {run.history[-1]["iter"]}'
+    gone = gone_of(graph, value)
+    return Network(
+        widths=widths_of(graph, value, gone),
+        costs=costs_of(graph, value),
+        blocks=blocks_of(graph, run),
+        gone=gone,
+        input_shape=shape,
+        source=source,
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error is and says, in one line."""
+    return f'{type(error).__name__}: {str(error).strip()}'.split('\n')[0]
+
+
+def from_slim(graph: ChannelGraph, slim: Mapping) -> Tensor:
+    """(num_channels,) 1 for what is kept and 0 for what is not, from ``slim.json``.
+
+    Raises:
+        Absent: It is of another model.
+    """
+    spans = {group.name: group for group in graph.free}
+    value = torch.ones(graph.num_channels, dtype=torch.double)
+    for name, entry in slim['groups'].items():
+        if name not in spans or spans[name].size != entry['size']:
+            raise Absent(f'slim.json is of another model: it has a group {name!r} of {entry["size"]} channels')
+        mask = torch.zeros(entry['size'], dtype=torch.double)
+        mask[entry['kept']] = 1
+        value[spans[name].span] = mask
+    return without_blocks(graph, value, set(slim['blocks']['removed']))
+
+
+def from_history(graph: ChannelGraph, opened: Mapping[str, int]) -> Tensor:
+    """(num_channels,) the share of its group that is open, from a line of ``gates.jsonl``.
+
+    Raises:
+        Absent: It is of another model.
+    """
+    spans = {group.name: group for group in graph.free}
+    value = torch.ones(graph.num_channels, dtype=torch.double)
+    for name, count in opened.items():
+        if name not in spans or count > spans[name].size:
+            raise Absent(f'gates.jsonl is of another model: it has {count} open channels of a group {name!r}')
+        value[spans[name].span] = count / spans[name].size
+    return without_blocks(graph, value, set())
+
+
+def without_blocks(graph: ChannelGraph, value: Tensor, removed: set[str]) -> Tensor:
+    """``value`` with zeros for what is inside residual blocks that are gone, by name or because they are empty."""
+    value = value.clone()
+    empty = {block.name for block in graph.emptied(value != 0)}
+    gates = {group.block.name: group for group in graph.free if group.block is not None}
+    for block in graph.blocks:
+        gate = gates.get(block.name)
+        closed = gate is not None and not value[gate.span].any()
+        if closed or block.name in removed or block.name in empty:
+            for name in (*block.inner, *([gate.name] if gate else [])):
+                value[graph.group(name).span] = 0
+    return value
+
+
+def gone_of(graph: ChannelGraph, value: Tensor) -> list[str]:
+    """Names of the residual blocks whose gate is closed in ``value``."""
+    gates = [group for group in graph.free if group.block is not None]
+    return [group.block.name for group in gates if not value[group.span].any()]
+
+
+def blocks_of(graph: ChannelGraph, run: Run) -> list[str]:
+    """Names of the residual blocks that this run could remove: those with a gate, or that can be emptied."""
+    units = run.need_config().model.get('units', 'channels')
+    return [block.name for block in graph.blocks if units != 'channels' or block.last]
+
+
+def widths_of(graph: ChannelGraph, value: Tensor, gone: Container[str]) -> list[Width]:
+    """Output channels of every layer that inference uses, where they are known.
+
+    Args:
+        graph: The graph.
+        value: (num_channels,) 1 for what is kept, 0 for what is not, or a share.
+        gone: Names of the blocks whose layers are gone.
+    """
+    removed = [block for block in graph.blocks if block.name in gone]
+    kept = torch.cat([value, value.new_ones(1)])  # the last: a channel of no group stays
+    widths = []
+    for layer in graph.layers:
+        index = made_by(graph, layer)
+        if layer.macs and index is not None:
+            is_gone = any(block.holds(layer.name) for block in removed)
+            after = 0 if is_gone else round(float(kept[index].sum()))
+            widths.append(Width(layer.name, stage_of(layer.name), len(index), after))
+    return widths
+
+
+def made_by(graph: ChannelGraph, layer: Layer) -> Tensor | None:
+    """(out_channels,) channels that a layer makes, -1 for none; None if it is not known."""
+    made = set(layer.out_groups)
+    for _, index in sorted(graph.slots.get(f'{layer.name}.weight', {}).items()):
+        if made and made <= groups_in(graph, index):
+            return index  # dimension 0 but for transposed convolutions
+    return None
+
+
+def groups_in(graph: ChannelGraph, index: Tensor) -> set[str]:
+    """Names of the groups that channels belong to."""
+    return {group.name for group in graph.groups if bool(inside(index, group).any())}
+
+
+def costs_of(graph: ChannelGraph, value: Tensor) -> dict[str, tuple[float, float]]:
+    """Stage -> MACs before and after."""
+    before = graph.cost.per_op(torch.ones_like(value)).tolist()
+    after = graph.cost.per_op(value).tolist()
+    costs: dict[str, tuple[float, float]] = {}
+    for path, whole, left in zip(graph.cost.layers, before, after, strict=True):
+        stage = stage_of(path)
+        sums = costs.get(stage, (0.0, 0.0))
+        costs[stage] = (sums[0] + whole, sums[1] + left)
+    return costs
+
+
+def stage_of(path: str) -> str:
+    """The part of a model that a module path belongs to: a stage of the backbone, a neck or a head."""
+    first, *rest = path.split('.')
+    return f'{first}.{rest[0]}' if first == 'backbone' and len(rest) > 1 else first

@@ -1,0 +1,205 @@
+"""The page: every section that can be made, and one line for each that cannot."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+from mmprune_gates.cli.files import write_bytes, write_text
+from mmprune_gates.engine.gate_picture import histograms
+from mmprune_gates.report import pictures
+from mmprune_gates.report.facts import commands_of, facts_of, tiles_of, title_of
+from mmprune_gates.report.network import Network, network_of
+from mmprune_gates.report.predictions import predictions_of
+from mmprune_gates.report.run import Absent, Run
+
+DPI = 110
+TEMPLATE = Path(__file__).with_name('page.html')
+NO_HISTORY = "no gates.jsonl: record gates with custom_hooks = [..., dict(type='mmprune_gates.GateRecordHook')]"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a section shows: a picture or a list, with a sentence above it."""
+
+    note: str = ''
+    figure: Figure | None = None
+    items: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page; ``picture`` is a PNG in base64, or empty."""
+
+    key: str
+    title: str
+    note: str
+    picture: str
+    items: tuple[str, ...]
+
+
+class Sections:
+    """Makes the sections of one run; each method raises :class:`Absent` if what it needs is not there.
+
+    Args:
+        run: The run.
+        images: Images to show of a segmentor.
+        samples: Images to classify at most.
+    """
+
+    def __init__(self, run: Run, images: int, samples: int) -> None:
+        self.run, self.images, self.samples = run, images, samples
+
+    @cached_property
+    def found(self) -> Network | Absent:
+        """The model before and after, or why there is none; traced once."""
+        try:
+            return network_of(self.run)
+        except Absent as reason:
+            return reason
+
+    def network(self) -> Network:
+        """The model before and after."""
+        if isinstance(self.found, Absent):
+            raise self.found
+        return self.found
+
+    def gates(self) -> Drawn:
+        """Gates over time."""
+        if not self.run.history:
+            raise Absent(NO_HISTORY)
+        return Drawn(
+            'Every column is a histogram of all gates at one time; white: none.',
+            pictures.gates_over_time(self.run.history),
+        )
+
+    def histograms(self) -> Drawn:
+        """Gates at the start, in the middle and at the end of what is recorded."""
+        history = self.run.history
+        if not history:
+            raise Absent(NO_HISTORY)
+        half = next(place for place, line in enumerate(history) if 2 * line['closed'] >= history[-1]['closed'])
+        middle = half if 0 < half < len(history) - 1 else len(history) // 2
+        chosen = sorted({0, middle, len(history) - 1})
+        note = (
+            'The first record, the one with half of the gates closed that are closed at the end, and the last; the '
+            'number of gates has a logarithmic scale.'
+        )
+        return Drawn(note, histograms([history[place] for place in chosen]))
+
+    def macs(self) -> Drawn:
+        """MACs over time against the target."""
+        run = self.run
+        if not any('macs_ratio' in line for line in run.train):
+            raise Absent('no macs_ratio in TIMESTAMP/vis_data/scalars.json: no pruning hook logged there')
+        slim = run.slim['macs']['after'] / run.slim['macs']['before'] if run.slim else None
+        return Drawn('', pictures.macs_over_time(run.train, run.target, slim))
+
+    def losses(self) -> Drawn:
+        """Loss and validation metric."""
+        run = self.run
+        if not run.train:
+            raise Absent('no losses: TIMESTAMP/vis_data/scalars.json is missing or empty')
+        points = run.measured()
+        note = '' if points else 'The run has no validation on record, so there is no metric to show.'
+        if len(points) == 1:
+            note = f'One validation, at iteration {points[0][0]}: {run.metric} {points[0][1]:.2f}.'
+        return Drawn(note, pictures.losses(run.train, run.metric or '', points))
+
+    def layers(self) -> Drawn:
+        """Channels kept per layer."""
+        network = self.network()
+        note = f'Convolutions and linear layers of inference, by stage; kept according to {network.source}.'
+        return Drawn(note, pictures.layers(network.widths))
+
+    def costs(self) -> Drawn:
+        """MACs per stage."""
+        network = self.network()
+        note = f'Multiply-accumulates at batch 1, input {tuple(network.input_shape)}; according to {network.source}.'
+        return Drawn(note, pictures.costs(network))
+
+    def blocks(self) -> Drawn:
+        """Residual blocks that are gone."""
+        network = self.network()
+        number = len(network.blocks)
+        if not number:
+            return Drawn('This model has no residual block that could go.')
+        note = f'{len(network.gone)} of the {number} residual blocks that could go are gone.'
+        return Drawn(note, items=tuple(network.gone))
+
+    def predictions(self) -> Drawn:
+        """What the slim or gated model predicts."""
+        made = predictions_of(self.run, self.images, self.samples)
+        return Drawn(made.note, made.figure)
+
+
+TITLES = {
+    'gates': 'Gates over time',
+    'histograms': 'Gates at start, middle and end',
+    'macs': 'MACs against the target',
+    'losses': 'Loss and validation',
+    'layers': 'Channels kept per layer',
+    'costs': 'MACs per stage',
+    'blocks': 'Residual blocks gone',
+    'predictions': 'Predictions',
+}
+
+
+def write_report(run: Run, out: str | Path, images: int = 4, samples: int = 1000) -> tuple[Path, dict[str, str]]:
+    """Write ``index.html`` and its pictures.
+
+    Args:
+        run: The run.
+        out: Folder to write to; what an earlier report wrote there is replaced.
+        images: Images to show of a segmentor.
+        samples: Images to classify at most.
+
+    Returns:
+        The page, and title -> reason for what it leaves out.
+    """
+    out, maker = Path(out), Sections(run, images, samples)
+    sections = []
+    missing = {} if run.slim else {'Slim model': run.slim_error}
+    for key, title in TITLES.items():
+        try:
+            sections.append(section_of(key, title, getattr(maker, key), out))
+        except Absent as reason:
+            missing[title] = str(reason)
+            (out / f'{key}.png').unlink(missing_ok=True)
+    write_text(out / 'index.html', html_of(run, sections, missing))
+    return out / 'index.html', missing
+
+
+def section_of(key: str, title: str, make: Callable[[], Drawn], out: Path) -> Section:
+    """Make a section and write its picture."""
+    drawn = make()
+    picture = b''
+    if drawn.figure is not None:
+        buffer = io.BytesIO()
+        drawn.figure.savefig(buffer, format='png', dpi=DPI)
+        picture = buffer.getvalue()
+        write_bytes(out / f'{key}.png', picture)
+    return Section(key, title, drawn.note, base64.b64encode(picture).decode(), drawn.items)
+
+
+def html_of(run: Run, sections: list[Section], missing: dict[str, str]) -> str:
+    """The page as text; it needs no other file."""
+    title, subtitle = title_of(run)
+    template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding='utf-8'))
+    return template.render(
+        title=title,
+        subtitle=subtitle,
+        tiles=tiles_of(run),
+        doubts=run.doubts,
+        sections=sections,
+        facts=facts_of(run),
+        commands=commands_of(run),
+        missing=missing,
+    )

@@ -1,0 +1,159 @@
+"""What the slim model, or the gated one where there is none, makes of a few images of the test set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import Tensor, nn
+
+from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
+from mmprune_gates.engine.datasets import check_datasets
+from mmprune_gates.engine.forwards import is_segmentor
+from mmprune_gates.engine.model_config import without_pretrained
+from mmprune_gates.report.network import first_line
+from mmprune_gates.report.pictures import confusion, side_by_side
+from mmprune_gates.report.run import Absent, Run
+
+SHOWN = 20  # classes of a confusion matrix that can be read
+VOID = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A picture of predictions, and what it shows in a sentence."""
+
+    figure: Figure
+    note: str
+
+
+def predictions_of(run: Run, images: int, samples: int) -> Predictions:
+    """Predictions beside the truth (segmentation), or a confusion matrix (classification).
+
+    Args:
+        run: The run.
+        images: Images to show of a segmentor.
+        samples: Images to classify at most.
+
+    Raises:
+        Absent: No config, no weights, no data, or a model of another kind.
+    """
+    config = run.need_config()
+    if config.get('test_dataloader') is None:
+        raise Absent(f'{run.config_path} has no test_dataloader')
+    try:
+        check_datasets(config, ('test_dataloader',))
+    except FileNotFoundError as error:
+        missing = str(error).split('\n')[1].strip()
+        raise Absent(f'the data set is not here: {missing}') from error
+    name, model_config, weights = weights_of(run)
+    try:
+        model = load(model_config, weights)
+        dataset = DATASETS.build(config.test_dataloader.dataset)
+        draw = segmentation if is_segmentor(model) else classification
+        return draw(model, dataset, name, images if is_segmentor(model) else samples)
+    except Exception as error:  # data sets and pipelines can be anybody's code
+        raise Absent(f'no predictions of the {name} model: {first_line(error)}') from error
+
+
+def weights_of(run: Run) -> tuple[str, Config, Path]:
+    """Kind, config and weights of the model to show: slim if there is one, or else the last gated checkpoint.
+
+    Raises:
+        Absent: There is neither.
+    """
+    slim, weights = run.slim_dir / 'slim.py', run.slim_dir / 'slim.pth'
+    if run.slim is not None and slim.is_file() and weights.is_file():
+        return 'slim', Config.fromfile(slim), weights
+    if run.checkpoint is None:
+        raise Absent(f'neither a slim model in {run.slim_dir} nor a checkpoint in {run.folder}')
+    return 'gated', run.need_config(), run.checkpoint
+
+
+def load(config: Config, weights: Path) -> nn.Module:
+    """The model of a config with the weights of a checkpoint, on the CPU, ready to test."""
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    model_config = without_pretrained(config.model.to_dict())
+    if config.get('data_preprocessor'):
+        model_config.setdefault('data_preprocessor', config.data_preprocessor.to_dict())  # as the Runner does
+    model = MODELS.build(model_config).eval()
+    load_weights(model, read_checkpoint(weights), weights)
+    return model
+
+
+@torch.no_grad()
+def predicted(model: nn.Module, dataset: Any, index: int) -> tuple[Tensor, Any]:
+    """The image of a sample as the model is given it, and the sample with truth and prediction."""
+    sample = dataset[index]
+    image = sample['inputs']
+    (result,) = model.test_step(pseudo_collate([sample]))
+    return image, result
+
+
+def spread(dataset: Any, count: int) -> list[int]:
+    """Indices evenly spread over a data set."""
+    return sorted(set(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()))
+
+
+def segmentation(model: nn.Module, dataset: Any, name: str, count: int) -> Predictions:
+    """Image, truth if there is one, and prediction, for a few images of the test set."""
+    classes = list(dataset.metainfo['classes'])
+    palette = np.array(dataset.metainfo['palette'], float) / 255
+    rows, seen = [], set()
+    for index in spread(dataset, count):
+        image, result = predicted(model, dataset, index)
+        masks = {}
+        if 'gt_sem_seg' in result:
+            masks['ground truth'] = result.gt_sem_seg.data.squeeze(0).cpu().numpy()
+        masks[f'{name} model'] = result.pred_sem_seg.data.squeeze(0).cpu().numpy()
+        seen.update(*(np.unique(mask).tolist() for mask in masks.values()))
+        picture = {'image': image.permute(1, 2, 0).numpy().astype(np.uint8)[..., ::-1]}  # loaded as BGR
+        rows.append({**picture, **{title: coloured(mask, palette) for title, mask in masks.items()}})
+    legend = {classes[number]: palette[number] for number in sorted(seen) if number < len(classes)}
+    note = (
+        f"{len(rows)} of {len(dataset)} images of the test set, evenly spread. Colours: the data set's own, white: void"
+    )
+    return Predictions(side_by_side(rows, legend), note)
+
+
+def coloured(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """(H, W) class numbers to (H, W, 3) colours; what is no class is white."""
+    table = np.tile(np.array(VOID), (256, 1))
+    table[: len(palette)] = palette
+    return table[np.clip(mask, 0, 255)]
+
+
+def classification(model: nn.Module, dataset: Any, name: str, count: int) -> Predictions:
+    """Confusion matrix over images of the test set; of many classes those with the most errors."""
+    pairs = []
+    for index in spread(dataset, count):
+        _, result = predicted(model, dataset, index)
+        if result.gt_label.numel() != 1:
+            raise ValueError('images have several labels each, and a confusion matrix needs one')
+        pairs.append((int(result.gt_label), int(result.pred_label)))
+    classes = dataset.metainfo.get('classes') or range(1 + max(map(max, pairs)))
+    matrix = counted(pairs, len(classes))
+    right = int(matrix.trace())
+    note = f'{name} model, {right} of {len(pairs)} images right ({right / len(pairs):.2%})'
+    note += '' if len(pairs) == len(dataset) else f'; the test set has {len(dataset)}, these are evenly spread over it'
+    shown = np.arange(len(classes))
+    if len(classes) > SHOWN:
+        errors = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
+        shown = np.sort(np.argsort(-errors, kind='stable')[:SHOWN])
+        note += f'. Shown: the {SHOWN} of {len(classes)} classes with the most errors'
+    return Predictions(confusion(matrix[np.ix_(shown, shown)], [str(classes[number]) for number in shown]), note)
+
+
+def counted(pairs: list[tuple[int, int]], size: int) -> np.ndarray:
+    """(size, size) counts of (true, predicted)."""
+    matrix = np.zeros((size, size), int)
+    for true, found in pairs:
+        matrix[true, found] += 1
+    return matrix
