@@ -1,5 +1,5 @@
 # GDP on FCN (VGG-16 without batch norm), VOC 2011 + SBD, 40k iterations: goes on from the dense start and prunes
-# while it trains, to 40 % of the MACs (our choice). Without norm, gates stand in front of the convolutions.
+# while it trains, to 40 % of the MACs (our choice). Without norm, gates stand behind the convolutions.
 #   python tools/train.py configs/gdp_fcn_voc.py
 #   python tools/slim.py configs/gdp_fcn_voc.py work_dirs/gdp_fcn_voc/iter_40000.pth OUT_DIR
 _base_ = './dense_fcn_voc.py'

@@ -38,11 +38,15 @@ SHRUNK = {  # transform -> its sizes
     'ResizeEdge': dict(scale=SIDE),
     'CenterCrop': dict(crop_size=SIDE),
 }
-SHORT = {  # backbone -> fewer layers of the same kind, where that saves much time
-    'CifarResNet': dict(depth=20),
-    'ConvNeXt': dict(arch=dict(_delete_=True, depths=[1, 1, 1, 1], channels=[96, 192, 384, 768])),
-    'HRNet': dict(extra=dict(stage3=dict(num_modules=1), stage4=dict(num_modules=1))),
-    'MixVisionTransformer': dict(num_layers=[1, 1, 1, 1]),
+ONE_EACH = dict(_delete_=True, depths=[1, 1, 1, 1], channels=[96, 192, 384, 768])
+QUARTERED = ('in_channels', 'channels', 'c1_in_channels', 'c1_channels')  # of a head, with the ResNet before it
+SMALLER = {  # backbone -> fewer layers or channels of the same kind, where that saves much time
+    'CifarResNet': {'backbone.depth': 20},
+    'ConvNeXt': {'backbone.arch': ONE_EACH, 'decode_head.channels': 64, 'auxiliary_head.channels': 64},
+    'HRNet': {'backbone.extra.stage3.num_modules': 1, 'backbone.extra.stage4.num_modules': 1},
+    'MixVisionTransformer': {'backbone.num_layers': [1, 1, 1, 1]},
+    'ResNet': {'backbone.base_channels': 16, 'backbone.stem_channels': 16},
+    'ResNetV1c': {'backbone.base_channels': 16, 'backbone.stem_channels': 16},
 }
 # A Tock and a Tick of one step each, which closes a fifth of the filters.
 CYCLE = dict(by_epoch=False, tick=1, tock=1, ticks=1, fraction=0.2)
@@ -90,11 +94,21 @@ def on_tiny_data(config, roots):
                 transform.update(SHRUNK.get(transform.type, {}))
 
 
+def make_smaller(config):
+    """Let the model have fewer layers or channels; what it is built of stays."""
+    kind = config.model.backbone.type.rpartition('.')[2]
+    smaller = copy.deepcopy(SMALLER.get(kind, {}))  # merging takes _delete_ out
+    config.merge_from_dict({f'model.{name}': value for name, value in smaller.items()})
+    if kind.startswith('ResNet'):
+        for name in ('head', 'decode_head', 'auxiliary_head'):
+            head = config.model.get(name) or {}
+            head.update({key: head[key] // 4 for key in QUARTERED if key in head})
+
+
 def for_one_step(config):
     """Build at the size of the crops, without pretrained weights, and end after a step (a Tock and a Tick: two)."""
     config.model = without_pretrained(config.model.to_dict())
-    kind = config.model.backbone.type.rpartition('.')[2]
-    config.merge_from_dict({'model.backbone': copy.deepcopy(SHORT.get(kind, {}))})
+    make_smaller(config)
     if config.default_scope == 'mmseg':
         config.model.data_preprocessor.size = (SIDE, SIDE)
     elif config.model.get('input_shape', (3, 32, 32))[-1] != 32:

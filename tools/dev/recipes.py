@@ -161,7 +161,7 @@ def data(config: Config) -> str:
 def base_model(path: Path) -> str:
     """The stock config that a config inherits from in the end; of several, the one with the model."""
     assigned = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)]
-    (value,) = (node.value for node in assigned if node.targets[0].id == '_base_')
+    (value,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == '_base_')
     bases = ast.literal_eval(value)
     first = bases if isinstance(bases, str) else bases[0]
     return first.removesuffix('.py') if '::' in first else base_model(path.parent / first)
