@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmpretrain.datasets import CIFAR10, CIFAR100
-from recipes import HEADER, identity, source
+from recipes import HEADER, identity, page, source
 
 from mmprune_gates import cli
 from mmprune_gates.engine.datasets import check_datasets, leaves
@@ -174,7 +174,9 @@ def test_a_damaged_cifar_file_is_refused(roots, tmp_path):
 
 
 def test_the_table_names_every_config_with_its_target():
-    lines = [line for line in (CONFIGS / 'README.md').read_text().splitlines() if line.startswith('| `')]
-    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
-    stated = [[*row[: HEADER.index('target') + 1], row[-1]] for row in cells]
+    text = (CONFIGS / 'README.md').read_text()
+    lines = [line for line in text.splitlines() if line.startswith('| `')]
+    rows = [line.strip('| ').split(' | ') for line in lines]
+    stated = [[*row[: len(HEADER)], row[-1]] for row in rows]
     assert stated == [[*identity(path, Config.fromfile(path)), source(path)] for path in PATHS]
+    assert page(rows) == text

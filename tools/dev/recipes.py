@@ -40,15 +40,16 @@ DATA = {
 }
 OURS = "this project's choice"
 TARGETS = {  # where a target is not this project's choice
-    'gdp_deeplabv3plus_voc': 'GDP, abstract (more than 60 % saved)',
-    'gdp_deeplabv3plus_voc_gradient': 'GDP, abstract (more than 60 % saved)',
+    'gdp_deeplabv3plus_voc': 'GDP, headline (more than 60 % saved)',
+    'gdp_deeplabv3plus_voc_gradient': 'GDP, headline (more than 60 % saved)',
     'gbn_resnet56_cifar10': "Gate Decorator, authors' log (70 % saved)",
     'gbn_vgg16_cifar10': "Gate Decorator, authors' log (90 % saved)",
     'gbn_vgg16_cifar100': 'Gate Decorator, article (a quarter is kept, of VGG-16-M)',
     'gbn_resnet50_imagenet': 'Gate Decorator, article (40 % saved)',
 }
-HEADER = ('config', 'base model', 'data', 'method', 'target', 'input', 'GMACs before', 'after, at most', 'prunable')
-SOURCE = 'source of the target'
+HEADER = ('config', 'base model (inherited config)', 'data', 'method', 'target')
+COST = ('input', 'GMACs before', 'after, at most', 'prunable')
+SOURCE = ('source of the target',)
 INTRO = """\
 # Configs
 
@@ -61,10 +62,12 @@ python tools/train.py CONFIG
 python tools/slim.py CONFIG work_dirs/NAME_OF_CONFIG/CHECKPOINT.pth OUT_DIR
 ```
 
-A test trains each of them for a step on a tiny data set of the real format (`tests/test_recipes.py`). None
-has been trained on the real data where this was written: no accuracy is claimed.
+A test trains each of them, variants with another target apart, for a step on a tiny data set of the real
+format, at smaller crops and some with fewer layers or channels (`tests/test_recipes.py`). None has been
+trained on the real data where this was written: no accuracy is claimed.
 
-- *Base model*: the stock config at the end of the inheritance.
+- *Base model*: the stock config at the end of the inheritance. Where the config's name says another network,
+  that one stands in place of the stock one.
 - *Target*: kept MACs / original MACs. *GMACs* are those of inference at the input size, batch 1, multiply-add
   = 1; *after* is what the target allows.
 - *Prunable*: MACs that go if every free channel goes, of all. Attention fixes widths, so SegFormer has fewer.
@@ -117,7 +120,7 @@ def rows(paths: Iterable[Path], graphs: Graphs) -> Iterator[list[str]]:
     """A row of cells for each config."""
     for path in paths:
         config = Config.fromfile(path)
-        cost = ['–', '–', '–', '–']
+        cost = ['–'] * len(COST)
         if method(path) != 'dense':
             cost = cost_cells(*graphs(config), target(config))
         yield [*identity(path, config), *cost, source(path)]
@@ -169,7 +172,7 @@ def base_model(path: Path) -> str:
 
 def page(cells: Iterable[list[str]]) -> str:
     """The whole page as Markdown."""
-    return INTRO.format(ours=OURS) + '\n'.join(table([*HEADER, SOURCE], cells)) + '\n'
+    return INTRO.format(ours=OURS) + '\n'.join(table(HEADER + COST + SOURCE, cells)) + '\n'
 
 
 if __name__ == '__main__':
