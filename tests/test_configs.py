@@ -6,26 +6,20 @@ The other configs for real data are built and trained in test_recipes.py, at a s
 from pathlib import Path
 
 import pytest
+from conftest import CONFIGS, opened
 from mmengine.registry import MODELS, init_default_scope
 
-from mmprune_gates import cli
 from mmprune_gates.engine.model_config import without_pretrained
 from mmprune_gates.gates import has_gates
 
 pytestmark = pytest.mark.models
-CONFIGS = Path(__file__).parents[1] / 'configs'
 PATHS = sorted(CONFIGS.rglob('*.py'))
 BUILT = [*sorted((CONFIGS / 'demo').glob('*.py')), CONFIGS / 'gdp_deeplabv3plus_voc.py']
 
 
-def loaded(path):
-    """A config as the command lines read it."""
-    return cli.runner_config(cli.runner_parser('').parse_args([str(path)]))
-
-
 @pytest.mark.parametrize('path', PATHS, ids=lambda path: path.stem)
 def test_it_loads_and_inherits(path):
-    config = loaded(path)
+    config = opened(path)
     assert '_base_ = ' in path.read_text(), 'configs inherit from stock ones or from each other'
     start = config.get('load_from')
     if start and '://' not in start and 'work_dirs/demo/' not in start:  # tools/dev/demo.py sets what is there
@@ -34,7 +28,7 @@ def test_it_loads_and_inherits(path):
 
 @pytest.mark.parametrize('path', BUILT, ids=lambda path: path.stem)
 def test_it_builds(path):
-    config = loaded(path)
+    config = opened(path)
     init_default_scope(config.default_scope)
     model = MODELS.build(without_pretrained(config.model.to_dict()))
     assert has_gates(model) == (config.model.type == 'mmprune_gates.GatedModel')

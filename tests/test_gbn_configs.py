@@ -7,7 +7,7 @@ import pytest
 import slim
 import torch
 import train
-from conftest import CONFIGS
+from conftest import CONFIGS, opened
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -85,7 +85,7 @@ def run_lengths(hook, config):
 
 @pytest.mark.parametrize('path', GBN, ids=lambda path: path.stem)
 def test_the_run_is_long_enough_for_its_cycle_and_a_fine_tune(path):
-    config = Config.fromfile(path)
+    config = opened(path)
     hook = config.custom_hooks[0]
     cycle, run = run_lengths(hook, config)
     assert run - cycle >= 4 * hook.tock  # 40 epochs where a Tock has 10
