@@ -1,6 +1,8 @@
 """Fixtures that several files use: a tiny data set of the real format, a tiny gated run on it."""
 
+import copy
 import uuid
+from functools import cache
 from pathlib import Path
 
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
@@ -14,9 +16,21 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mmprune_gates import cli
 from mmprune_gates.engine import builders
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
+
+
+def opened(path):
+    """A config as the command lines read it; to be changed at will."""
+    return copy.deepcopy(read(path))
+
+
+@cache
+def read(path):
+    """The same, read once: finding stock configs takes a third of a second."""
+    return cli.runner_config(cli.runner_parser('').parse_args([str(path)]))
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -105,8 +105,16 @@ def test_downloads_can_be_off_and_prefixes_can_be_plain():
             'python tools/dataset_converters/digits_data.py data/digits',
         ),
         (dict(type='CustomDataset', data_root='data/sbd/dataset', data_prefix='img'), 'voc_aug.py data/VOCdevkit'),
+        (dict(type='CUB', data_root='data/CUB_200_2011'), 'layout of CUB-200-2011'),
+        (
+            dict(
+                type='mmseg.CityscapesDataset', data_root='data/cityscapes/', data_prefix=dict(img_path='leftImg8bit')
+            ),
+            'cityscapes.py data/cityscapes',
+        ),
+        (dict(type='mmseg.ADE20KDataset', data_root='data/ade/ADEChallengeData2016'), 'layout of ADE20K'),
     ],
-    ids=['imagenet', 'digits', 'sbd'],
+    ids=['imagenet', 'digits', 'sbd', 'cub', 'cityscapes', 'ade20k'],
 )
 def test_the_message_shows_the_layout_that_is_expected(dataset, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

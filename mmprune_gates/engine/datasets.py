@@ -38,6 +38,28 @@ LAYOUTS = (
         '    meta/val.txt                    one NAME.JPEG and class number per line',
     ),
     (
+        ('data/CUB_200_2011',),
+        'layout of CUB-200-2011 (Wah et al., 2011):\n'
+        '    images/CLASS/NAME.jpg           images, a folder for each class (001.Black_footed_Albatross, ...)\n'
+        '    images.txt                      one number and CLASS/NAME.jpg per line\n'
+        '    image_class_labels.txt          one number and class, from 1 on, per line\n'
+        '    train_test_split.txt            one number and 1 (train) or 0 (test) per line',
+    ),
+    (
+        ('data/cityscapes',),
+        'layout of Cityscapes (https://www.cityscapes-dataset.com), splits train and val:\n'
+        '    leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png         images\n'
+        '    gtFine/SPLIT/CITY/NAME_gtFine_labelTrainIds.png     masks: train id per pixel, 255 = ignored; written by\n'
+        '        python tools/stock.py mmseg:dataset_converters/cityscapes.py data/cityscapes\n'
+        '        with the package cityscapesscripts',
+    ),
+    (
+        ('data/ade',),
+        'layout of ADE20K (ADEChallengeData2016, http://sceneparsing.csail.mit.edu), splits training and validation:\n'
+        '    images/SPLIT/NAME.jpg           images\n'
+        '    annotations/SPLIT/NAME.png      masks: class per pixel from 1 on, 0 = none of the 150',
+    ),
+    (
         ('data/digits',),
         'an image folder, train/CLASS/NAME.png and val/CLASS/NAME.png, as '
         '`python tools/dataset_converters/digits_data.py data/digits` writes it',

@@ -1,0 +1,8 @@
+# GDP on FCN-HRNet18, Cityscapes, 160k iterations, from ImageNet weights: prunes while it trains, to half of the MACs
+# (our choice). Everything else is inherited from the stock config.
+#   python tools/slim.py CONFIG work_dirs/gdp_fcn_hrnet18_cityscapes/iter_160000.pth OUT_DIR
+_base_ = 'mmseg::hrnet/fcn_hr18_4xb2-160k_cityscapes-512x1024.py'
+custom_imports = dict(imports=['mmprune_gates'])
+model = dict(
+    type='mmprune_gates.GatedModel', architecture='EncoderDecoder', gates=dict(type='PolarizationGate'))
+custom_hooks = [dict(type='mmprune_gates.PolarizationHook', target_macs=0.5)]
