@@ -16,11 +16,10 @@ Examples::
 from __future__ import annotations
 
 import importlib.util
-import runpy
 import sys
 from pathlib import Path
 
-import mmprune_gates  # noqa: F401  (imported for its cures)
+from mmprune_gates.cli.console import run_as_main  # imports mmprune_gates, and so its cures, too
 
 USAGE = 'usage: python tools/stock.py PACKAGE:TOOL.py|SCRIPT.py [ARGS ...]'
 
@@ -46,9 +45,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
         raise SystemExit(f'{USAGE}\n\n{__doc__}')
     path = find_tool(sys.argv[1])
-    sys.argv = [str(path), *sys.argv[2:]]
-    sys.path[0] = str(path.parent)
-    runpy.run_path(str(path), run_name='__main__')
+    run_as_main(path, sys.argv[2:])
 
 
 if __name__ == '__main__':
