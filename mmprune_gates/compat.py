@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 logger = logging.getLogger('mmprune_gates')
 
@@ -162,6 +163,18 @@ def find_own_configs() -> bool:
 
     setattr(config_class, CONFIG_FINDER, staticmethod(find_config))
     return True
+
+
+def passes_control_flow(mode: type[TorchDispatchMode]) -> type[TorchDispatchMode]:
+    """Class decorator: ``torch.cond`` runs under a dispatch mode, which then does not see what is inside.
+
+    Newer releases ask the mode's own attribute ``supports_higher_order_operators``; torch 2.6 does not know it and
+    refuses every mode that has no rule of its own.
+    """
+    if not hasattr(TorchDispatchMode, 'supports_higher_order_operators'):
+        cond = torch.ops.higher_order.cond
+        cond.py_impl(mode)(lambda _, *operands: cond(*operands))
+    return mode
 
 
 def count_given_inputs() -> bool:
