@@ -1,29 +1,42 @@
-# Every target sets up .venv by itself. The stamp makes the second time fast; it depends on what is declared.
+# Every target sets up its virtual environment by itself. The stamp makes the second time fast; it depends on what is
+# declared. STACK says which packages: openmmlab (.venv), onedl, the maintained fork (.venv-onedl), or oldest, the
+# oldest torch that pyproject.toml admits (.venv-oldest).
 PYTHON ?= python3
 SEED ?= 0
-VENV := .venv
+STACK ?= openmmlab
+STACKS := openmmlab onedl oldest
+$(if $(filter $(STACKS),$(STACK)),,$(error STACK is $(STACK), but it must be one of: $(STACKS)))
+VENV := $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MM := $(if $(filter onedl,$(STACK)),onedl,openmmlab)
+# What the stack changes in constraints.txt; torch 2.6.0 itself asks for one release of sympy.
+OLDEST := -e 's/^torch==.*/torch==2.6.0/' -e 's/^torchvision==.*/torchvision==0.21.0/' -e '/^sympy==/d'
+CHANGES := $(if $(filter oldest,$(STACK)),$(OLDEST))
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test test-slow lint
 
 setup: $(STAMP)
 
 # mmcv and mmcv-lite share a folder: where somebody put full mmcv into .venv, only our own extras are installed.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	extras=openmmlab,dev; \
+	sed -e '' $(CHANGES) constraints.txt > $(VENV)/constraints.txt
+	extras=$(MM),dev; \
 	if $(BIN)/python -m pip show --quiet mmcv 2>/dev/null; then \
 		echo "full mmcv found: keeping it and the mm* packages beside it as they are"; extras=dev; \
 	fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$$extras]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[$$extras]"
 	touch $@
 
 demo: setup
 	PYTHONWARNINGS=ignore $(BIN)/python tools/dev/demo.py --seed $(SEED)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load -m slow
 
 lint: setup
 	$(BIN)/ruff check .

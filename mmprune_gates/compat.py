@@ -14,10 +14,12 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 logger = logging.getLogger('mmprune_gates')
 
@@ -28,6 +30,10 @@ TORCHVISION_SCHEMAS = {
     'torchvision::qnms': '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
 }
 TORCHVISION_SYMPTOM = 'operator torchvision::nms does not exist'
+
+# mmengine's way from a name in ``_base_``, and the file that names it, to (path, scope); no setting reaches it.
+CONFIG_FINDER = '_get_cfg_path'
+OWN_CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
 COMPLEXITY_SYMPTOM = '"input_shape" and "inputs" cannot be both set'
 
@@ -134,6 +140,43 @@ def name_packages_by_module() -> bool:
     return bool(renamed)
 
 
+def find_own_configs() -> bool:
+    """Let ``_base_ = 'mmprune_gates::NAME.py'`` find the configs that this package carries.
+
+    mmengine knows OpenMMLab's packages by a list of its own, looks for configs in sub-folders only, cannot find the
+    folder of an editable install, and would give what it finds the scope ``mmprune_gates``, where mmsegmentation's
+    classes are not. So names of this scope go past it, and get no scope: they are written for the ``default_scope``
+    that they set. A config of one's own is read before ``custom_imports``, so this acts only where ``mmprune_gates``
+    has been imported by then: in its own tools, and through ``mmprune-gates stock``.
+    """
+    if not has_package('mmengine'):
+        return False
+    config_class = importlib.import_module('mmengine.config').Config
+    find = getattr(config_class, CONFIG_FINDER, None)
+    if find is None or hasattr(find, '__wrapped__'):
+        return False
+
+    @functools.wraps(find)
+    def find_config(name: str, *others: Any) -> tuple[str, str | None]:
+        scope, _, path = name.rpartition('::')
+        return (str(OWN_CONFIGS / path), None) if scope == 'mmprune_gates' else find(name, *others)
+
+    setattr(config_class, CONFIG_FINDER, staticmethod(find_config))
+    return True
+
+
+def passes_control_flow(mode: type[TorchDispatchMode]) -> type[TorchDispatchMode]:
+    """Class decorator: ``torch.cond`` runs under a dispatch mode, which then does not see what is inside.
+
+    Newer releases ask the mode's own attribute ``supports_higher_order_operators``; torch 2.6 does not know it and
+    refuses every mode that has no rule of its own.
+    """
+    if not hasattr(TorchDispatchMode, 'supports_higher_order_operators'):
+        cond = torch.ops.higher_order.cond
+        cond.py_impl(mode)(lambda _, *operands: cond(*operands))
+    return mode
+
+
 def count_given_inputs() -> bool:
     """Let ``get_model_complexity_info`` be called with the inputs and their shape at once, as get_flops.py does.
 
@@ -210,6 +253,7 @@ CURES: dict[str, Callable[[], bool]] = {
     'mmcv-lite-operators': replace_missing_mmcv_operators,
     'checkpoint-classes': allow_checkpoint_classes,
     'distribution-names': name_packages_by_module,
+    'own-configs': find_own_configs,
     'complexity-inputs': count_given_inputs,
     'launch-on-cpu': launch_without_gpus,
     'wrap-on-cpu': wrap_models_without_gpus,

@@ -13,6 +13,8 @@ import train
 from demo_data import generate_voc
 from PIL import Image
 
+from mmprune_gates import cli
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs' / 'gdp_deeplabv3plus_voc.py'
 pytestmark = pytest.mark.models
@@ -340,7 +342,8 @@ def test_weights_alone_are_no_run_to_resume(gated_run, tmp_path, capsys):
     assert f'load_from={path}' in failed(capsys)
 
 
-def test_unsafe_loading_is_off_in_every_loader(tmp_path):
+def test_reading_a_config_turns_unsafe_loading_off_in_every_loader(tmp_path, small):
+    cli.load_config(cli.config_parser('').parse_args([small()]))
     assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
     torch.save(Crafted(), tmp_path / 'crafted.pth')
     with pytest.raises(Exception, match='[Ww]eights'):

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import runpy
 import sys
 from pathlib import Path
 
-import mmprune_gates  # noqa: F401  (imported for its cures)
+from mmprune_gates.cli.console import run_as_main  # imports mmprune_gates, and so its cures, too
 
 
 def find_tool(name: str) -> Path:
@@ -49,10 +48,7 @@ def main() -> None:
     )
     parser.add_argument('tool', help="a tool that a package ships, or a script; all that follows is the tool's own")
     ours = parser.parse_args(sys.argv[1:2])
-    path = find_tool(ours.tool)
-    sys.argv = [str(path), *sys.argv[2:]]
-    sys.path[0] = str(path.parent)
-    runpy.run_path(str(path), run_name='__main__')
+    run_as_main(find_tool(ours.tool), sys.argv[2:])
 
 
 if __name__ == '__main__':

@@ -12,9 +12,6 @@ from mmengine.registry import HOOKS
 
 from mmprune_gates.engine.model_config import is_ours
 
-# mmengine's loader has no argument for it, and that of the onedl fork falls back to the unsafe way by itself.
-os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
@@ -52,11 +49,14 @@ def runner_parser(description: str) -> argparse.ArgumentParser:
 def load_config(args: argparse.Namespace) -> Config:
     """The config with the command line's overrides.
 
-    Modules of ``custom_imports`` are found on ``PYTHONPATH``, in the current folder and beside the config.
+    Modules of ``custom_imports`` are found on ``PYTHONPATH``, in the current folder and beside the config. From here
+    on every loader of this process reads checkpoints with ``weights_only``.
 
     Raises:
         ValueError: It cannot be read, or an override does not fit.
     """
+    # mmengine's loader has no argument for it, and that of the onedl fork falls back to the unsafe way by itself.
+    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     beside = Path(args.config).absolute().parent
     for folder in ('', str(beside)):
         if folder not in sys.path:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmprune_gates.channels.op import base_name
 from mmprune_gates.channels.rules import ELEMENTWISE
+from mmprune_gates.compat import passes_control_flow
 
 FILLING = frozenset('full full_like new_full fill scalar_tensor'.split())
 Step = tuple[str, tuple[float, ...]]
@@ -21,6 +22,7 @@ class Deviation(RuntimeError):
     """A narrower copy computes with a number that the whole model does not have there."""
 
 
+@passes_control_flow
 class Numbers(TorchDispatchMode):
     """Notes the numbers that ops are given: all of element-wise ops, elsewhere those that cannot be sizes."""
 
@@ -47,6 +49,7 @@ class Numbers(TorchDispatchMode):
         self.found.append(step)
 
 
+@passes_control_flow
 class SameNumbers(Numbers):
     """Compares them with those of the whole model.
 

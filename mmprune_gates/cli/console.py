@@ -1,0 +1,71 @@
+"""The command ``mmprune-gates``: runs a tool of this package by the name of its file, from any folder."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PROGRAM = 'mmprune-gates'
+TOOLS = Path(__file__).parents[1].joinpath('.mim', 'tools').resolve()  # a link to tools/ in a checkout
+ROOMS = ('.', 'analysis_tools', 'dataset_converters')  # folders of TOOLS with files that users run
+RUNS = "if __name__ == '__main__':"  # the other files there only help those that have this line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a tool, or list what there is.
+
+    Args:
+        argv: The tool's name and its arguments; None: those of this process.
+
+    Returns:
+        0, or 2 where there is no such tool. A tool that ends by ``sys.exit`` ends this function with its own code.
+    """
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ['--help']
+    tools = find_tools()
+    if name in ('-h', '--help'):
+        print(listing(tools))
+        return 0
+    if name not in tools:
+        there = ', '.join(tools) or f'none in {TOOLS}; install the package again'
+        print(f'{PROGRAM}: error: there is no tool {name!r}, only {there}', file=sys.stderr)
+        return 2
+    run_as_main(tools[name], arguments)
+    return 0
+
+
+def find_tools(folder: Path = TOOLS) -> dict[str, Path]:
+    """Name -> file of every tool below ``folder``."""
+    files = [file for room in ROOMS for file in sorted((folder / room).glob('*.py'))]
+    return {file.stem: file for file in files if RUNS in file.read_text(encoding='utf-8')}
+
+
+def listing(tools: dict[str, Path]) -> str:
+    """What there is, a line for each tool: its name and the first line of its docstring."""
+    width = max(map(len, tools), default=0)
+    lines = [f'  {name:{width}}  {first_line(file)}' for name, file in tools.items()]
+    return '\n'.join([f'usage: {PROGRAM} TOOL [ARGS ...]', '', *lines, '', f'{PROGRAM} TOOL --help says more.'])
+
+
+def first_line(file: Path) -> str:
+    """First line of a file's docstring."""
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding='utf-8'))) or ''
+    return docstring.partition('\n')[0]
+
+
+def run_as_main(file: Path, arguments: Sequence[str]) -> None:
+    """Run a file as ``__main__`` in this process, as ``python FILE ARGUMENTS`` does.
+
+    Args:
+        file: The file; it imports what lies beside it.
+        arguments: Its arguments.
+    """
+    sys.argv[1:] = arguments
+    sys.path[0] = str(file.parent)
+    runpy.run_path(str(file), run_name='__main__')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
