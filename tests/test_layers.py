@@ -8,7 +8,8 @@ import pytest
 
 PACKAGE = 'mmprune_gates'
 ROOT = Path(__file__).parents[1] / PACKAGE
-LAYERS = ('version', 'compat', 'channels', 'gates', 'budget', 'slimming', 'pruning', 'engine', 'cli')  # lowest first
+# Lowest first.
+LAYERS = ('version', 'checks', 'compat', 'channels', 'gates', 'budget', 'slimming', 'pruning', 'engine', 'cli')
 OPENMMLAB = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 MAY_IMPORT_OPENMMLAB = {'compat', 'engine', 'cli'}
 CHANNELS_MAY_IMPORT = {'torch', 'numpy', 'scipy'}  # beside the standard library

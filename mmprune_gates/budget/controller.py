@@ -12,6 +12,7 @@ from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.budget.criteria import Criterion
 from mmprune_gates.budget.selection import Candidates, Limits
 from mmprune_gates.channels.kept import Kept
+from mmprune_gates.checks import SHARE, checked
 from mmprune_gates.gates import GateSet, listed
 
 
@@ -21,9 +22,7 @@ def checked_target(target: float) -> float:
     Raises:
         ValueError: It is not a share of the cost in (0, 1].
     """
-    if not 0 < target <= 1:
-        raise ValueError(f'target_macs is the share of MACs to keep, in (0, 1]; got {target}')
-    return target
+    return checked('target_macs', target, SHARE)
 
 
 class Controller:

@@ -5,16 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS
 
+from mmprune_gates.checks import MAPPING, checked, shown
+from mmprune_gates.engine.checkpoint import UNSAFE
 from mmprune_gates.engine.model_config import is_ours
 
 # mmengine's loader has no argument for it, and that of the onedl fork falls back to the unsafe way by itself.
-os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+os.environ.pop(UNSAFE, None)
 
+# Keys of a config that are dictionaries where they are given.
+DICTIONARIES = (
+    *('train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'val_cfg', 'test_cfg'),
+    *('optim_wrapper', 'default_hooks', 'visualizer', 'env_cfg', 'custom_imports'),
+)
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
@@ -61,17 +70,37 @@ def load_config(args: argparse.Namespace) -> Config:
             sys.path.append(folder)
     try:
         config = Config.fromfile(args.config)
-    except (OSError, SyntaxError, ImportError, UnicodeDecodeError) as error:
+    except Exception as error:  # a config is a program
         cause = error.__cause__ or error.__context__
         reason = f'{error} ({cause})' if cause and str(cause) not in str(error) else str(error)
-        raise ValueError(f'config {args.config} cannot be read: {reason}') from error
+        raise ValueError(f'config {args.config} cannot be read: {type(error).__name__}: {reason}') from error
     try:
         config.merge_from_dict(args.cfg_options)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'--cfg-options does not fit {args.config}: {error.args[0]}') from error
-    if not config.get('model'):
-        raise ValueError(f'config {args.config} has no model')
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f'--cfg-options does not fit {args.config}: {error.args[0] if error.args else error}'
+        ) from error
+    check_config(config, args.config)
     return config
+
+
+def check_config(config: Config, path: str) -> None:
+    """Refuse a config without a model, or whose parts are of another kind than every tool expects.
+
+    Raises:
+        ValueError: It is one; names the key.
+    """
+    if not config.get('model'):
+        raise ValueError(f'config {path} has no model')
+    for key in ('model', *DICTIONARIES):
+        if config.get(key) is not None:
+            checked(f'config {path}: {key}', config[key], MAPPING)
+    hooks = config.get('custom_hooks') or []
+    if not isinstance(hooks, (list, tuple)):
+        raise ValueError(f'config {path}: custom_hooks must be a list, got {shown(hooks)}')
+    for number, hook in enumerate(hooks):
+        if isinstance(hook, Mapping) and 'type' not in hook:
+            raise ValueError(f'config {path}: custom_hooks[{number}] has no type: {shown(dict(hook))}')
 
 
 def runner_config(args: argparse.Namespace) -> Config:
@@ -93,5 +122,6 @@ def runner_config(args: argparse.Namespace) -> Config:
                 config[name] = {**own, **config[name]}
     for hook in config.get('custom_hooks') or []:
         if isinstance(hook, dict) and is_ours(hook):
-            HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})  # refuses bad arguments
+            own = {key: value for key, value in hook.items() if key != 'priority'}
+            HOOKS.build(own)  # refuses bad arguments
     return config

@@ -1,21 +1,43 @@
-"""Errors about the input as one message and exit code 1; all others keep their stack trace."""
+"""Every error as one message and exit code 1; the stack trace only where the input is not to blame."""
 
 from __future__ import annotations
 
+import errno
 import functools
+import logging
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from types import FrameType
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ABOUT_INPUT = (ValueError, OSError, RuntimeError)  # where our own code raised them
-UNKNOWN_NAMES = (KeyError, TypeError)  # of a config, where mmengine's registries raised them
+ABOUT_INPUT = (ValueError, RuntimeError)  # where our own code raised them
 REGISTRY = 'mmengine.registry'
+LONGEST = 1000  # characters of a message that is not our own
+# What to do, by what an error says. The first are raised by training itself, far from what caused them.
+HINTS = (
+    (r'Target -?\d+ is out of bounds', 'a label of the data is not below num_classes of the head that reads it'),
+    (r'more than 1 value per channel', 'batch norm cannot train on a single value: larger images, or a larger batch'),
+    (
+        r'size mismatch|cannot be multiplied|to have \d+ channels|should contain \d+ elements|must match the size',
+        'the widths in the config do not fit each other, or the input: slim.py may have been edited',
+    ),
+    (r'out of memory|not enough memory', 'a smaller batch or input needs less'),
+)
+DISK = {
+    errno.ENOSPC: 'the disk is full: free some space, or choose another folder',
+    errno.EDQUOT: 'the quota of the disk is used up: free some space, or choose another folder',
+    errno.EFBIG: 'files may not become that large here (ulimit -f): choose another folder',
+    errno.EROFS: 'choose a folder that can be written to',
+    errno.EACCES: 'choose a folder that can be written to',
+    errno.EPERM: 'choose a folder that can be written to',
+}
 
 
 def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Turn errors about the input into one message on stderr and exit code 1.
+    """Turn errors into one message on stderr and exit code 1; those not about the input have a stack trace before it.
 
     Code is our own if it lies in the package, in the folder of ``main`` or below.
     """
@@ -23,34 +45,72 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(argv: list[str] | None = None) -> int:
+        logging.raiseExceptions = False  # a log file on a full disk: what follows from it is told below
         try:
             return main(argv)
-        except (*ABOUT_INPUT, *UNKNOWN_NAMES) as error:
-            if not is_about_input(error, ours):
-                raise
-            text = error.args[0] if isinstance(error, KeyError) else error
-            print(f'{Path(sys.argv[0]).name}: error: {text}', file=sys.stderr)
+        except Exception as error:
+            frames = frames_of(error)
+            if not is_about_input(error, frames, ours):
+                traceback.print_exception(error)
+            print(f'{Path(sys.argv[0]).name}: error: {message(error, frames, ours)}', file=sys.stderr)
             return 1
 
     return guarded
 
 
-def is_about_input(error: BaseException, ours: tuple[Path, ...]) -> bool:
+def frames_of(error: BaseException) -> list[tuple[FrameType, int]]:
+    """Frames and line numbers from where an error was caught to where it was raised."""
+    return list(traceback.walk_tb(error.__traceback__))
+
+
+def is_about_input(error: BaseException, frames: list[tuple[FrameType, int]], ours: tuple[Path, ...]) -> bool:
     """Whether an error is about the input, by its type and by the code that raised it.
+
+    It is, if it is about files; if our own code has refused something; if mmengine has; or if something could not be
+    built from its config.
 
     Args:
         error: The error.
+        frames: Its frames.
         ours: Folders of our own code.
     """
-    frame = innermost(error.__traceback__).tb_frame
-    path = Path(frame.f_code.co_filename).resolve()
-    if isinstance(error, ABOUT_INPUT) and any(path.is_relative_to(folder) for folder in ours):
+    if isinstance(error, OSError):
         return True
-    return isinstance(error, UNKNOWN_NAMES) and frame.f_globals.get('__name__', '').startswith(REGISTRY)
+    if raised_by_us(frames, ours):
+        return isinstance(error, ABOUT_INPUT)
+    names = [frame.f_globals.get('__name__', '') for frame, _ in frames]
+    return names[-1].startswith('mmengine.') or any(name.startswith(REGISTRY) for name in names)
 
 
-def innermost(trace: TracebackType) -> TracebackType:
-    """Where an error was raised."""
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace
+def raised_by_us(frames: list[tuple[FrameType, int]], ours: tuple[Path, ...]) -> bool:
+    """Whether the code that has raised an error is our own."""
+    path = Path(frames[-1][0].f_code.co_filename).resolve()
+    return any(path.is_relative_to(folder) for folder in ours)
+
+
+def message(error: BaseException, frames: list[tuple[FrameType, int]], ours: tuple[Path, ...]) -> str:
+    """What to tell a person: our own words as they are; of other code also what was built, and the line."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, OSError):
+        hint = DISK.get(error.errno)
+        return f'{text}; {hint}' if hint else text
+    if isinstance(error, ABOUT_INPUT) and raised_by_us(frames, ours):
+        return text
+    if 'Traceback (most recent call last)' in text:  # of a worker that loads data
+        text = text.strip().splitlines()[-1]
+    text = text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
+    frame, line = frames[-1]
+    place = '/'.join(Path(frame.f_code.co_filename).parts[-3:])
+    hints = [hint for pattern, hint in HINTS if re.search(pattern, text)]
+    told = [f'{being_built(frames)}{type(error).__name__}: {text}', f'({place}, line {line})', *hints[:1]]
+    return '\n'.join(told)
+
+
+def being_built(frames: list[tuple[FrameType, int]]) -> str:
+    """Which part of a config mmengine was building; empty if none."""
+    for frame, _ in reversed(frames):
+        config = frame.f_locals.get('cfg')
+        if frame.f_globals.get('__name__', '').startswith(REGISTRY) and isinstance(config, dict) and 'type' in config:
+            kind = config['type']
+            return f'{getattr(kind, "__name__", kind)} could not be built from its config: '
+    return ''

@@ -9,6 +9,8 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
+from mmprune_gates.checks import COUNT, checked
+from mmprune_gates.engine.files import write_text
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.gates import gates_of
@@ -30,17 +32,15 @@ class GateRecordHook(Hook):
     priority = 'LOW'  # after the gates have moved
 
     def __init__(self, interval: int = 50) -> None:
-        if interval < 1:
-            raise ValueError(f'GateRecordHook: interval must be at least 1, got {interval}')
-        self.interval = interval
+        self.interval = checked('GateRecordHook: interval', interval, COUNT)
 
     @master_only
     def before_train(self, runner) -> None:
         """Start a new file, or cut one back to where the run resumes."""
         path = self.path(runner)
-        lines = path.read_text().splitlines() if path.exists() and runner.iter > 0 else []
-        kept = [line for line in lines if json.loads(line)['iter'] <= runner.iter]
-        path.write_text(''.join(f'{line}\n' for line in kept))
+        lines = path.read_text(errors='replace').splitlines() if path.exists() and runner.iter > 0 else []
+        kept = [line for line in lines if is_until(line, runner.iter)]
+        write_text(path, ''.join(f'{line}\n' for line in kept))
 
     @master_only
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -62,3 +62,11 @@ class GateRecordHook(Hook):
     def path(runner) -> Path:
         """Where the history of a run is."""
         return Path(runner.work_dir) / 'gates.jsonl'
+
+
+def is_until(line: str, last: int) -> bool:
+    """Whether a line is whole, and of an iteration up to ``last``: a run that was killed may leave half a line."""
+    try:
+        return json.loads(line)['iter'] <= last
+    except (ValueError, LookupError, TypeError):
+        return False

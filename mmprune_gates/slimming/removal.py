@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.checks import MAPPING, SHAPE, checked, optional
+
 
 class Removed(nn.Module):
     """In the place of a module of a removed block: zeros of its input's shape, whatever else it is given.
@@ -34,16 +36,21 @@ def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]
         removed: Module path -> None, or the shape of the constant that is left in its place.
 
     Raises:
-        ValueError: A path that the model does not have.
+        ValueError: A path that the model does not have, one inside another, or a shape that is none.
     """
+    given = checked('removed', removed, MAPPING)
     modules = dict(model.named_modules(remove_duplicate=False))
     like = next(model.parameters(), torch.zeros(()))
-    for path, shape in removed.items():
-        if path not in modules:
+    for path, shape in given.items():
+        if not path or path not in modules:
             raise ValueError(
                 f'removed names the module {path!r}, which {type(model).__name__} does not have: the slim config '
                 'belongs to another architecture, or its keys were changed after slimming'
             )
+        checked(f'removed[{path!r}]', shape, optional(SHAPE))
+        holders = [other for other in given if str(path).startswith(f'{other}.')]
+        if holders:
+            raise ValueError(f'removed names {path!r}, which goes with {holders[0]!r} that it names as well')
         removed = Removed(shape).to(like.device, like.dtype)
         for alias in (alias for alias, module in modules.items() if module is modules[path]):
             model.set_submodule(alias, removed)

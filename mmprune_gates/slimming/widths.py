@@ -13,10 +13,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from mmprune_gates.checks import COUNT, MAPPING, SHAPE, WHOLE, Rule, checked
 from mmprune_gates.gates.full_width import keep_full_width
 
 Widths = dict[str, dict[str, int | list[int] | dict[str, int]]]
 FULL_WIDTH = 'full_width'
+FULL_WIDTH_KEYS = {'dim': WHOLE, 'channels': COUNT, 'kept': COUNT}
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
@@ -94,8 +96,9 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
     """Give a freshly built model the widths of a table; the resized modules are initialised anew.
 
     Raises:
-        ValueError: A path or attribute that the model does not have, naming it.
+        ValueError: A path or attribute that the model does not have, or a value that is no width, naming it.
     """
+    checked('widths', widths, MAPPING)
     modules = dict(model.named_modules(remove_duplicate=False))
     tied = tied_parameters(model)
     for path, attributes in widths.items():
@@ -104,6 +107,7 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
                 f'widths name the module {path!r}, which {type(model).__name__} does not have: the slim config '
                 'belongs to another architecture, or its keys were changed after slimming'
             )
+        check_widths(modules[path], path, attributes)
         if FULL_WIDTH in attributes:
             keep_full_width(modules[path], next(model.parameters()), **attributes[FULL_WIDTH])
         else:
@@ -123,10 +127,44 @@ def tied_parameters(model: nn.Module) -> list[tuple[tuple[nn.Module, str], tuple
     return tied
 
 
+def check_widths(module: nn.Module, path: str, attributes: Mapping) -> None:
+    """Refuse widths that a module does not have, and values that are none.
+
+    Raises:
+        ValueError: Names the module and what is wrong.
+    """
+    checked(f'widths of {path!r}', attributes, MAPPING)
+    rules = width_rules(module)
+    if FULL_WIDTH in attributes:
+        rules, attributes = FULL_WIDTH_KEYS, checked(f'full_width of {path!r}', attributes[FULL_WIDTH], MAPPING)
+        if missing := sorted(rules.keys() - attributes.keys()):
+            raise ValueError(f'full_width of {path!r}: {missing[0]!r} is missing')
+    for name, value in attributes.items():
+        if name not in rules:
+            raise ValueError(
+                f'widths of {path!r}: {type(module).__name__} has no attribute {name!r} that is a width; '
+                f'it has {sorted(rules)}'
+            )
+        checked(f'widths of {path!r}: {name}', value, rules[name])
+    if FULL_WIDTH_KEYS is rules and attributes['kept'] > attributes['channels']:
+        raise ValueError(f'full_width of {path!r}: kept={attributes["kept"]} of {attributes["channels"]} channels')
+
+
+def width_rules(module: nn.Module) -> dict[str, Rule]:
+    """What the widths of a module must be: attributes that say how many channels it has, or shapes of its tensors."""
+    for applies, attributes, _ in TABLE:
+        if applies(module):
+            return dict.fromkeys(attributes(module), COUNT)
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return dict.fromkeys((name for name, _ in own), SHAPE)
+
+
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
-    """Set width attributes of one module and replace its tensors by new ones of the shapes that follow."""
-    if missing := [name for name in attributes if not hasattr(module, name)]:
-        raise ValueError(f'widths of {path!r}: {type(module).__name__} has no attribute {missing[0]!r}')
+    """Set width attributes of one module and replace its tensors by new ones of the shapes that follow.
+
+    Raises:
+        ValueError: The sides of a convolution are no multiples of its groups.
+    """
     shapes = next((shapes for applies, _, shapes in TABLE if applies(module)), None)
     if shapes is None:
         for name, shape in attributes.items():
@@ -134,6 +172,11 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
         return
     for name, value in attributes.items():
         setattr(module, name, value)
+    if isinstance(module, CONVOLUTIONS) and (module.in_channels % module.groups or module.out_channels % module.groups):
+        raise ValueError(
+            f'widths of {path!r}: {module.in_channels} and {module.out_channels} channels are no multiples of '
+            f'{module.groups} groups'
+        )
     for name, shape in shapes(module).items():
         if getattr(module, name, None) is not None:
             replace_tensor(module, name, torch.ones(shape))
