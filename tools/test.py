@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = read_checkpoint(args.checkpoint)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     load_weights(unwrapped(runner), checkpoint, args.checkpoint)  # the Runner, which loads it again, only warns
-    check_samples(runner.test_loop.dataloader, 'test_dataloader')
+    check_samples(runner.test_loop, 'test_dataloader')
     metrics = runner.test()
     if args.out_json:
         cli.write_json(args.out_json, {name: float(value) for name, value in metrics.items()})

@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     if checkpoint is not None:
         load_weights(unwrapped(runner), *checkpoint)  # the Runner, which loads it again, only warns
-    check_samples(runner.train_loop.dataloader, 'train_dataloader')
+    check_samples(runner.train_loop, 'train_dataloader')
+    check_samples(runner.val_loop, 'val_dataloader')
     runner.train()
     return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, OPTIMIZERS
 
 from mmprune_gates.checks import MAPPING, checked, shown
 from mmprune_gates.engine.checkpoint import UNSAFE
@@ -124,4 +124,18 @@ def runner_config(args: argparse.Namespace) -> Config:
         if isinstance(hook, dict) and is_ours(hook):
             own = {key: value for key, value in hook.items() if key != 'priority'}
             HOOKS.build(own)  # refuses bad arguments
+    check_optimizer(config)
     return config
+
+
+def check_optimizer(config: Config) -> None:
+    """Refuse an optimiser that nobody has registered; mmengine would call None.
+
+    Raises:
+        ValueError: It is one.
+    """
+    optimizer = (config.get('optim_wrapper') or {}).get('optimizer') or {}
+    kind = checked('optim_wrapper.optimizer', optimizer, MAPPING).get('type')
+    with OPTIMIZERS.switch_scope_and_registry(config.get('default_scope')) as registry:
+        if isinstance(kind, str) and registry.get(kind) is None:
+            raise ValueError(f'optim_wrapper.optimizer.type {kind!r} is not registered')

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from mmprune_gates.engine.datasets import NO_SAMPLE
+
 PACKAGE = Path(__file__).resolve().parents[1]
 ABOUT_INPUT = (ValueError, RuntimeError)  # where our own code raised them
-REGISTRY = 'mmengine.registry'
+REGISTRY, LOOPS = 'mmengine.registry', 'mmengine.runner.loops'
 LONGEST = 1000  # characters of a message that is not our own
 # What to do, by what an error says. The first are raised by training itself, far from what caused them.
 HINTS = (
+    (r'need at least one array to concatenate', f'the data set has no sample: {NO_SAMPLE}'),
     (r'Target -?\d+ is out of bounds', 'a label of the data is not below num_classes of the head that reads it'),
     (r'more than 1 value per channel', 'batch norm cannot train on a single value: larger images, or a larger batch'),
     (
@@ -39,7 +42,7 @@ DISK = {
 def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
     """Turn errors into one message on stderr and exit code 1; those not about the input have a stack trace before it.
 
-    Code is our own if it lies in the package, in the folder of ``main`` or below.
+    Code is our own if it lies in the package, in the folder of ``main`` or below. ``python -X dev`` shows every trace.
     """
     ours = (PACKAGE, Path(main.__code__.co_filename).resolve().parent)
 
@@ -50,7 +53,7 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
             return main(argv)
         except Exception as error:
             frames = frames_of(error)
-            if not is_about_input(error, frames, ours):
+            if sys.flags.dev_mode or not is_about_input(error, frames, ours):
                 traceback.print_exception(error)
             print(f'{Path(sys.argv[0]).name}: error: {message(error, frames, ours)}', file=sys.stderr)
             return 1
@@ -66,8 +69,8 @@ def frames_of(error: BaseException) -> list[tuple[FrameType, int]]:
 def is_about_input(error: BaseException, frames: list[tuple[FrameType, int]], ours: tuple[Path, ...]) -> bool:
     """Whether an error is about the input, by its type and by the code that raised it.
 
-    It is, if it is about files; if our own code has refused something; if mmengine has; or if something could not be
-    built from its config.
+    It is, if it is about files; if our own code has refused something; if other code has failed before a model ran,
+    while something was built from the config.
 
     Args:
         error: The error.
@@ -78,8 +81,12 @@ def is_about_input(error: BaseException, frames: list[tuple[FrameType, int]], ou
         return True
     if raised_by_us(frames, ours):
         return isinstance(error, ABOUT_INPUT)
-    names = [frame.f_globals.get('__name__', '') for frame, _ in frames]
-    return names[-1].startswith('mmengine.') or any(name.startswith(REGISTRY) for name in names)
+    return not any(module_of(frame) == LOOPS and frame.f_code.co_name != '__init__' for frame, _ in frames)
+
+
+def module_of(frame: FrameType) -> str:
+    """Name of the module that a frame belongs to."""
+    return frame.f_globals.get('__name__', '')
 
 
 def raised_by_us(frames: list[tuple[FrameType, int]], ours: tuple[Path, ...]) -> bool:
@@ -110,7 +117,7 @@ def being_built(frames: list[tuple[FrameType, int]]) -> str:
     """Which part of a config mmengine was building; empty if none."""
     for frame, _ in reversed(frames):
         config = frame.f_locals.get('cfg')
-        if frame.f_globals.get('__name__', '').startswith(REGISTRY) and isinstance(config, dict) and 'type' in config:
+        if module_of(frame).startswith(REGISTRY) and isinstance(config, dict) and 'type' in config:
             kind = config['type']
             return f'{getattr(kind, "__name__", kind)} could not be built from its config: '
     return ''

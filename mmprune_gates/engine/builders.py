@@ -142,7 +142,7 @@ def build_gate(config: Mapping[str, Any], size: int) -> Gate:
         )
     try:
         gate = kind(size=size, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f'model.gates of type {name!r}: {error}') from error
     if not isinstance(gate, Gate):
         raise ValueError(f'model.gates.type {name!r} builds a {type(gate).__name__}, not a mmprune_gates Gate')

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from torch.utils.data import DataLoader
+from mmengine.runner import BaseLoop
 
 from mmprune_gates.checks import Rule, checked, optional
 
@@ -48,6 +48,7 @@ LAYOUTS = (
 )
 
 
+NO_SAMPLE = 'look at its ann_file, data_prefix, filter_cfg and indices'
 PATH = Rule('a path', lambda value: isinstance(value, (str, Path)))
 
 
@@ -72,21 +73,23 @@ def check_datasets(config: Config, loaders: tuple[str, ...]) -> None:
         raise FileNotFoundError(message(missing))
 
 
-def check_samples(loader: DataLoader, key: str) -> None:
-    """Raise if a data loader has nothing to load: some samplers would go on for ever.
+def check_samples(loop: BaseLoop | None, key: str) -> None:
+    """Raise if a loop has nothing to load: some samplers would go on for ever.
 
     Args:
-        loader: The loader of a loop.
-        key: Its key in the config.
+        loop: The loop of a run; None if the run has none.
+        key: The key of its data loader in the config.
 
     Raises:
-        ValueError: Its data set is empty.
+        ValueError: Its data set is empty, or there is none.
     """
-    if len(loader.dataset) == 0:
-        raise ValueError(
-            f'{key}.dataset ({type(loader.dataset).__name__}) has no sample: look at its ann_file, data_prefix, '
-            'filter_cfg and indices'
-        )
+    if loop is None:
+        return  # the Runner says what is missing
+    dataset = loop.dataloader.dataset
+    if dataset is None:
+        raise ValueError(f'{key} has no dataset')
+    if isinstance(dataset, Sized) and len(dataset) == 0:
+        raise ValueError(f'{key}.dataset ({type(dataset).__name__}) has no sample: {NO_SAMPLE}')
 
 
 def leaves(key: str, dataset: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.optim import BaseOptimWrapper
+from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 
 from mmprune_gates.engine.running import loss_scale, unwrapped
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
@@ -59,6 +59,8 @@ class PruningHook(Hook):
             gates_of(model).follow(model)
         if not trains:
             return  # validation and test leave the optimiser a config
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise ValueError(f'{type(self).__name__}: optim_wrapper must have one optimizer, not several, and not none')
         with self.own_errors():
             self.refuse_bypass(runner)
             self.pruner = self.make_pruner(runner)
