@@ -103,8 +103,15 @@ class Controller:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state."""
-        self.kept = None if state['kept'] is None else self.gates.graph.keeping(state['kept'])
+        """Continue from a saved state.
+
+        Raises:
+            ValueError: It is one of other gates.
+        """
+        kept, channels = state['kept'], self.gates.graph.num_channels
+        if kept is not None and kept.shape != (channels,):
+            raise ValueError(f'what it keeps has shape {tuple(kept.shape)}, the model has {channels} channels')
+        self.kept = None if kept is None else self.gates.graph.keeping(kept)
         if self.criterion is not None:
             self.criterion.load_state_dict(state['criterion'])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
+        check_sums(path)
         with safe_environment():
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # bytes that are no pickle end in almost any
@@ -40,6 +43,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = {'state_dict': checkpoint}
     check_state_dict(checkpoint['state_dict'], path)
     return checkpoint
+
+
+def check_sums(path: Path) -> None:
+    """Compare a file with the checksums in it, which torch does not look at.
+
+    Raises:
+        ValueError: It has changed since it was saved.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # the old format has none
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f'it is damaged: {damaged} has another checksum than when it was saved')
 
 
 @contextmanager
@@ -58,10 +75,12 @@ def reason(error: Exception) -> str:
     text = str(error)
     if 'TorchScript' in text:
         return 'it is a TorchScript archive, which holds code; save the state_dict of the model instead'
-    if found := REFUSED.search(text):
-        return f'{found[1].rstrip(".")}. Only tensors and plain values are loaded: anything else could run code'
+    found = REFUSED.search(text)
     lines = [line.strip() for line in text.split('\n') if line.strip() and not ADVICE.search(line)]
-    return lines[0] if lines else type(error).__name__
+    told = [found[1]] if found else lines or ['torch cannot read it']
+    if isinstance(error, pickle.UnpicklingError):
+        return f'{told[0].rstrip(".")}. Only tensors and plain values are loaded: anything else could run code'
+    return told[0]
 
 
 def check_state_dict(state: Any, path: str | Path) -> None:
