@@ -21,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='input size, where the config has none')
     args = parser.parse_args(argv)
     config = cli.load_config(args)
+    if args.json:
+        cli.check_writable(args.json)
     shape = args.shape and checked('--shape', (3, *args.shape), IMAGE)
     graph, shape = graph_of_config(config, shape)
     report = {'config': args.config, 'input_shape': shape, **coverage(graph)}

@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     config.load_from, config.resume = args.checkpoint, False
     if args.show_dir:
         draw_predictions(config, args.show_dir)
+    if args.out_json:
+        cli.check_writable(args.out_json)
     check_datasets(config, ('test_dataloader',))
     checkpoint = read_checkpoint(args.checkpoint)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)

@@ -99,18 +99,22 @@ def message(error: BaseException, frames: list[tuple[FrameType, int]], ours: tup
     """What to tell a person: our own words as they are; of other code also what was built, and the line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if isinstance(error, OSError):
-        hint = DISK.get(error.errno)
-        return f'{text}; {hint}' if hint else text
+        told = [text if error.filename else f'{text} ({place_of(frames)})', DISK.get(error.errno)]
+        return '; '.join(filter(None, told))
     if isinstance(error, ABOUT_INPUT) and raised_by_us(frames, ours):
         return text
     if 'Traceback (most recent call last)' in text:  # of a worker that loads data
         text = text.strip().splitlines()[-1]
     text = text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
-    frame, line = frames[-1]
-    place = '/'.join(Path(frame.f_code.co_filename).parts[-3:])
     hints = [hint for pattern, hint in HINTS if re.search(pattern, text)]
-    told = [f'{being_built(frames)}{type(error).__name__}: {text}', f'({place}, line {line})', *hints[:1]]
+    told = [f'{being_built(frames)}{type(error).__name__}: {text}', f'({place_of(frames)})', *hints[:1]]
     return '\n'.join(told)
+
+
+def place_of(frames: list[tuple[FrameType, int]]) -> str:
+    """File and line that an error was raised in."""
+    frame, line = frames[-1]
+    return f'{"/".join(Path(frame.f_code.co_filename).parts[-3:])}, line {line}'
 
 
 def being_built(frames: list[tuple[FrameType, int]]) -> str:

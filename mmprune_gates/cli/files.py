@@ -8,9 +8,9 @@ from typing import Any
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from mmprune_gates.engine.files import write_bytes, write_text
+from mmprune_gates.engine.files import check_writable, write_bytes, write_text
 
-__all__ = ['WholeFiles', 'read_json', 'write_json', 'write_text']
+__all__ = ['WholeFiles', 'check_writable', 'read_json', 'write_json', 'write_text']
 
 
 def read_json(path: str | Path) -> Any:

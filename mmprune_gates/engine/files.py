@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -27,6 +28,26 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, data)
+    except OSError as error:
+        raise OSError(error.errno, f'cannot write: {error.strerror}', str(path)) from error
+
+
+def check_writable(path: str | Path, is_folder: bool = False) -> None:
+    """Ask, before any work, whether a file can be written, or files in a folder.
+
+    Raises:
+        OSError: It cannot; names it.
+    """
+    path = Path(path)
+    if path.exists() and not is_folder and not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, 'cannot write: it is a folder', str(path))
+        return  # a device
+    folder = (path if is_folder else path.parent).absolute()
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
     except OSError as error:
         raise OSError(error.errno, f'cannot write: {error.strerror}', str(path)) from error
 

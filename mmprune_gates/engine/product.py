@@ -8,11 +8,10 @@ killed while they are moved is completed by the next.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmprune_gates.engine.files import write_bytes
+from mmprune_gates.engine.files import check_writable, write_bytes
 
 FILES = ('slim.py', 'slim.pth', 'slim.json')
 WRITING, WHOLE = '.slim-writing', '.slim-whole'
@@ -26,12 +25,7 @@ def prepare_folder(out_dir: Path) -> None:
         OSError: The folder holds something else, or cannot be written to; nothing has changed then.
     """
     refuse_foreign(out_dir)
-    nearest = next(folder for folder in (out_dir, *out_dir.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, f'OUT_DIR cannot be written: {error.strerror}', str(out_dir)) from error
+    check_writable(out_dir, is_folder=True)
     complete(out_dir)
     shutil.rmtree(out_dir / WRITING, ignore_errors=True)
 
