@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -91,7 +92,16 @@ def subclass_of_tensor():
     return saved({'state_dict': {'a': torch.nn.parameter.UninitializedParameter()}})
 
 
+def compressed():
+    """An archive of much more than its size."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('archive/data.pkl', bytes(10**7))
+    return file.getvalue()
+
+
 FILES = {
+    'compressed': lambda good: compressed(),
     'empty': lambda good: b'',
     'text': lambda good: b'hello',
     'zeros': lambda good: bytes(5000),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import ARGUMENTS, CONFIGS, HOOKS, MODELS, PRODUCTS
+from bad_inputs import ARGUMENTS, CONFIGS, HOOKS, MODELS
 from PIL import Image
 from tiny_run import DECORATOR, TOOLS, draw_images, write_config
 
@@ -13,12 +13,6 @@ from mmprune_gates.checks import NUMBER, SHARE, checked, patterns
 pytestmark = pytest.mark.models
 VARIANTS = {'': '', 'gradient': "custom_hooks[0].pop('steps'); custom_hooks[0]['update'] = 'gradient'"}
 VARIANTS['decorator'] = DECORATOR
-
-
-def test_how_many_inputs_are_tried():
-    number = sum(map(len, (HOOKS, MODELS, CONFIGS, ARGUMENTS, PRODUCTS)))
-    print(f'{number} bad inputs, besides data, checkpoints and disks')
-    assert number >= 480
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +87,30 @@ def test_numbers_of_other_packages_are_numbers():
 
     for value in (np.float32(0.5), np.int64(1), 1, 0.5):
         assert checked('x', value, NUMBER) is value
+
+
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('list.json', '[1, 2]'),
+        ('half.json', '{"model": '),
+        ('text.yaml', 'hello'),
+        ('config.txt', 'model = 1'),
+        ('bytes.py', 'x = "\udcff"'),
+        ('empty.py', ''),
+        ('.', None),
+        ('/dev/null', None),
+        ('absent.py', None),
+        ('', None),
+    ],
+)
+@pytest.mark.parametrize('tool', ['train', 'channels'])
+def test_what_is_no_config(tmp_path, monkeypatch, capsys, tool, name, text):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / name).write_bytes(text.encode(errors='surrogateescape'))
+    assert TOOLS[tool]([name]) == 1
+    assert f'config {name} ' in message(capsys)
 
 
 # data ------------------------------------------------------------------------------------------------------

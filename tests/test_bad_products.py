@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import PRODUCTS
-from test_bad_checkpoints import run  # noqa: F401  (a fixture)
+from bad_inputs import ARGUMENTS, CONFIGS, HOOKS, MODELS, PRODUCTS
+from test_bad_checkpoints import CONTENTS, RUNS, run  # noqa: F401  (a fixture)
+from test_bad_checkpoints import FILES as BROKEN
 from test_bad_input import message
 from tiny_run import ROOT, TOOLS, write_config
 
@@ -38,6 +39,12 @@ def product(run, tmp_path_factory):  # noqa: F811
     config = write_config(folder / 'tiny.py', run[0])
     assert TOOLS['slim']([config, str(run[1] / 'iter_4.pth'), str(folder / 'slim')]) == 0
     return folder / 'slim'
+
+
+def test_how_many_inputs_are_tried():
+    number = sum(map(len, (HOOKS, MODELS, CONFIGS, ARGUMENTS, PRODUCTS, BROKEN, CONTENTS, RUNS)))
+    print(f'{number} bad inputs in tables, besides data, folders and disks')
+    assert number >= 550
 
 
 def contents(folder):

@@ -48,7 +48,7 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(argv: list[str] | None = None) -> int:
-        logging.raiseExceptions = False  # a log file on a full disk: what follows from it is told below
+        told, logging.raiseExceptions = logging.raiseExceptions, False  # a log file on a full disk has traces
         try:
             return main(argv)
         except Exception as error:
@@ -57,6 +57,8 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
                 traceback.print_exception(error)
             print(f'{Path(sys.argv[0]).name}: error: {message(error, frames, ours)}', file=sys.stderr)
             return 1
+        finally:
+            logging.raiseExceptions = told
 
     return guarded
 

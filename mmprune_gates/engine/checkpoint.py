@@ -49,11 +49,13 @@ def check_sums(path: Path) -> None:
     """Compare a file with the checksums in it, which torch does not look at.
 
     Raises:
-        ValueError: It has changed since it was saved.
+        ValueError: It has changed since it was saved, or holds more than its own size.
     """
     if not zipfile.is_zipfile(path):
         return  # the old format has none
     with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError('it is compressed, which checkpoints are not')
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f'it is damaged: {damaged} has another checksum than when it was saved')
