@@ -77,9 +77,8 @@ def load_config(args: argparse.Namespace) -> Config:
     try:
         config.merge_from_dict(args.cfg_options)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f'--cfg-options does not fit {args.config}: {error.args[0] if error.args else error}'
-        ) from error
+        reason = error.args[0] if error.args else error
+        raise ValueError(f'--cfg-options does not fit {args.config}: {reason}') from error
     check_config(config, args.config)
     return config
 

@@ -17,6 +17,7 @@ from mmprune_gates.engine.datasets import NO_SAMPLE
 PACKAGE = Path(__file__).resolve().parents[1]
 ABOUT_INPUT = (ValueError, RuntimeError)  # where our own code raised them
 REGISTRY, LOOPS = 'mmengine.registry', 'mmengine.runner.loops'
+LIBRARIES = {'torch', 'numpy', *sys.stdlib_module_names} - {'__main__'}
 LONGEST = 1000  # characters of a message that is not our own
 # What to do, by what an error says. The first are raised by training itself, far from what caused them.
 HINTS = (
@@ -71,8 +72,8 @@ def frames_of(error: BaseException) -> list[tuple[FrameType, int]]:
 def is_about_input(error: BaseException, frames: list[tuple[FrameType, int]], ours: tuple[Path, ...]) -> bool:
     """Whether an error is about the input, by its type and by the code that raised it.
 
-    It is, if it is about files; if our own code has refused something; if other code has failed before a model ran,
-    while something was built from the config.
+    It is, if it is about files; if our own code has refused something; if code that we have not called directly has
+    failed before a loop ran, while something was built from the config.
 
     Args:
         error: The error.
@@ -81,8 +82,10 @@ def is_about_input(error: BaseException, frames: list[tuple[FrameType, int]], ou
     """
     if isinstance(error, OSError):
         return True
-    if raised_by_us(frames, ours):
+    if is_ours(frames[-1][0], ours):
         return isinstance(error, ABOUT_INPUT)
+    if is_ours(culprit(frames)[0], ours):
+        return False
     return not any(module_of(frame) == LOOPS and frame.f_code.co_name != '__init__' for frame, _ in frames)
 
 
@@ -91,9 +94,15 @@ def module_of(frame: FrameType) -> str:
     return frame.f_globals.get('__name__', '')
 
 
-def raised_by_us(frames: list[tuple[FrameType, int]], ours: tuple[Path, ...]) -> bool:
-    """Whether the code that has raised an error is our own."""
-    path = Path(frames[-1][0].f_code.co_filename).resolve()
+def culprit(frames: list[tuple[FrameType, int]]) -> tuple[FrameType, int]:
+    """The innermost frame outside torch and the standard library, which do as they are told."""
+    others = [found for found in frames if module_of(found[0]).partition('.')[0] not in LIBRARIES]
+    return others[-1] if others else frames[-1]
+
+
+def is_ours(frame: FrameType, ours: tuple[Path, ...]) -> bool:
+    """Whether a frame is one of our own code."""
+    path = Path(frame.f_code.co_filename).resolve()
     return any(path.is_relative_to(folder) for folder in ours)
 
 
@@ -103,7 +112,7 @@ def message(error: BaseException, frames: list[tuple[FrameType, int]], ours: tup
     if isinstance(error, OSError):
         told = [text if error.filename else f'{text} ({place_of(frames)})', DISK.get(error.errno)]
         return '; '.join(filter(None, told))
-    if isinstance(error, ABOUT_INPUT) and raised_by_us(frames, ours):
+    if isinstance(error, ABOUT_INPUT) and is_ours(frames[-1][0], ours):
         return text
     if 'Traceback (most recent call last)' in text:  # of a worker that loads data
         text = text.strip().splitlines()[-1]
@@ -114,8 +123,8 @@ def message(error: BaseException, frames: list[tuple[FrameType, int]], ours: tup
 
 
 def place_of(frames: list[tuple[FrameType, int]]) -> str:
-    """File and line that an error was raised in."""
-    frame, line = frames[-1]
+    """File and line of the code that an error came from."""
+    frame, line = culprit(frames)
     return f'{"/".join(Path(frame.f_code.co_filename).parts[-3:])}, line {line}'
 
 
