@@ -235,3 +235,51 @@ def test_another_model_is_refused_and_gets_no_hooks():
     with pytest.raises(AttributeError):
         attach_gates(model, graph, PolarizationGate)
     assert not has_gates(model)
+
+
+class Children(nn.Module):
+    """Calls whatever children it has, in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 3)
+
+    def forward(self, x):
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+def wrapped_vgg():
+    """A stock VGG as the only child of a container."""
+    from torchvision.models import vgg11_bn
+
+    vgg = vgg11_bn()
+    vgg.classifier = nn.Linear(512 * 7 * 7, 7)  # the stock one has 120 million weights
+    return nn.Sequential(vgg)
+
+
+CONTAINERS = {
+    'sequential': (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 3)), 9),
+    'wrapped twice': (lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3))), 9),
+    'children': (Children, 9),
+    'vgg': (wrapped_vgg, 32),
+}
+
+
+@pytest.mark.parametrize('name', CONTAINERS)
+def test_gates_of_a_container_that_calls_its_children(name):
+    make, size = CONTAINERS[name]
+    torch.manual_seed(0)
+    model, x = make().double().eval(), torch.randn(2, 3, size, size, dtype=torch.double)
+    keys, before = list(model.state_dict()), call(model, x)
+    graph = trace_channels(model, x)
+    gates = attach_gates(model, graph, PolarizationGate)
+    assert relative_error(call(model, x), before) == 0
+    kept = random_kept(graph)
+    gates.close(graph.kept(kept))
+    expected = call(model, x)
+    assert relative_error(expected, before) > 1e-6
+    fold_gates(model)
+    slim_model(model, graph, kept)
+    assert list(model.state_dict()) == keys and relative_error(call(model, x), expected) < 1e-9

@@ -193,7 +193,7 @@ def test_the_phases_in_numbers():
 
 @pytest.mark.parametrize('target', [0, -0.5, 1.01, 40])
 def test_targets_out_of_range(target):
-    with pytest.raises(ValueError, match=rf'target_macs is the share of MACs to keep, in \(0, 1\]; got {target}'):
+    with pytest.raises(ValueError, match=rf'target_macs must be a share in \(0, 1\], got {target}'):
         Schedule(target)
 
 
@@ -213,5 +213,5 @@ def test_phases_out_of_order(phases):
 
 @pytest.mark.parametrize('eps', [(1e-4, 0.1), (0.1, 0)])
 def test_eps_must_fall_and_stay_positive(eps):
-    with pytest.raises(ValueError, match='eps must fall to a positive value'):
+    with pytest.raises(ValueError, match='eps must be two positive numbers'):
         Schedule(0.5, eps=eps)

@@ -8,8 +8,10 @@ import pytest
 
 PACKAGE = 'mmprune_gates'
 ROOT = Path(__file__).parents[1] / PACKAGE
-# lowest first
-LAYERS = ('version', 'compat', 'channels', 'gates', 'budget', 'slimming', 'pruning', 'engine', 'cli', 'report')
+# Lowest first.
+LAYERS = (
+    *('version', 'checks', 'compat', 'channels', 'gates', 'budget', 'slimming', 'pruning', 'engine', 'cli', 'report'),
+)
 OPENMMLAB = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 MAY_IMPORT_OPENMMLAB = {'compat', 'engine', 'cli', 'report'}
 CHANNELS_MAY_IMPORT = {'torch', 'numpy', 'scipy'}  # beside the standard library

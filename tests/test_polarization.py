@@ -50,5 +50,5 @@ def test_eps_is_saved_but_not_trained():
 
 @pytest.mark.parametrize('eps', [0, -1])
 def test_eps_must_be_positive(eps):
-    with pytest.raises(ValueError, match=f'eps must be positive, got {eps}'):
+    with pytest.raises(ValueError, match=f'eps must be a positive number, got {eps}'):
         PolarizationGate(3, eps)

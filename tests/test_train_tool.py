@@ -14,6 +14,7 @@ from demo_data import generate_voc
 from PIL import Image
 
 from mmprune_gates import cli
+from mmprune_gates.cli import reports_errors
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs' / 'gdp_deeplabv3plus_voc.py'
@@ -258,13 +259,13 @@ def test_an_override_that_does_not_fit(small, capsys):
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        ("custom_hooks[0]['target_macs'] = 1.5", r'in (0, 1]; got 1.5'),
+        ("custom_hooks[0]['target_macs'] = 1.5", 'in (0, 1], got 1.5'),
         ("custom_hooks[0]['begin'] = 0.9", 'begin <'),
         ("custom_hooks[0]['step'] = 3", "no argument ['step']"),
         ("custom_hooks[0]['type'] = 'mmprune_gates.NoHook'", 'NoHook is not in the'),
         ("custom_hooks[0]['target_macs'] = 0.001", 'a budget of 0.0010 of the MACs cannot be met'),
         ("model['gates'] = dict(type='NoGate')", "'NoGate' is not registered"),
-        ("model['gates'] = dict(type='PolarizationGate', eps=-1)", 'eps must be positive'),
+        ("model['gates'] = dict(type='PolarizationGate', eps=-1)", 'eps must be a positive number'),
         ("model['architecture'] = 'NoModel'", 'NoModel is not in the'),
         ("model['data_preprocessor'].pop('size')", 'model.input_shape'),
         ("train_dataloader['dataset']['ann_file'] = 'absent.txt'", 'absent.txt   (train_dataloader.dataset.ann_file)'),
@@ -277,9 +278,21 @@ def test_what_a_config_asks_for_is_refused(small, change, words, tmp_path, monke
     assert words in failed(capsys)
 
 
-def test_errors_that_are_not_about_the_input_keep_their_trace(small, tmp_path):
-    with pytest.raises(TypeError, match='unhashable'):
-        train.main([small(text="\nmodel['backbone']['depth'] = [18]\n"), '--work-dir', str(tmp_path / 'work')])
+def test_what_a_stock_class_refuses_is_told_with_its_place(small, tmp_path, capsys):
+    config = small(text="\nmodel['backbone']['depth'] = [18]\n")
+    assert train.main([config, '--work-dir', str(tmp_path / 'work')]) == 1
+    text = failed(capsys)
+    assert "could not be built from its config: TypeError: unhashable type: 'list'" in text
+    assert 'ResNetV1c' in text and 'resnet.py, line' in text
+
+
+def test_errors_that_are_not_about_the_input_have_their_trace_and_a_message(capsys):
+    def main(argv):
+        raise AssertionError('a mistake of ours')
+
+    assert reports_errors(main)([]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith('Traceback') and 'error: AssertionError: a mistake of ours' in text
 
 
 def test_amp_without_a_gpu(small, capsys):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from mmprune_gates import cli
+from mmprune_gates.checks import IMAGE, checked
 from mmprune_gates.engine.coverage import coverage, graph_of_config
 
 
@@ -20,7 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='input size, where the config has none')
     args = parser.parse_args(argv)
     config = cli.load_config(args)
-    graph, shape = graph_of_config(config, args.shape and (3, *args.shape))
+    if args.json:
+        cli.check_writable(args.json)
+    shape = args.shape and checked('--shape', (3, *args.shape), IMAGE)
+    graph, shape = graph_of_config(config, shape)
     report = {'config': args.config, 'input_shape': shape, **coverage(graph)}
     print('\n'.join(table(report)))
     if args.json:

@@ -18,9 +18,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from mmprune_gates.cli.console import run_as_main  # imports mmprune_gates, and so its cures, too
+
+
+def spec_of(package: str) -> ModuleSpec | None:
+    """Where a package is; None if there is none, or none can have that name."""
+    try:
+        return importlib.util.find_spec(package)
+    except (ImportError, ValueError, AttributeError):
+        return None
 
 
 def find_tool(name: str) -> Path:
@@ -29,7 +38,7 @@ def find_tool(name: str) -> Path:
     if not colon:
         path = Path(name)
     else:
-        spec = importlib.util.find_spec(package)
+        spec = spec_of(package)
         if spec is None or spec.origin is None:
             raise SystemExit(f'stock.py: package {package!r} of {name!r} is not installed')
         path = Path(spec.origin).parent / '.mim' / 'tools' / tool

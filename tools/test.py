@@ -15,7 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
-from mmprune_gates.engine.datasets import check_datasets
+from mmprune_gates.engine.datasets import check_datasets, check_samples
 from mmprune_gates.engine.running import unwrapped
 
 
@@ -31,10 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     config.load_from, config.resume = args.checkpoint, False
     if args.show_dir:
         draw_predictions(config, args.show_dir)
+    if args.out_json:
+        cli.check_writable(args.out_json)
     check_datasets(config, ('test_dataloader',))
     checkpoint = read_checkpoint(args.checkpoint)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     load_weights(unwrapped(runner), checkpoint, args.checkpoint)  # the Runner, which loads it again, only warns
+    check_samples(runner.test_loop, 'test_dataloader')
     metrics = runner.test()
     if args.out_json:
         cli.write_json(args.out_json, {name: float(value) for name, value in metrics.items()})

@@ -13,10 +13,11 @@ from mmprune_gates import cli  # cures come before the imports below
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
-from mmprune_gates.engine.datasets import check_datasets
+from mmprune_gates.engine.datasets import check_datasets, check_samples
+from mmprune_gates.engine.resuming import latest_checkpoint, read_run
 from mmprune_gates.engine.running import unwrapped
 
 
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     if checkpoint is not None:
         load_weights(unwrapped(runner), *checkpoint)  # the Runner, which loads it again, only warns
+    check_samples(runner.train_loop, 'train_dataloader')
+    check_samples(runner.val_loop, 'val_dataloader')
     runner.train()
     return 0
 
@@ -71,21 +74,13 @@ def set_resume(config: Config, resume: str | None) -> tuple[dict, str] | None:
     """
     config.resume = resume is not None
     if resume is None:
-        if config.get('load_from') and '://' not in config.load_from:
-            read_checkpoint(config.load_from)
+        start = config.get('load_from')
+        if start and '://' not in str(start):
+            read_checkpoint(str(start))
         return None
-    config.load_from = None if resume == 'auto' else resume
-    path = find_latest_checkpoint(config.work_dir) if resume == 'auto' else resume
-    if path is None:
-        return None
-    checkpoint = read_checkpoint(path)
-    absent = [key for key in ('meta', 'message_hub') if key not in checkpoint]
-    if absent:
-        raise ValueError(
-            f'checkpoint {path} holds weights only (no {", ".join(absent)}), so there is no run to resume; '
-            f'start from its weights with --cfg-options load_from={path}'
-        )
-    return checkpoint, path
+    path = latest_checkpoint(config.work_dir) if resume == 'auto' else resume
+    config.load_from = path
+    return None if path is None else (read_run(path), path)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.budget.criteria import Criterion
 from mmprune_gates.budget.selection import Candidates, Limits
 from mmprune_gates.channels.kept import Kept
+from mmprune_gates.checks import SHARE, checked
 from mmprune_gates.gates import GateSet, listed
 
 
@@ -21,9 +22,7 @@ def checked_target(target: float) -> float:
     Raises:
         ValueError: It is not a share of the cost in (0, 1].
     """
-    if not 0 < target <= 1:
-        raise ValueError(f'target_macs is the share of MACs to keep, in (0, 1]; got {target}')
-    return target
+    return checked('target_macs', target, SHARE)
 
 
 class Controller:
@@ -104,8 +103,15 @@ class Controller:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state."""
-        self.kept = None if state['kept'] is None else self.gates.graph.keeping(state['kept'])
+        """Continue from a saved state.
+
+        Raises:
+            ValueError: It is one of other gates.
+        """
+        kept, channels = state['kept'], self.gates.graph.num_channels
+        if kept is not None and kept.shape != (channels,):
+            raise ValueError(f'what it keeps has shape {tuple(kept.shape)}, the model has {channels} channels')
+        self.kept = None if kept is None else self.gates.graph.keeping(kept)
         if self.criterion is not None:
             self.criterion.load_state_dict(state['criterion'])
 

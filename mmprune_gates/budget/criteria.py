@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.checks import WHOLE, Rule, checked, is_number
 from mmprune_gates.gates import GateSet
 
+MOMENTUM = Rule('a share in [0, 1)', lambda value: is_number(value) and 0 <= value < 1)
 Reduce = Callable[[Tensor], object]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -89,9 +91,7 @@ class MeanGradient(Criterion):
     """
 
     def __init__(self, momentum: float = 0.98) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f'momentum must be in [0, 1), got {momentum}')
-        self.momentum = momentum
+        self.momentum = checked('momentum', momentum, MOMENTUM)
 
     def forget(self) -> None:
         """Begin at zero."""
@@ -185,7 +185,7 @@ class Random(Criterion):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed = checked('seed', seed, WHOLE)
 
     def scores(self) -> Tensor:
         """(num_channels,) uniform in [0, 1)."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.polarizer import Polarizer, Schedule
 from mmprune_gates.budget.selection import Limits
+from mmprune_gates.checks import NUMBER, POSITIVE
 from mmprune_gates.gates import GateSet
 
 SMALL = 1e-2  # theta below it is closed
@@ -33,6 +34,8 @@ class Gradient(Polarizer):
         exponent: Power of a group's marginal cost, relative to the mean over groups, that its price scales with.
     """
 
+    rules = {'price_step': POSITIVE, 'rate': POSITIVE, 'exponent': NUMBER}
+
     def __init__(
         self,
         gates: GateSet,
@@ -44,6 +47,7 @@ class Gradient(Polarizer):
         exponent: float = 0.5,
     ) -> None:
         super().__init__(gates, schedule, limits, cost)
+        self.check_options(price_step=price_step, rate=rate, exponent=exponent)
         self.price_step, self.rate, self.exponent = price_step, rate, exponent
         self.price, self.turn = 0.0, 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,13 @@ from mmprune_gates.budget.controller import Controller, checked_target
 from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.criteria import Criterion
 from mmprune_gates.budget.selection import Limits
+from mmprune_gates.checks import NUMBER, POSITIVE, Rule, check_all, checked, pair_of
 from mmprune_gates.gates import GateSet
+
+FALLING = Rule(
+    'two positive numbers, the second not above the first',
+    lambda value: pair_of(POSITIVE).holds(value) and value[0] >= value[1],
+)
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,14 @@ class Schedule:
 
     def __post_init__(self) -> None:
         checked_target(self.target)
+        for name in ('begin', 'end', 'settle'):
+            checked(name, getattr(self, name), NUMBER)
+        checked('eps', self.eps, FALLING)
         if not 0 <= self.begin < self.end <= self.settle <= 1:
             raise ValueError(
                 'phases must satisfy 0 <= begin < end <= settle <= 1, '
                 f'got begin={self.begin}, end={self.end}, settle={self.settle}'
             )
-        if not self.eps[0] >= self.eps[1] > 0:
-            raise ValueError(f'eps must fall to a positive value, got {self.eps}')
 
     def target_at(self, progress: float) -> float:
         """Target of the moment."""
@@ -70,9 +79,11 @@ class Polarizer(Controller):
 
     Attributes:
         straight_through: Whether it alone moves the gates; ``theta.grad`` is then dL/dg.
+        rules: What its further arguments must be.
     """
 
     straight_through = False
+    rules: Mapping[str, Rule] = {}
 
     def __init__(
         self,
@@ -86,6 +97,15 @@ class Polarizer(Controller):
         self.schedule = schedule
         for gate in gates.by_group.values():
             gate.straight_through = self.straight_through
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Check further arguments, before anything is built.
+
+        Raises:
+            ValueError: One is not what it must be.
+        """
+        check_all(options, cls.rules)
 
     def observe(self, grad: Tensor) -> None:
         """Take in (num_channels,) dL/dg of one iteration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import ceil
@@ -13,6 +14,7 @@ from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group
 from mmprune_gates.channels.kept import Kept
+from mmprune_gates.checks import COUNT, PART, checked, patterns
 from mmprune_gates.gates import listed
 
 
@@ -24,18 +26,18 @@ class Limits:
         floor: Least share of each group that stays. With 0, residual blocks can be emptied; of all other groups at
             least one channel stays. This project's choice.
         divisor: Groups shrink to multiples of this (a group smaller than it stays whole).
-        exclude: Shell patterns of module paths; a group that owns a parameter of a matching module stays whole.
+        exclude: Shell patterns of module paths, or one; a group that owns a parameter of a matching module stays
+            whole.
     """
 
     floor: float = 0.05
     divisor: int = 1
-    exclude: tuple[str, ...] = ()
+    exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f'floor must be a share in [0, 1], got {self.floor}')
-        if not isinstance(self.divisor, int) or self.divisor < 1:
-            raise ValueError(f'divisor must be a positive whole number, got {self.divisor!r}')
+        checked('floor', self.floor, PART)
+        checked('divisor', self.divisor, COUNT)
+        object.__setattr__(self, 'exclude', patterns('exclude', self.exclude))
 
     def least(self, group: Group) -> int:
         """Channels of a group that stay at least: none of a residual block's; one where it cannot be emptied."""

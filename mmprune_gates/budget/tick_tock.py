@@ -18,6 +18,7 @@ from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.criteria import Criterion, Taylor
 from mmprune_gates.budget.selection import Limits
 from mmprune_gates.channels.kept import Kept
+from mmprune_gates.checks import COUNT, NUMBER, SHARE, checked
 from mmprune_gates.gates import GateSet
 
 TICK, TOCK, FINETUNE = 'tick', 'tock', 'finetune'
@@ -41,12 +42,9 @@ class Cycle:
     fraction: float = 0.002
 
     def __post_init__(self) -> None:
-        if min(self.tick, self.tock, self.ticks) < 1:
-            raise ValueError(
-                f'tick, tock and ticks must be at least 1, got tick={self.tick}, tock={self.tock}, ticks={self.ticks}'
-            )
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f'fraction is the share of filters that a Tick closes, in (0, 1]; got {self.fraction}')
+        for name in ('tick', 'tock', 'ticks'):
+            checked(name, getattr(self, name), COUNT)
+        checked('fraction', self.fraction, SHARE)
 
 
 class TickTock(Controller):
@@ -76,7 +74,7 @@ class TickTock(Controller):
         exponent: float = 0.0,
     ) -> None:
         super().__init__(gates, target, limits, cost, criterion or Taylor().bind(gates))
-        self.cycle, self.exponent = cycle, exponent
+        self.cycle, self.exponent = cycle, checked('macs_exponent', exponent, NUMBER)
         counted = gates.graph.free_channels or gates.graph.channel_groups  # all, if only blocks may go
         self.filters = sum(int(gates.graph.filters[group.span].sum()) for group in counted)
         self.phase, self.done, self.length, self.ticks, self.scored = TOCK, 0, cycle.tock, 0, 0

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.budget.costs import Cost
-from mmprune_gates.budget.criteria import Criterion, MeanGradient
+from mmprune_gates.budget.criteria import MOMENTUM, Criterion, MeanGradient
 from mmprune_gates.budget.polarizer import Polarizer, Schedule
 from mmprune_gates.budget.selection import Limits
+from mmprune_gates.checks import COUNT, NUMBER
 from mmprune_gates.gates import GateSet
 
 
@@ -33,6 +34,7 @@ class Waterline(Polarizer):
     """
 
     straight_through = True  # this controller moves theta itself
+    rules = {'momentum': MOMENTUM, 'exponent': NUMBER, 'steps': COUNT}
 
     def __init__(
         self,
@@ -45,9 +47,8 @@ class Waterline(Polarizer):
         exponent: float = 0.5,
         steps: int = 30,
     ) -> None:
+        self.check_options(momentum=momentum, exponent=exponent, steps=steps)
         super().__init__(gates, schedule, limits, cost, criterion or MeanGradient(momentum).bind(gates))
-        if steps < 1:
-            raise ValueError(f'steps must be at least 1, got {steps}')
         self.exponent, self.steps = exponent, steps
 
     def observe(self, grad: Tensor) -> None:

@@ -6,10 +6,11 @@ Importing this needs mmengine; nothing else of the package does so. :mod:`mmprun
 
 from mmprune_gates.cli.arguments import Options, config_parser, load_config, runner_config, runner_parser
 from mmprune_gates.cli.errors import reports_errors
-from mmprune_gates.cli.files import read_json, write_bytes, write_json, write_text
+from mmprune_gates.cli.files import check_writable, read_json, write_bytes, write_json, write_text
 
 __all__ = [
     'Options',
+    'check_writable',
     'config_parser',
     'load_config',
     'read_json',

@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, OPTIMIZERS
 
+from mmprune_gates.checks import MAPPING, checked, shown
+from mmprune_gates.engine.checkpoint import UNSAFE
 from mmprune_gates.engine.model_config import is_ours
 
+# Keys of a config that are dictionaries where they are given.
+DICTIONARIES = (
+    *('train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'val_cfg', 'test_cfg'),
+    *('optim_wrapper', 'default_hooks', 'visualizer', 'env_cfg', 'custom_imports'),
+)
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
@@ -56,26 +64,46 @@ def load_config(args: argparse.Namespace) -> Config:
         ValueError: It cannot be read, or an override does not fit.
     """
     # mmengine's loader has no argument for it, and that of the onedl fork falls back to the unsafe way by itself.
-    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    os.environ.pop(UNSAFE, None)
     beside = Path(args.config).absolute().parent
     for folder in ('', str(beside)):
         if folder not in sys.path:
             sys.path.append(folder)
     try:
         config = Config.fromfile(args.config)
-    except (OSError, SyntaxError, ImportError, UnicodeDecodeError) as error:
+    except Exception as error:  # a config is a program
         reason = str(error)
         cause = str(error.__cause__ or error.__context__ or '')
         if cause not in reason:
             reason = f'{reason} ({cause})'
-        raise ValueError(f'config {args.config} cannot be read: {reason}') from error
+        raise ValueError(f'config {args.config} cannot be read: {type(error).__name__}: {reason}') from error
     try:
         config.merge_from_dict(args.cfg_options)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'--cfg-options does not fit {args.config}: {error.args[0]}') from error
-    if not config.get('model'):
-        raise ValueError(f'config {args.config} has no model')
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = error.args[0] if error.args else error
+        raise ValueError(f'--cfg-options does not fit {args.config}: {reason}') from error
+    check_config(config, args.config)
     return config
+
+
+def check_config(config: Config, path: str) -> None:
+    """Refuse a config without a model, or whose parts are of another kind than every tool expects.
+
+    Raises:
+        ValueError: It is one; names the key.
+    """
+    if not config.get('model'):
+        raise ValueError(f'config {path} has no model')
+    for key in ('model', *DICTIONARIES):
+        if config.get(key) is not None:
+            checked(f'config {path}: {key}', config[key], MAPPING)
+    hooks = config.get('custom_hooks') or []
+    if not isinstance(hooks, (list, tuple)):
+        raise ValueError(f'config {path}: custom_hooks must be a list, got {shown(hooks)}')
+    for number, hook in enumerate(hooks):
+        if isinstance(hook, Mapping) and 'type' not in hook:
+            raise ValueError(f'config {path}: custom_hooks[{number}] has no type: {shown(dict(hook))}')
 
 
 def runner_config(args: argparse.Namespace) -> Config:
@@ -96,6 +124,7 @@ def runner_config(args: argparse.Namespace) -> Config:
             arguments = dict(hook)
             arguments.pop('priority', None)
             HOOKS.build(arguments)  # refuses bad ones
+    check_optimizer(config)
     return config
 
 
@@ -107,3 +136,16 @@ def complete_loaders(config: Config) -> None:
             loader.setdefault('pin_memory', True)
             loader.setdefault('collate_fn', {'type': 'default_collate'})
             loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+
+
+def check_optimizer(config: Config) -> None:
+    """Refuse an optimiser that nobody has registered; mmengine would call None.
+
+    Raises:
+        ValueError: It is one.
+    """
+    optimizer = (config.get('optim_wrapper') or {}).get('optimizer') or {}
+    kind = checked('optim_wrapper.optimizer', optimizer, MAPPING).get('type')
+    with OPTIMIZERS.switch_scope_and_registry(config.get('default_scope')) as registry:
+        if isinstance(kind, str) and registry.get(kind) is None:
+            raise ValueError(f'optim_wrapper.optimizer.type {kind!r} is not registered')

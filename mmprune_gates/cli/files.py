@@ -1,12 +1,16 @@
-"""Results as files, written completely or not at all."""
+"""Results as JSON; files written completely or not at all, mmengine's checkpoints as well."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from mmengine.fileio import LocalBackend, register_backend
+
+from mmprune_gates.engine.files import check_writable, write_bytes, write_text
+
+__all__ = ['WholeFiles', 'check_writable', 'read_json', 'write_bytes', 'write_json', 'write_text']
 
 
 def read_json(path: str | Path) -> Any:
@@ -19,21 +23,16 @@ def write_json(path: str | Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1))
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file completely or not at all."""
-    write_bytes(path, text.encode())
+class WholeFiles(LocalBackend):
+    """mmengine's local files, but a run that is killed or fills a disk leaves no half of a checkpoint."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file completely or not at all."""
+        write_bytes(filepath, obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        """Write a text file completely or not at all."""
+        write_bytes(filepath, obj.encode(encoding))
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file completely or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile('wb', dir=path.parent, prefix=f'.{path.name}-', delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+register_backend('local', WholeFiles, force=True, prefixes='')

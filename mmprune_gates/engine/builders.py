@@ -20,6 +20,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.checks import MAPPING, SHARE, checked, is_list, optional, shown
 from mmprune_gates.engine.forwards import inference_forward, training_forward
 from mmprune_gates.engine.model_config import default_input_shape, without_pretrained
 from mmprune_gates.engine.registry import MODELS
@@ -54,8 +55,10 @@ def build_gated_model(
     Raises:
         ValueError: No input shape, or no channel that can be pruned.
     """
+    checked('model.gates', gates, optional(MAPPING))
+    shape = input_shape_of(input_shape, config)
     model = build_architecture(architecture, config)
-    graph = trace(model, input_shape or default_input_shape(config), units)
+    graph = trace(model, shape, units)
     if not is_distributed():
         # The Runner would do this later and lose what is attached to the old modules.
         model = revert_sync_batchnorm(model)
@@ -86,14 +89,36 @@ def build_slim_model(
     Raises:
         ValueError: Widths or paths that do not belong to the architecture.
     """
+    gone = removed_modules(removed)
+    if not isinstance(widths, Mapping):
+        shape = input_shape_of(input_shape, config)
+        checked('model.widths, if not a dictionary,', widths, SHARE)
     model = build_architecture(architecture, without_pretrained(config))
-    remove_modules(model, removed if isinstance(removed, Mapping) else dict.fromkeys(removed))
+    remove_modules(model, gone)
     if isinstance(widths, Mapping):
         apply_widths(model, widths)
         return model
-    graph = trace(model, input_shape or default_input_shape(config))
+    graph = trace(model, shape)
     apply_widths(model, slim_model(copy.deepcopy(model), graph, uniform(graph, widths))['widths'])
     return model
+
+
+def input_shape_of(given: Sequence[int] | None, config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W) that MACs are stated for, as given or from the config."""
+    return default_input_shape({**config, 'input_shape': given})
+
+
+def removed_modules(removed: Any) -> Mapping[str, Sequence[int] | None]:
+    """Module path -> None or a shape, from a mapping or from paths alone.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(removed, Mapping):
+        return removed
+    if not is_list(removed) or not all(isinstance(path, str) for path in removed):
+        raise ValueError(f'model.removed must be a dictionary or a list of module paths, got {shown(removed)}')
+    return dict.fromkeys(removed)
 
 
 def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Module:
@@ -115,7 +140,10 @@ def build_gate(config: Mapping[str, Any], size: int) -> Gate:
             f'model.gates.type {name!r} is not registered: register it in mmprune_gates.MODELS and name its module in '
             'custom_imports'
         )
-    gate = kind(size=size, **options)
+    try:
+        gate = kind(size=size, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'model.gates of type {name!r}: {error}') from error
     if not isinstance(gate, Gate):
         raise ValueError(f'model.gates.type {name!r} builds a {type(gate).__name__}, not a mmprune_gates Gate')
     return gate
@@ -154,6 +182,4 @@ def trace(model: nn.Module, input_shape: Sequence[int], units: str = 'channels')
 
 def uniform(graph: ChannelGraph, share: float) -> dict[str, torch.Tensor]:
     """Masks that keep the same share of every free group, at least one channel of each."""
-    if not 0 < share <= 1:
-        raise ValueError(f'widths as a number is the share of channels to keep, in (0, 1]; got {share}')
     return {g.name: torch.arange(g.size) < max(1, round(share * g.size)) for g in graph.free}

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import pickle
-import struct
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-# What torch.load raises for a file that it cannot read: bytes that are no pickle end in any of these.
-UNREADABLE = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    pickle.PickleError,
-    struct.error,
-)
-SHOWN = 4  # problems that a message names
+UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'  # with it torch refuses to be forced to load safely
+SHOWN = 4  # problems in a message
+# torch's texts begin with advice to load unsafely; what was refused follows.
+REFUSED = re.compile(r'WeightsUnpickler error:\s*([^\n]+?)(?:\.? Please use |\n|$)')
+ADVICE = re.compile(r'weights_only|can still be loaded|Weights only load failed|Check the documentation|file an issue')
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, on the CPU, loaded with ``weights_only=True``.
+    """The contents of a checkpoint, on the CPU, loaded with ``weights_only=True`` whatever the environment says.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -36,28 +32,74 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except UNREADABLE as error:
+        check_sums(path)
+        with safe_environment():
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # bytes that are no pickle end in almost any
         raise ValueError(f'checkpoint {path} is truncated or not a checkpoint: {reason(error)}') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary with a state_dict')
     if 'state_dict' not in checkpoint:
-        return {'state_dict': checkpoint}
+        checkpoint = {'state_dict': checkpoint}
+    check_state_dict(checkpoint['state_dict'], path)
     return checkpoint
 
 
+def check_sums(path: Path) -> None:
+    """Compare a file with the checksums in it, which torch does not look at.
+
+    Raises:
+        ValueError: It has changed since it was saved, or holds more than its own size.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # the old format has none
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError('it is compressed, which checkpoints are not')
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f'it is damaged: {damaged} has another checksum than when it was saved')
+
+
+@contextmanager
+def safe_environment() -> Iterator[None]:
+    """Take away the variable that speaks against safe loading, for a while."""
+    value = os.environ.pop(UNSAFE, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[UNSAFE] = value
+
+
 def reason(error: Exception) -> str:
-    """Why torch could not read a file."""
-    # torch's own text begins with advice to load unsafely; the paragraph after it names what was refused.
-    paragraphs = [text for text in str(error).split('\n') if text and 'weights_only' not in text]
-    refused = paragraphs[0] if paragraphs else type(error).__name__
-    if not isinstance(error, pickle.UnpicklingError):
-        return refused
-    return f'{refused.rstrip(".")}. Only tensors and plain values are loaded: anything else could run code'
+    """Why torch has refused a file, without its advice."""
+    text = str(error)
+    if 'TorchScript' in text:
+        return 'it is a TorchScript archive, which holds code; save the state_dict of the model instead'
+    found = REFUSED.search(text)
+    lines = [line.strip() for line in text.split('\n') if line.strip() and not ADVICE.search(line)]
+    told = [found[1]] if found else lines or ['torch cannot read it']
+    if isinstance(error, pickle.UnpicklingError):
+        return f'{told[0].rstrip(".")}. Only tensors and plain values are loaded: anything else could run code'
+    return told[0]
+
+
+def check_state_dict(state: Any, path: str | Path) -> None:
+    """Refuse what cannot be a state_dict.
+
+    Raises:
+        ValueError: It is no mapping from names.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f'checkpoint {path}: its state_dict is a {type(state).__name__}, not a dictionary of tensors')
+    odd = [key for key in state if not isinstance(key, str)]
+    if odd:
+        raise ValueError(f'checkpoint {path}: its state_dict has the key {odd[0]!r}, which is not the name of a tensor')
 
 
 def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Load a checkpoint's state_dict; every key and shape must fit.
+    """Load a checkpoint's state_dict; every key and shape must fit, and every number must be one.
 
     Args:
         model: The model.
@@ -65,21 +107,48 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path)
         path: Where it came from, for the message.
 
     Raises:
-        ValueError: Keys that are missing or not expected, or shapes that differ; names the first few.
+        ValueError: Keys that are missing or not expected, shapes that differ, or values that are not finite; names the
+            first few.
     """
-    own = model.state_dict()
-    given = {name.removeprefix('module.'): value for name, value in checkpoint['state_dict'].items()}
-    shapes, missing = [], []
-    for name, value in own.items():
-        if name not in given:
-            missing.append(f'{name} is missing')
-        elif given[name].shape != value.shape:
-            shapes.append(f'{name} is {tuple(given[name].shape)}, expected {tuple(value.shape)}')
+    own, given = model.state_dict(), checkpoint['state_dict']
+    given = {name.removeprefix('module.'): value for name, value in given.items()}
+    shared = [name for name in own if name in given]
+    missing = [f'{name} is missing' for name in own if name not in given]
     unexpected = [f'{name} is not expected' for name in given if name not in own]
-    problems = shapes + missing + unexpected
+    unlike = [f'{name} {found}' for name in shared if (found := difference(own[name], given[name]))]
+    problems = unlike + missing + unexpected
     if problems:
-        shown = '; '.join(problems[:SHOWN])
-        if len(problems) > SHOWN:
-            shown += f'; and {len(problems) - SHOWN} more'
-        raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {shown}')
+        raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {some(problems)}')
+    wild = [name for name in shared if is_finite(own[name]) and not is_finite(given[name])]
+    if wild:
+        raise ValueError(
+            f'checkpoint {path} holds values that are not finite (NaN or infinite) in {some(wild, ", ")}: the run that '
+            'saved it had diverged; take an earlier checkpoint, or train with a lower learning rate'
+        )
     model.load_state_dict(given, strict=False)  # all is there; some stock models refuse tables they make themselves
+
+
+def difference(own: Any, given: Any) -> str | None:
+    """How an entry of a state_dict differs in kind from the model's own; None if it does not."""
+    if not isinstance(own, Tensor):
+        return None
+    if not isinstance(given, Tensor):
+        return f'is a {type(given).__name__}, not a tensor'
+    if given.shape != own.shape:
+        return f'is {tuple(given.shape)}, expected {tuple(own.shape)}'
+    if given.layout != own.layout:
+        return f'is {given.layout}, expected {own.layout}'
+    if own.is_floating_point() and not given.is_floating_point():
+        return f'is {given.dtype}, expected {own.dtype}'
+    return None
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number of an entry of a state_dict is NaN or infinite."""
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
+
+
+def some(names: list[str], between: str = '; ') -> str:
+    """The first few of a list, in words."""
+    more = len(names) - SHOWN
+    return between.join(names[:SHOWN]) + (f'{between}and {more} more' if more > 0 else '')

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+from mmengine.runner import BaseLoop
+
+from mmprune_gates.checks import Rule, checked, optional
 
 # Names of folders and files -> what belongs there. Shown when something under one of these names is missing.
 LAYOUTS = (
@@ -67,6 +70,10 @@ LAYOUTS = (
 )
 
 
+NO_SAMPLE = 'look at its ann_file, data_prefix, filter_cfg and indices'
+PATH = Rule('a path', lambda value: isinstance(value, (str, Path)))
+
+
 def check_datasets(config: Config, loaders: tuple[str, ...]) -> None:
     """Raise unless every folder and annotation file that the data loaders name exists.
 
@@ -86,6 +93,25 @@ def check_datasets(config: Config, loaders: tuple[str, ...]) -> None:
                         missing.setdefault(str(path), f'{key}.{name}')
     if missing:
         raise FileNotFoundError(message(missing))
+
+
+def check_samples(loop: BaseLoop | None, key: str) -> None:
+    """Raise if a loop has nothing to load: some samplers would go on for ever.
+
+    Args:
+        loop: The loop of a run; None if the run has none.
+        key: The key of its data loader in the config.
+
+    Raises:
+        ValueError: Its data set is empty, or there is none.
+    """
+    if loop is None:
+        return  # the Runner says what is missing
+    dataset = loop.dataloader.dataset
+    if dataset is None:
+        raise ValueError(f'{key} has no dataset')
+    if isinstance(dataset, Sized) and len(dataset) == 0:
+        raise ValueError(f'{key}.dataset ({type(dataset).__name__}) has no sample: {NO_SAMPLE}')
 
 
 def leaves(key: str, dataset: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -108,13 +134,13 @@ def fetches_itself(dataset: Mapping[str, Any], scope: str | None) -> bool:
     with DATASETS.switch_scope_and_registry(scope) as registry:
         kind = dataset.get('type')
         kind = registry.get(kind) if isinstance(kind, str) else kind
-    download = inspect.signature(kind).parameters.get('download') if kind else None
+    download = inspect.signature(kind).parameters.get('download') if callable(kind) else None
     return download is not None and bool(dataset.get('download', download.default))
 
 
 def named_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
     """Each local folder or file that a data set's config names, after the key that names it."""
-    root = dataset.get('data_root') or ''
+    root = checked('data_root of a data set', dataset.get('data_root'), optional(PATH)) or ''
     prefix = dataset.get('data_prefix') or {}
     prefixes = prefix if isinstance(prefix, Mapping) else {'': prefix}
     stated = {'data_root': '' if root else None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from mmengine.model import is_model_wrapper
@@ -10,6 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from mmprune_gates.budget import Cycle
 from mmprune_gates.budget.tick_tock import TICK
+from mmprune_gates.checks import SHARE, SWITCH, checked
 from mmprune_gates.engine.pruning_hook import PruningHook
 from mmprune_gates.engine.registry import COSTS, CRITERIA, HOOKS, built
 from mmprune_gates.engine.running import unwrapped
@@ -47,15 +48,15 @@ class GateDecoratorHook(PruningHook):
         cost: Any = None,
         **settings: Any,
     ) -> None:
-        if not 0 < subset <= 1:
-            raise ValueError(f'GateDecoratorHook: subset is a share of the training data, in (0, 1]; got {subset}')
-        self.by_epoch, self.subset = by_epoch, subset
+        self.by_epoch = checked('GateDecoratorHook: by_epoch', by_epoch, SWITCH)
+        self.subset = checked('GateDecoratorHook: subset', subset, SHARE)
+        known = {field.name for field in fields(GateDecoratorSettings)}
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(f'GateDecoratorHook: no argument {unknown}; it takes {sorted(known)}')
         criterion, cost = built(CRITERIA, criterion), built(COSTS, cost)
         self.settings = dict(target_macs=target_macs, criterion=criterion, cost=cost, **settings)
-        try:
+        with self.own_errors():
             self.cycle = GateDecoratorSettings(**self.settings).cycle  # refuses what is wrong before anything is built
-        except ValueError as error:
-            raise ValueError(f'GateDecoratorHook: {error}') from error
 
     def make_pruner(self, runner) -> GateDecorator:
         """Gate Decorator on the model and optimiser of a run.

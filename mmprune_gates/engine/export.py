@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +33,13 @@ from mmprune_gates.engine.model_config import (
     without_our_hooks,
     without_pretrained,
 )
+from mmprune_gates.engine.product import prepare_folder, write_product
 from mmprune_gates.engine.pruning_hook import STATE
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import GateSet, fold_gates, gates_of, listed
 from mmprune_gates.slimming import slim_model
 from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
 from mmprune_gates.version import __version__
-
-FILES = ('slim.py', 'slim.pth', 'slim.json')
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def export_slim(config: Config, checkpoint_path: str | Path, out_dir: str | Path
     Raises:
         ValueError: A config without gates, a checkpoint that does not fit, or an output that differs by more than
             1e-5 relative; nothing is written then.
-        FileExistsError: ``out_dir`` holds something else.
+        OSError: ``out_dir`` holds something else, or cannot be written.
     """
     if config.model.get('type') != GATED:
         raise ValueError(
@@ -91,24 +89,34 @@ def export_slim(config: Config, checkpoint_path: str | Path, out_dir: str | Path
             'the config of a gated run'
         )
     out_dir = Path(out_dir)
-    refuse_foreign(out_dir)
+    prepare_folder(out_dir)
     checkpoint = read_checkpoint(checkpoint_path)
     slimmed = slim(config, checkpoint, checkpoint_path)
     report = make_report(slimmed, config, checkpoint_path)
-    meta = {'mmprune_gates_version': __version__, 'slim': {k: report[k] for k in ('macs', 'params')}}
-    if dataset_meta := (checkpoint.get('meta') or {}).get('dataset_meta'):
-        meta['dataset_meta'] = dataset_meta
-    with tempfile.TemporaryDirectory(dir=existing_parent(out_dir), prefix='.slim-') as folder:
-        product = Path(folder) / 'product'
-        product.mkdir()
-        slim_config(config, slimmed.config).dump(product / 'slim.py')
-        torch.save({'state_dict': slimmed.model.state_dict(), 'meta': meta}, product / 'slim.pth')
-        (product / 'slim.json').write_text(json.dumps(report, indent=1))
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        if out_dir.exists():
-            out_dir.rename(Path(folder) / 'old')
-        shutil.move(product, out_dir)
+    contents = {
+        'slim.py': slim_config(config, slimmed.config).pretty_text.encode(),
+        'slim.pth': saved(slimmed.model, report, checkpoint.get('meta')),
+        'slim.json': json.dumps(report, indent=1).encode(),
+    }
+    write_product(out_dir, contents)
     return report
+
+
+def saved(model: nn.Module, report: Mapping[str, Any], meta: Any) -> bytes:
+    """The file ``slim.pth``.
+
+    Args:
+        model: The slim model.
+        report: As in ``slim.json``.
+        meta: Of the gated checkpoint; classes and palette of its data set are taken over.
+    """
+    own = {'mmprune_gates_version': __version__, 'slim': {key: report[key] for key in ('macs', 'params')}}
+    dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    if dataset_meta:
+        own['dataset_meta'] = dataset_meta
+    file = io.BytesIO()
+    torch.save({'state_dict': model.state_dict(), 'meta': own}, file)
+    return file.getvalue()
 
 
 def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimmed:
@@ -136,12 +144,7 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     rebuilt = MODELS.build(copy.deepcopy(model_config)).eval()
     load_weights(rebuilt, {'state_dict': slimmed.state_dict()}, 'slim.pth')
     parity = relative_error(exact, exact_outputs(rebuilt, training_forward, ((example,), {})))
-    if not parity <= TOLERANCE:
-        raise ValueError(
-            f'the slim model differs from the gated one by {parity:.2e} (relative, at most {TOLERANCE:.0e}); nothing '
-            'was written. The model probably fixes a channel count in its code; run tools/channels.py to see its '
-            'groups, and exclude the module with the hook argument `exclude`'
-        )
+    refuse_unlike(exact, parity, path)
     after = sum(parameter.numel() for parameter in rebuilt.parameters())
     return Slimmed(
         rebuilt,
@@ -153,6 +156,38 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
         relative_error(expected, outputs(rebuilt, example)),
         doubts,
     )
+
+
+def refuse_unlike(outputs: list[Tensor], parity: float, path: str | Path) -> None:
+    """Refuse a slim model that is not what it was made from.
+
+    Args:
+        outputs: Of the gated model.
+        parity: How far those of the slim one are from them.
+        path: Of the checkpoint, for the message.
+
+    Raises:
+        ValueError: The outputs differ, or are no numbers.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in outputs):
+        raise ValueError(
+            f'the outputs of the gated model of {path} are not finite (NaN or infinite), so nothing can be compared '
+            'and nothing was written. The run had diverged: take an earlier checkpoint'
+        )
+    if not parity <= TOLERANCE:
+        raise ValueError(
+            f'the slim model differs from the gated one by {parity:.2e} (relative, at most {TOLERANCE:.0e}); nothing '
+            'was written. The model probably fixes a channel count in its code; run tools/channels.py to see its '
+            'groups, and exclude the module with the hook argument `exclude`'
+        )
+
+
+def is_state(state: Any, num_channels: int) -> bool:
+    """Whether something is the state of a pruning hook for gates over so many channels."""
+    if not isinstance(state, Mapping) or not {'settled', 'kept'} <= state.keys():
+        return False
+    kept = state['kept']
+    return kept is None or (isinstance(kept, Tensor) and kept.shape == (num_channels,) and kept.dtype == torch.bool)
 
 
 def doubts_about(gates: GateSet, checkpoint: Mapping[str, Any]) -> list[str]:
@@ -168,6 +203,8 @@ def doubts_about(gates: GateSet, checkpoint: Mapping[str, Any]) -> list[str]:
         found.append('no gate is closed: nothing will be removed')
     if state is None:
         found.append('it was not saved by a run with a pruning hook, so nothing tells whether its gates have settled')
+    elif not is_state(state, gates.graph.num_channels):
+        found.append(f'its state of the run ({STATE!r}) is not one that a pruning hook has saved')
     elif not state['settled']:
         found.append('its gates have not settled: the run had not reached its end (settle), or its target')
     elif state['kept'] is not None:
@@ -242,19 +279,3 @@ def provenance(config: Config, checkpoint: Path) -> dict[str, str]:
         'mmprune_gates': __version__,
         'torch': torch.__version__,
     }
-
-
-def refuse_foreign(out_dir: Path) -> None:
-    """Raise unless a folder is absent, empty, or an earlier product of slimming."""
-    if not out_dir.exists():
-        return
-    if not out_dir.is_dir():
-        raise FileExistsError(f'OUT_DIR {out_dir} is a file; choose another folder')
-    foreign = sorted(entry.name for entry in out_dir.iterdir() if entry.name not in (*FILES, '__pycache__'))
-    if foreign:
-        raise FileExistsError(f'OUT_DIR {out_dir} holds {foreign[0]!r}, which slimming did not write; choose another')
-
-
-def existing_parent(path: Path) -> Path:
-    """The nearest folder above ``path`` that exists."""
-    return next(parent for parent in path.absolute().parents if parent.is_dir())

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmprune_gates.checks import IMAGE, MAPPING, Rule, checked, is_list, is_shape
+
 GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
 GATE_KEYS = ('gates', 'units')  # of a GatedModel alone
 ADDED_KEYS = ('architecture', 'input_shape', *GATE_KEYS, 'widths', 'removed')  # of both, besides the stock model's own
+SIZE = Rule(
+    'one or two positive whole numbers: height and width',
+    lambda value: is_shape(value if is_list(value) else [value]) and (not is_list(value) or len(value) == 2),
+)
 RUN_KEYS = ('work_dir', 'resume', 'launcher')  # of a config that belong to one run
 
 
@@ -51,16 +57,17 @@ def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
         ValueError: It states none.
     """
     shape = config.get('input_shape')
-    if shape:
-        return tuple(shape)
-    preprocessor = config.get('data_preprocessor') or {}
+    if shape is not None:
+        return tuple(checked('model.input_shape', shape, IMAGE))
+    preprocessor = checked('model.data_preprocessor', config.get('data_preprocessor') or {}, MAPPING)
     size = preprocessor.get('size')
     if size is None:
         raise ValueError(
             'the input size that MACs are stated for is not known: set model.input_shape=(3, H, W) '
             '(or data_preprocessor.size, from which it is taken otherwise)'
         )
-    if isinstance(size, int):
+    checked('model.data_preprocessor.size', size, SIZE)
+    if not is_list(size):
         size = (size, size)
     return (3, *size)
 

@@ -30,16 +30,14 @@ class PolarizationHook(PruningHook):
     def __init__(
         self, target_macs: float, update: str = 'waterline', criterion: Any = None, cost: Any = None, **settings: Any
     ) -> None:
-        known = {field.name for field in fields(GDPSettings)}
+        known = {field.name for field in fields(GDPSettings)} - {'options'}
         options = {name: settings.pop(name) for name in list(settings) if name not in known}
         criterion, cost = built(CRITERIA, criterion), built(COSTS, cost)
         self.settings = dict(
             target_macs=target_macs, update=update, criterion=criterion, cost=cost, options=options, **settings
         )
-        try:
+        with self.own_errors():
             GDPSettings(**self.settings)  # refuses what is wrong before anything is built
-        except ValueError as error:
-            raise ValueError(f'PolarizationHook: {error}') from error
 
     def make_pruner(self, runner) -> GDP:
         """GDP on the model and optimiser of a run."""

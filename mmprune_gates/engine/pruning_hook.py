@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.optim import BaseOptimWrapper
+from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from torch.nn.parallel import DistributedDataParallel
 
 from mmprune_gates.engine.running import loss_scale, unwrapped
@@ -36,6 +38,14 @@ class PruningHook(Hook):
     pruner: Pruner | None = None
     loaded: dict[str, Any] | None = None
 
+    @contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Say which hook has refused something."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f'{type(self).__name__}: {error}') from error
+
     def make_pruner(self, runner) -> Pruner:
         """The pruner of a run."""
         raise NotImplementedError
@@ -51,12 +61,12 @@ class PruningHook(Hook):
             gates_of(model).follow(model)
         if not trains:
             return  # validation and test leave the optimiser a config
-        try:
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise ValueError(f'{type(self).__name__}: optim_wrapper must have one optimizer, not several, and not none')
+        with self.own_errors():
             self.refuse_bypass(runner)
             self.refuse_sharding(runner)
             self.pruner = self.make_pruner(runner)
-        except ValueError as error:
-            raise ValueError(f'{type(self).__name__}: {error}') from error
         if any(isinstance(hook, EMAHook) for hook in runner.hooks):
             self.warn(
                 'EMAHook averages the gates as well, and averages never reach exactly 0: slim a checkpoint of the '
@@ -91,7 +101,7 @@ class PruningHook(Hook):
     def before_train(self, runner) -> None:
         """Restore a resumed run's state, and ask whether the gates are where they should be."""
         if self.resumes(runner):
-            self.pruner.load_state_dict(self.loaded)
+            self.restore(self.loaded)
             before, now = self.loaded['target'], self.pruner.controller.target
             if self.pruner.controller.settled and before != now:
                 self.warn(
@@ -99,6 +109,20 @@ class PruningHook(Hook):
                     'new run (load_from) for another target'
                 )
         self.prove(runner, self.pruner.check)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            ValueError: It is not one of this method, or of other gates.
+        """
+        try:
+            self.pruner.load_state_dict(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f'{type(self).__name__}: the pruning state in the checkpoint ({STATE!r}) is not one of this hook and '
+                f'model ({type(error).__name__}: {error}); start from its weights with load_from instead of resuming'
+            ) from error
 
     def resumes(self, runner) -> bool:
         """Whether a run goes on from a saved state."""

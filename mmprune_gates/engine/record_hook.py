@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
+from mmprune_gates.checks import COUNT, checked
+from mmprune_gates.engine.files import write_text
 from mmprune_gates.engine.gate_picture import histograms, pixels
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.running import unwrapped
@@ -50,9 +51,7 @@ class GateRecordHook(Hook):
     priority = 'LOW'  # after the gates have moved
 
     def __init__(self, interval: int = 50) -> None:
-        if interval < 1:
-            raise ValueError(f'GateRecordHook: interval must be at least 1, got {interval}')
-        self.interval = interval
+        self.interval = checked('GateRecordHook: interval', interval, COUNT)
 
     @master_only
     def before_train(self, runner) -> None:
@@ -60,9 +59,7 @@ class GateRecordHook(Hook):
         path = self.path(runner)
         lines = read_history(path) if runner.iter > 0 else []
         kept = [json.dumps(line) + '\n' for line in lines if line['iter'] <= runner.iter]
-        partial = path.with_suffix('.partial')
-        partial.write_text(''.join(kept))
-        os.replace(partial, path)
+        write_text(path, ''.join(kept))
 
     @master_only
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:

@@ -57,6 +57,10 @@ class GateSet(nn.Module):
         members = self.members(group)
         return next(number for number, member in enumerate(members) if member is placement)
 
+    def forward(self, *inputs):
+        """What it is given: containers that call all their children, such as ``nn.Sequential``, call it as well."""
+        return inputs[0] if len(inputs) == 1 else inputs
+
     def __getitem__(self, group: str) -> Gate:
         return self.by_group[key(group)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmprune_gates.checks import POSITIVE, checked
 from mmprune_gates.gates.gate import Gate
 
 
@@ -33,8 +34,7 @@ class PolarizationGate(Gate):
 
     def __init__(self, size: int, eps: float = 0.1) -> None:
         super().__init__(size)
-        if eps <= 0:
-            raise ValueError(f'PolarizationGate: eps must be positive, got {eps}')
+        checked('PolarizationGate: eps', eps, POSITIVE)
         self.register_buffer('eps', torch.tensor(float(eps)))
 
     def value(self, theta: Tensor) -> Tensor:

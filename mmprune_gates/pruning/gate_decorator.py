@@ -16,10 +16,30 @@ from torch import Tensor, nn
 from mmprune_gates.budget import Cost, Criterion, Cycle, Limits, Taylor, TickTock, checked_target
 from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
 from mmprune_gates.channels.calls import Inputs
+from mmprune_gates.checks import (
+    COUNT,
+    NOT_NEGATIVE,
+    NUMBER,
+    check_all,
+    checked,
+    instance_of,
+    optional,
+    pair_of,
+    patterns,
+)
 from mmprune_gates.gates import DecoratorGate, gated_norms, take_over_affine
 from mmprune_gates.pruning.gate_params import matching_modules, own_param_group
 from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
+
+RULES = {
+    'tick_lr': NOT_NEGATIVE,
+    'tock_lr': pair_of(NOT_NEGATIVE),
+    'penalty': NOT_NEGATIVE,
+    'macs_exponent': NUMBER,
+    'cost': optional(instance_of(Cost)),
+    'criterion': optional(instance_of(Criterion)),
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +56,7 @@ class GateDecoratorSettings:
         penalty: Weight of the L1 penalty on the gates in a Tock.
         macs_exponent: Power of a channel's marginal cost that divides its importance; 0 as in the paper.
         floor, divisor, exclude: What stays; see :class:`~mmprune_gates.budget.Limits`.
-        classifier: Shell patterns of the modules that learn in a Tick besides the gates; by default the layers
+        classifier: Shell patterns, or one, of the modules that learn in a Tick besides the gates; by default the layers
             whose output is an output of the model (``conv_seg`` of every head, ``fc``).
         cost: What the target is a share of; multiply-accumulates by default.
         criterion: What is gathered in a Tick; the paper's Taylor importance by default.
@@ -56,17 +76,15 @@ class GateDecoratorSettings:
     macs_exponent: float = 0.0
     floor: float = 0.05
     divisor: int = 1
-    exclude: Sequence[str] = ()
-    classifier: Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
+    classifier: str | Sequence[str] = ()
     cost: Cost | None = None
     criterion: Criterion | None = None
 
     def __post_init__(self) -> None:
         checked_target(self.target_macs)
-        if self.penalty < 0:
-            raise ValueError(f'penalty must not be negative, got {self.penalty}')
-        if len(self.tock_lr) != 2:
-            raise ValueError(f'tock_lr has two rates, at the ends and in the middle of a Tock; got {self.tock_lr!r}')
+        check_all(vars(self), RULES)
+        patterns('classifier', self.classifier)
         _ = self.cycle, self.limits  # refuse what is out of range
 
     @property
@@ -77,7 +95,7 @@ class GateDecoratorSettings:
     @property
     def limits(self) -> Limits:
         """What stays."""
-        return Limits(self.floor, self.divisor, tuple(self.exclude))
+        return Limits(self.floor, self.divisor, self.exclude)
 
 
 class GateDecorator(Pruner):
@@ -110,8 +128,9 @@ class GateDecorator(Pruner):
         **settings: Any,
     ) -> None:
         self.settings, self.total_steps = GateDecoratorSettings(**settings), total_steps
+        checked('total_steps', total_steps, optional(COUNT))
         own = self.settings
-        super().__init__(model, example_inputs, optimizer, exclude=own.exclude, **(trace or {}))
+        super().__init__(model, example_inputs, optimizer, exclude=own.limits.exclude, **(trace or {}))
         base = optimizer.defaults['lr']
         own_param_group(optimizer, self.gates, base)
         self.multipliers = [group.get('initial_lr', group['lr']) / base for group in optimizer.param_groups]
@@ -139,7 +158,7 @@ class GateDecorator(Pruner):
         Raises:
             ValueError: The classifier is not found.
         """
-        names = self.settings.classifier or self.gates.graph.classifiers
+        names = patterns('classifier', self.settings.classifier) or self.gates.graph.classifiers
         if not (heads := matching_modules(self.model, names)):
             raise ValueError(
                 'no layer makes an output of the model by itself; name the modules that learn in a Tick, for example '

@@ -16,12 +16,20 @@ from torch import Tensor, nn
 
 from mmprune_gates.budget import Cost, Criterion, Gradient, Limits, Polarizer, Schedule, Waterline
 from mmprune_gates.channels.calls import Inputs
+from mmprune_gates.checks import COUNT, MAPPING, NOT_NEGATIVE, check_all, checked, instance_of, one_of, optional
 from mmprune_gates.gates import PolarizationGate
 from mmprune_gates.pruning.gate_params import gates_group, own_param_group, take_out
 from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
 
 UPDATES: dict[str, type[Polarizer]] = {'waterline': Waterline, 'gradient': Gradient}
+RULES = {
+    'update': one_of(UPDATES),
+    'gate_lr': NOT_NEGATIVE,
+    'cost': optional(instance_of(Cost)),
+    'criterion': optional(instance_of(Criterion)),
+    'options': optional(MAPPING),
+}
 
 
 @dataclass(frozen=True)
@@ -50,20 +58,20 @@ class GDPSettings:
     eps: Sequence[float] = (0.1, 1e-4)
     floor: float = 0.05
     divisor: int = 1
-    exclude: Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
     gate_lr: float = 0.01
     cost: Cost | None = None
     criterion: Criterion | None = None
     options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.update not in UPDATES:
-            raise ValueError(f'update must be one of {sorted(UPDATES)}, got {self.update!r}')
+        check_all(vars(self), RULES)
         known = self.known_options(self.update)
         if unknown := sorted((self.options or {}).keys() - known):
             raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(known)}')
         if self.criterion is not None and not UPDATES[self.update].straight_through:
             raise ValueError(f'update={self.update!r} ranks by the gates themselves and takes no criterion')
+        UPDATES[self.update].check_options(**(self.options or {}))
         _ = self.schedule, self.limits  # refuse what is out of range
 
     @staticmethod
@@ -75,12 +83,12 @@ class GDPSettings:
     @property
     def schedule(self) -> Schedule:
         """Phases and target."""
-        return Schedule(self.target_macs, self.begin, self.end, self.settle, tuple(self.eps))
+        return Schedule(self.target_macs, self.begin, self.end, self.settle, self.eps)
 
     @property
     def limits(self) -> Limits:
         """What stays."""
-        return Limits(self.floor, self.divisor, tuple(self.exclude))
+        return Limits(self.floor, self.divisor, self.exclude)
 
 
 class GDP(Pruner):
@@ -107,8 +115,9 @@ class GDP(Pruner):
         trace: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        self.settings, self.total_steps, self.phase = GDPSettings(**settings), total_steps, 0
-        super().__init__(model, example_inputs, optimizer, exclude=self.settings.exclude, **(trace or {}))
+        self.settings, self.phase = GDPSettings(**settings), 0
+        self.total_steps = checked('total_steps', total_steps, COUNT)
+        super().__init__(model, example_inputs, optimizer, exclude=self.settings.limits.exclude, **(trace or {}))
         own, update = self.settings, UPDATES[self.settings.update]
         cost, criterion = self.bound(own.cost, own.criterion)
         options = dict(own.options or {}, **({'criterion': criterion} if criterion else {}))

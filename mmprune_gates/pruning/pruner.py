@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmprune_gates.budget import Controller, Cost, Criterion, MACs
 from mmprune_gates.budget.criteria import Reduce, alone
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
+from mmprune_gates.checks import patterns
 from mmprune_gates.gates import Evidence, Gate, GateSet, attach_gates, fold_gates, gates_of, has_gates, listed
 from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
@@ -59,7 +60,7 @@ class Pruner:
         forward: Forward | None = None,
         train_forward: Forward | None = None,
         units: str = 'channels',
-        exclude: Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
     ) -> None:
         self.model, self.optimizer, self.forward = model, optimizer, train_forward or forward
         self.options = None if example_inputs is None else call_options(example_inputs)
@@ -69,7 +70,7 @@ class Pruner:
             attach_gates(model, trace_channels(model, example_inputs, forward, train_forward, units), self.gate)
         self.gates = gates_of(model)
         check_kind(self.gates, type(self))
-        check_reached(model, self.gates, exclude)
+        check_reached(model, self.gates, patterns('exclude', exclude))
         self.gates.claim(type(self).__name__)
         self.evidence, self.divergence = Evidence(model, self.gates), Divergence(model)
         self.loss_scale = 1.0

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.checks import MAPPING, SHAPE, checked, optional
+
 
 class Removed(nn.Module):
     """In the place of a module of a removed block: zeros of its input's shape, whatever else it is given.
@@ -38,12 +40,17 @@ def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]
         removed: Module path -> None, or the shape of the constant that is left in its place.
 
     Raises:
-        ValueError: A path that the model does not have.
+        ValueError: A path that the model does not have, one inside another, or a shape that is none.
     """
+    given = checked('removed', removed, MAPPING)
     modules = dict(model.named_modules(remove_duplicate=False))
     like = next(model.parameters(), torch.zeros(()))
-    for path, shape in removed.items():
+    for path, shape in given.items():
         gone = module_named(modules, path, 'removed')
+        checked(f'removed[{path!r}]', shape, optional(SHAPE))
+        holders = [other for other in given if path.startswith(f'{other}.')]
+        if holders:
+            raise ValueError(f'removed names {path!r}, which goes with {holders[0]!r} that it names as well')
         nothing = Removed(shape).to(like.device, like.dtype)
         for alias, module in modules.items():
             if module is gone:
@@ -59,9 +66,9 @@ def module_named(modules: Mapping[str, nn.Module], path: str, key: str) -> nn.Mo
         key: Key of the config that names it, for the message.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or it is the model itself.
     """
-    if path not in modules:
+    if not path or path not in modules:
         raise ValueError(
             f'{key} names the module {path!r}, which {type(modules[""]).__name__} does not have: the slim config '
             'belongs to another architecture, or its keys were changed after slimming'

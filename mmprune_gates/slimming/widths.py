@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.checks import COUNT, MAPPING, SHAPE, WHOLE, Rule, checked
 from mmprune_gates.gates.full_width import keep_full_width
 from mmprune_gates.slimming.removal import module_named
 
@@ -23,6 +24,7 @@ Attributes = dict[str, int]
 Holders = list[tuple[nn.Module, str]]  # modules that hold one parameter, each under an attribute
 Widths = dict[str, dict[str, Any]]  # see above
 FULL_WIDTH = 'full_width'
+FULL_WIDTH_KEYS = {'dim': WHOLE, 'channels': COUNT, 'kept': COUNT}
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Tensor -> the attribute that says how large it is, for each of its dimensions.
 NORM = dict.fromkeys(('weight', 'bias', 'running_mean', 'running_var'), ('num_features',))
@@ -115,12 +117,14 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
     """Give a freshly built model the widths of a table; the resized modules are initialised anew.
 
     Raises:
-        ValueError: A path or attribute that the model does not have, naming it.
+        ValueError: A path or attribute that the model does not have, or a value that is no width, naming it.
     """
+    checked('widths', widths, MAPPING)
     modules = dict(model.named_modules(remove_duplicate=False))
     tied = tied_parameters(model)
     for path, attributes in widths.items():
         module = module_named(modules, path, 'widths')
+        check_widths(module, path, attributes)
         if FULL_WIDTH in attributes:
             like = next(model.parameters())
             keep_full_width(module, like, **attributes[FULL_WIDTH])
@@ -143,18 +147,57 @@ def tied_parameters(model: nn.Module) -> list[Holders]:
     return [holders for holders in places.values() if len(holders) > 1]
 
 
+def check_widths(module: nn.Module, path: str, attributes: Mapping) -> None:
+    """Refuse widths that a module does not have, and values that are none.
+
+    Raises:
+        ValueError: Names the module and what is wrong.
+    """
+    checked(f'widths of {path!r}', attributes, MAPPING)
+    rules = width_rules(module)
+    if FULL_WIDTH in attributes:
+        rules, attributes = FULL_WIDTH_KEYS, checked(f'full_width of {path!r}', attributes[FULL_WIDTH], MAPPING)
+        if missing := sorted(rules.keys() - attributes.keys()):
+            raise ValueError(f'full_width of {path!r}: {missing[0]!r} is missing')
+    for name, value in attributes.items():
+        if name not in rules:
+            raise ValueError(
+                f'widths of {path!r}: {type(module).__name__} has no attribute {name!r} that is a width; '
+                f'it has {sorted(rules)}'
+            )
+        checked(f'widths of {path!r}: {name}', value, rules[name])
+    if FULL_WIDTH_KEYS is rules and attributes['kept'] > attributes['channels']:
+        raise ValueError(f'full_width of {path!r}: kept={attributes["kept"]} of {attributes["channels"]} channels')
+
+
+def width_rules(module: nn.Module) -> dict[str, Rule]:
+    """What the widths of a module must be: attributes that say how many channels it has, or shapes of its tensors."""
+    if isinstance(module, CONVOLUTIONS):
+        return dict.fromkeys(conv_attributes(module), COUNT)
+    rules = {name: COUNT for attributes in layout_of(module).values() for name in attributes}
+    if rules:
+        return rules
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return dict.fromkeys((name for name, _ in own), SHAPE)
+
+
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
-    """Set width attributes of one module and replace its tensors by new ones of the shapes that follow."""
-    for name in attributes:
-        if not hasattr(module, name):
-            kind = type(module).__name__
-            raise ValueError(f'widths of {path!r}: {kind} has no attribute {name!r}')
+    """Set width attributes of one module and replace its tensors by new ones of the shapes that follow.
+
+    Raises:
+        ValueError: The sides of a convolution are no multiples of its groups.
+    """
     if not shapes_of(module):
         for name, shape in attributes.items():
             replace_tensor(module, name, torch.ones(shape))
         return
     for name, value in attributes.items():
         setattr(module, name, value)
+    if isinstance(module, CONVOLUTIONS) and (module.in_channels % module.groups or module.out_channels % module.groups):
+        raise ValueError(
+            f'widths of {path!r}: {module.in_channels} and {module.out_channels} channels are no multiples of '
+            f'{module.groups} groups'
+        )
     for name, shape in shapes_of(module).items():
         if getattr(module, name, None) is not None:
             replace_tensor(module, name, torch.ones(shape))

@@ -1,0 +1,79 @@
+"""The folder of a slim model: its files are written together, and what a killed run has left is cleaned up.
+
+New files gather in a folder inside, so that the folder itself may be a mount point. When all are whole it gets another
+name, and they are moved to their places. A run that is killed before leaves the earlier product as it was; one that is
+killed while they are moved is completed by the next.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmprune_gates.engine.files import check_writable, write_bytes
+
+FILES = ('slim.py', 'slim.pth', 'slim.json')
+WRITING, WHOLE = '.slim-writing', '.slim-whole'
+ALLOWED = (*FILES, WRITING, WHOLE, '__pycache__')
+
+
+def prepare_folder(out_dir: Path) -> None:
+    """Ask, before any work, whether a product can be written; clean up what an earlier run has left.
+
+    Raises:
+        OSError: The folder holds something else, or cannot be written to; nothing has changed then.
+    """
+    refuse_foreign(out_dir)
+    check_writable(out_dir, is_folder=True)
+    complete(out_dir)
+    shutil.rmtree(out_dir / WRITING, ignore_errors=True)
+
+
+def refuse_foreign(out_dir: Path) -> None:
+    """Raise unless a folder is absent, empty, or an earlier product of slimming."""
+    if not out_dir.exists():
+        return
+    if not out_dir.is_dir():
+        raise FileExistsError(f'OUT_DIR {out_dir} is a file; choose another folder')
+    foreign = sorted(entry.name for entry in out_dir.iterdir() if entry.name not in ALLOWED)
+    if foreign:
+        raise FileExistsError(f'OUT_DIR {out_dir} holds {foreign[0]!r}, which slimming did not write; choose another')
+
+
+def write_product(out_dir: Path, contents: Mapping[str, bytes]) -> None:
+    """Write the files of a product, all or none.
+
+    Args:
+        out_dir: Its folder, as :func:`prepare_folder` has left it.
+        contents: Name of each file -> what it holds.
+
+    Raises:
+        OSError: They cannot be written; an earlier product is as it was.
+    """
+    made = topmost_missing(out_dir)
+    writing = out_dir / WRITING
+    try:
+        for name, data in contents.items():
+            write_bytes(writing / name, data)
+        writing.rename(out_dir / WHOLE)
+    except BaseException:
+        shutil.rmtree(made or writing, ignore_errors=True)
+        raise
+    complete(out_dir)
+
+
+def complete(out_dir: Path) -> None:
+    """Move the files that are whole to their places."""
+    whole = out_dir / WHOLE
+    if whole.is_dir():
+        for file in whole.iterdir():
+            file.replace(out_dir / file.name)
+        whole.rmdir()
+
+
+def topmost_missing(path: Path) -> Path | None:
+    """The highest folder that has to be made for ``path`` to be there; None if it is."""
+    path = path.absolute()
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    return missing[-1] if missing else None

@@ -1,0 +1,74 @@
+"""From which checkpoint a run goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import print_log
+
+from mmprune_gates.checks import Rule, checked, is_whole
+from mmprune_gates.engine.checkpoint import read_checkpoint
+
+POINTER = 'last_checkpoint'  # holds the path of the last checkpoint; written after it
+COUNTED = Rule('a whole number that is not negative', lambda value: is_whole(value) and value >= 0)
+PARTS = {'meta': Mapping, 'message_hub': Mapping}  # of a checkpoint of a run, besides its weights
+
+
+def latest_checkpoint(folder: str | Path) -> str | None:
+    """The last checkpoint of a work folder; None if there is none.
+
+    A run that was killed while it wrote a checkpoint has the one before it as its last. One that was killed while it
+    noted which is the last has left an empty note; then the newest whole checkpoint in the folder is taken.
+
+    Raises:
+        ValueError: The note is empty, and there is no whole checkpoint.
+    """
+    note = Path(folder, POINTER)
+    if not note.is_file():
+        print_log(f'{note} does not exist: nothing to resume, training starts afresh')
+        return None
+    path = note.read_text(errors='replace').strip().strip('\0')
+    if path:
+        return path
+    for found in sorted(note.parent.glob('*.pth'), key=lambda file: file.stat().st_mtime, reverse=True):
+        if is_of_a_run(found):
+            message = f'{note} is empty: a run was killed while it wrote it. Resuming from the newest whole checkpoint'
+            print_log(f'{message}, {found}', level=logging.WARNING)
+            return str(found)
+    raise ValueError(
+        f'{note} is empty, and there is no whole checkpoint beside it: name one with --resume CKPT, or delete the file '
+        'to start afresh'
+    )
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a file is a whole checkpoint that a run can go on from."""
+    try:
+        read_run(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint that a run can go on from.
+
+    Raises:
+        OSError, ValueError: It is missing, broken, or none of a training run.
+    """
+    checkpoint = read_checkpoint(path)
+    absent = [key for key in PARTS if key not in checkpoint]
+    if absent:
+        raise ValueError(
+            f'checkpoint {path} holds weights only (no {", ".join(absent)}), so there is no run to resume; '
+            f'start from its weights with --cfg-options load_from={path}'
+        )
+    for key, kind in PARTS.items():
+        if not isinstance(checkpoint[key], kind):
+            raise ValueError(f'checkpoint {path}: its {key} is a {type(checkpoint[key]).__name__}, not a dictionary')
+    for key in ('iter', 'epoch'):
+        checked(f'checkpoint {path}: meta[{key!r}]', checkpoint['meta'].get(key), COUNTED)
+    return checkpoint
