@@ -253,10 +253,10 @@ def test_a_run_that_is_too_short_says_so(tiny_gbn, tmp_path):
     ('options', 'said'),
     [
         ({'target_macs': 0}, r'target_macs .*\(0, 1\]'),
-        ({'subset': 0}, 'subset is a share'),
-        ({'penalty': -1}, 'penalty must not be negative'),
-        ({'fraction': 2}, 'fraction is the share'),
-        ({'tick': 0}, 'tick, tock and ticks'),
+        ({'subset': 0}, 'subset must be a share'),
+        ({'penalty': -1}, 'penalty must be a number that is not negative'),
+        ({'fraction': 2}, 'fraction must be a share'),
+        ({'tick': 0}, 'tick must be a whole number'),
         ({'classifier': ['nowhere.*']}, "'nowhere.*' matches no module"),
         ({'target_macs': 0.01, 'floor': 0.9}, 'cannot be met'),
     ],
@@ -339,7 +339,7 @@ def rank_main(rank, address, folder):
     run.observe(own)
     score = criterion.sum.clone()
     run.step(0)
-    torch.save({'kept': run.kept, 'score': score}, f'{folder}/{rank}.pth')
+    torch.save({'kept': run.kept.vector, 'score': score}, f'{folder}/{rank}.pth')
 
 
 def test_every_rank_closes_the_same(tmp_path):
