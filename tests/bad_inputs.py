@@ -29,7 +29,7 @@ POLARIZATION = {
     'criterion': ("'Magnitude'", '5', '[]', "dict(type='NoCriterion')", "dict(type='MACs')"),
     'cost': ("'MACs'", '5', '[]', "dict(type='NoCost')", "dict(type='Magnitude')"),
 }
-GRADIENT = {'price_step': (*NO_RATE, '0'), 'rate': (*NO_RATE, '0'), 'exponent': NO_NUMBER}
+GRADIENT = {'price_step': (*NO_RATE, '0'), 'rate': NO_RATE, 'exponent': NO_NUMBER}
 TICK_TOCK = {
     'target_macs': NO_SHARE,
     'by_epoch': ("'a'", 'None', '1'),

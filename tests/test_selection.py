@@ -176,8 +176,8 @@ def test_a_budget_out_of_reach():
     [
         ({'floor': -0.1}, r'floor must be a share in \[0, 1\], got -0\.1'),
         ({'floor': 1.1}, r'floor must be a share in \[0, 1\], got 1\.1'),
-        ({'divisor': 0}, 'divisor must be a positive whole number, got 0'),
-        ({'divisor': 2.0}, r'divisor must be a positive whole number, got 2\.0'),
+        ({'divisor': 0}, 'divisor must be a whole number of at least 1, got 0'),
+        ({'divisor': 2.0}, r'divisor must be a whole number of at least 1, got 2\.0'),
     ],
 )
 def test_limits_out_of_range(options, message):

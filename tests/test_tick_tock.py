@@ -200,9 +200,9 @@ def test_a_target_met_from_the_start_leaves_nothing_to_do():
 @pytest.mark.parametrize(
     ('options', 'said'),
     [
-        ({'tick': 0, 'tock': 1}, 'tick, tock and ticks'),
-        ({'tick': 1, 'tock': 1, 'fraction': 0.0}, 'fraction is the share'),
-        ({'tick': 1, 'tock': 1, 'fraction': 1.5}, 'fraction is the share'),
+        ({'tick': 0, 'tock': 1}, 'tick must be a whole number'),
+        ({'tick': 1, 'tock': 1, 'fraction': 0.0}, 'fraction must be a share'),
+        ({'tick': 1, 'tock': 1, 'fraction': 1.5}, 'fraction must be a share'),
     ],
 )
 def test_lengths_out_of_range_are_refused(options, said):

@@ -87,9 +87,9 @@ def test_the_state_is_plain_and_restores():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'momentum': 1.0}, r'momentum must be in \[0, 1\), got 1\.0'),
-        ({'momentum': -0.1}, r'momentum must be in \[0, 1\), got -0\.1'),
-        ({'steps': 0}, 'steps must be at least 1, got 0'),
+        ({'momentum': 1.0}, r'momentum must be a share in \[0, 1\), got 1\.0'),
+        ({'momentum': -0.1}, r'momentum must be a share in \[0, 1\), got -0\.1'),
+        ({'steps': 0}, 'steps must be a whole number of at least 1, got 0'),
     ],
 )
 def test_options_out_of_range(options, message):

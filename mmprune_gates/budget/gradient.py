@@ -14,7 +14,7 @@ from torch import Tensor
 from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.polarizer import Polarizer, Schedule
 from mmprune_gates.budget.selection import Limits
-from mmprune_gates.checks import NUMBER, POSITIVE
+from mmprune_gates.checks import NOT_NEGATIVE, NUMBER, POSITIVE
 from mmprune_gates.gates import GateSet
 
 SMALL = 1e-2  # theta below it is closed
@@ -34,7 +34,7 @@ class Gradient(Polarizer):
         exponent: Power of a group's marginal cost, relative to the mean over groups, that its price scales with.
     """
 
-    rules = {'price_step': POSITIVE, 'rate': POSITIVE, 'exponent': NUMBER}
+    rules = {'price_step': POSITIVE, 'rate': NOT_NEGATIVE, 'exponent': NUMBER}
 
     def __init__(
         self,
