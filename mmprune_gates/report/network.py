@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.channels.graph import Layer, inside
+from mmprune_gates.channels.graph import Layer
+from mmprune_gates.channels.groups import inside
 from mmprune_gates.engine.coverage import graph_of_config
 from mmprune_gates.report.run import Absent, Run
 
