@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.channels.graph import Layer, inside
+from mmprune_gates.channels.graph import Layer
+from mmprune_gates.channels.groups import inside
 from mmprune_gates.engine.coverage import graph_of_config
 from mmprune_gates.report.run import Absent, Run
 
@@ -116,21 +117,21 @@ def from_history(graph: ChannelGraph, opened: Mapping[str, int]) -> Tensor:
 def without_blocks(graph: ChannelGraph, value: Tensor, removed: set[str]) -> Tensor:
     """``value`` with zeros for what is inside residual blocks that are gone, by name or because they are empty."""
     value = value.clone()
-    empty = {block.name for block in graph.emptied(value != 0)}
-    gates = {group.block.name: group for group in graph.free if group.block is not None}
+    kept = graph.keeping(value != 0)
+    gone = removed | {block.name for block in (*kept.closed, *kept.emptied)}
     for block in graph.blocks:
-        gate = gates.get(block.name)
-        closed = gate is not None and not value[gate.span].any()
-        if closed or block.name in removed or block.name in empty:
-            for name in (*block.inner, *([gate.name] if gate else [])):
-                value[graph.group(name).span] = 0
+        if block.name not in gone:
+            continue
+        for name in block.inner:
+            value[graph.group(name).span] = 0
+        if block.gate is not None:
+            value[block.gate] = 0
     return value
 
 
 def gone_of(graph: ChannelGraph, value: Tensor) -> list[str]:
     """Names of the residual blocks whose gate is closed in ``value``."""
-    gates = [group for group in graph.free if group.block is not None]
-    return [group.block.name for group in gates if not value[group.span].any()]
+    return [block.name for block in graph.keeping(value != 0).closed]
 
 
 def blocks_of(graph: ChannelGraph, run: Run) -> list[str]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmprune_gates import cli  # cures come before the imports below
 
@@ -25,13 +27,12 @@ from mmprune_gates.engine.forwards import inference_forward
 from mmprune_gates.engine.model_config import default_input_shape, without_pretrained
 
 
-def build(config_path: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """The model of a config, untrained, ready to infer, and the input shape its MACs are stated for."""
+def build(config_path: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The model of a config, untrained, ready to infer, and its config."""
     config = Config.fromfile(config_path)
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = MODELS.build(without_pretrained(config.model.to_dict()))
-    shape = default_input_shape(config.model)
-    return revert_sync_batchnorm(model).eval(), tuple(shape)
+    return revert_sync_batchnorm(model).eval(), config.model
 
 
 @torch.no_grad()
@@ -78,8 +79,9 @@ def main() -> None:
     parser.add_argument('--json', type=Path, help='also write the figures here')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    (first, shape), (second, _) = build(args.first), build(args.second)
-    inputs = torch.randn(args.batch, *(args.shape or shape), device=args.device)
+    (first, config), (second, _) = build(args.first), build(args.second)
+    shape = args.shape or default_input_shape(config)
+    inputs = torch.randn(args.batch, *shape, device=args.device)
     found = compare(first.to(args.device), second.to(args.device), inputs, args.pairs)
     if args.json:
         cli.write_json(args.json, found)
