@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,6 +78,21 @@ class Controller:
         if self.kept is not None:
             self.gates.close(self.kept)
 
+    def narrow(self, gates: GateSet, kept: Kept) -> None:
+        """Go on with the gates of what is left once channels have gone.
+
+        Args:
+            gates: Those gates.
+            kept: What is left.
+        """
+        self.gates, before = gates, self.candidates
+        cost = before.cost.bind(gates.graph, before.cost.model)
+        self.candidates = replace(Candidates.of(gates.graph, before.limits, cost), total=before.total)
+        if self.criterion is not None:
+            self.criterion.narrow(gates, kept)
+        if self.kept is not None:
+            self.kept = gates.graph.keeping(self.kept.vector[kept.vector])
+
     def check(self) -> None:
         """Ask whether what is closed for good is what is closed, and respects the limits.
 
@@ -122,19 +138,19 @@ class Controller:
             value: (num_channels,) how much each channel counts, in [0, 1].
         """
         graph, cost, value = self.gates.graph, self.candidates.cost, value.double()
-        found = {'macs_ratio': float(graph.cost(value)) / graph.macs()}
+        found = {'macs_ratio': float(graph.cost(value)) / self.gates.whole.macs()}
         if not isinstance(cost, MACs):
             found['cost_ratio'] = float(cost.price(value)) / self.candidates.total
         free = torch.cat([value[group.span] for group in graph.free])
-        closed = (free == 0).float()
-        found['gates_closed'] = float(closed.mean())
+        total = sum(group.size for group in self.gates.whole.free)  # what has left the model was closed
+        found['gates_closed'] = 1 - float((free != 0).sum()) / total
         return found
 
     def summary(self) -> str:
         """What the gates have become, in words."""
-        graph, kept = self.gates.graph, self.gates.kept()
+        kept, whole = self.gates.kept_of_whole(self.gates.kept()), self.gates.whole
         masks = torch.cat(list(kept.values()))
-        macs, total = graph.macs(kept), graph.macs()
+        macs, total = whole.macs(kept), whole.macs()
         return (
             f'{int(masks.sum())} of {len(masks)} channels open, {macs / 1e9:.3f} of {total / 1e9:.3f} GMACs '
             f'({macs / total:.4f}, target {self.target})'

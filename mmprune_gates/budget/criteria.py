@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import WHOLE, Rule, checked, is_number
 from mmprune_gates.gates import GateSet
 
@@ -59,6 +60,18 @@ class Criterion:
     def forget(self) -> None:
         """Gather scores anew."""
 
+    def narrow(self, gates: GateSet, kept: Kept) -> None:
+        """Go on with the gates of what is left once channels have gone; what was gathered for the others is lost.
+
+        Args:
+            gates: Those gates.
+            kept: What is left.
+        """
+        self.gates = gates
+        state = self.state_dict()
+        wide = {name for name, value in state.items() if isinstance(value, Tensor) and value.shape == kept.vector.shape}
+        self.load_state_dict({name: v[kept.vector] if name in wide else v for name, v in state.items()})
+
     def state_dict(self) -> dict[str, Any]:
         """State to resume from; tensors and plain values only."""
         return {}
@@ -103,7 +116,7 @@ class MeanGradient(Criterion):
         self.reduce(grad)
         if grad.isfinite().all():
             mean = self.mean.to(grad.device)
-            self.mean = mean.lerp(grad.abs(), 1 - self.momentum)
+            self.mean = mean.lerp(grad.abs().to(mean.dtype), 1 - self.momentum)
 
     def scores(self) -> Tensor:
         """(num_channels,) the mean."""

@@ -94,7 +94,7 @@ class TickTock(Controller):
     @property
     def progress(self) -> float:
         """How much of the phase is done, in [0, 1]."""
-        return self.done / self.length if self.length else 1.0
+        return min(1.0, self.done / self.length) if self.length else 1.0
 
     @torch.no_grad()
     def observe(self, grads: Mapping[str, Tensor]) -> None:

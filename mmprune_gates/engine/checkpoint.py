@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.engine.shrinking import reshape_model
+
+STATE = 'mmprune_gates'  # key of the pruner's state in a checkpoint
 UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'  # with it torch refuses to be forced to load safely
 SHOWN = 4  # problems in a message
 # torch's texts begin with advice to load unsafely; what was refused follows.
@@ -110,6 +113,7 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path)
         ValueError: Keys that are missing or not expected, shapes that differ, or values that are not finite; names the
             first few.
     """
+    reshape_model(model, checkpoint.get(STATE) or {})
     own, given = model.state_dict(), checkpoint['state_dict']
     given = {name.removeprefix('module.'): value for name, value in given.items()}
     shared = [name for name in own if name in given]

@@ -31,6 +31,9 @@ class GateDecoratorHook(PruningHook):
         by_epoch: Whether ``tick`` and ``tock`` are in epochs; if not, in iterations (iteration-based loops only).
         subset: Share of the training data that Ticks see.
         criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
+        shrink: Whether closed channels leave the model when the target is met, so that the fine-tune costs what the
+            slim model costs.
+        export: Whether ``WORK_DIR/slim`` is written when training ends.
         **settings: Further fields of :class:`~mmprune_gates.pruning.GateDecoratorSettings`.
 
     Raises:
@@ -46,8 +49,12 @@ class GateDecoratorHook(PruningHook):
         subset: float = 1.0,
         criterion: Any = None,
         cost: Any = None,
+        shrink: bool = False,
+        export: bool = False,
         **settings: Any,
     ) -> None:
+        self.shrink = checked('GateDecoratorHook: shrink', shrink, SWITCH)
+        self.export = checked('GateDecoratorHook: export', export, SWITCH)
         self.by_epoch = checked('GateDecoratorHook: by_epoch', by_epoch, SWITCH)
         self.subset = checked('GateDecoratorHook: subset', subset, SHARE)
         known = {field.name for field in fields(GateDecoratorSettings)}
@@ -127,7 +134,8 @@ class GateDecoratorHook(PruningHook):
             self.warn('no mini-batch of this Tick had finite gradients; nothing closed')
 
     def after_train(self, runner) -> None:
-        """Say so if the run was too short."""
+        """Say so if the run was too short; write the slim product, if it is wanted."""
+        super().after_train(runner)
         if not self.pruner.controller.settled:
             self.warn(
                 f'the run ended before the target was met: {self.pruner.controller.summary()}. Train longer, or close '

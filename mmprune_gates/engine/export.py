@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
+from mmprune_gates.engine.checkpoint import STATE, load_weights, read_checkpoint
 from mmprune_gates.engine.forwards import training_forward
 from mmprune_gates.engine.model_config import (
     GATE_KEYS,
@@ -34,9 +34,10 @@ from mmprune_gates.engine.model_config import (
     without_pretrained,
 )
 from mmprune_gates.engine.product import prepare_folder, write_product
-from mmprune_gates.engine.pruning_hook import STATE
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import GateSet, fold_gates, gates_of, listed
+from mmprune_gates.gates.attach import merged
+from mmprune_gates.pruning.pruner import count_parameters
 from mmprune_gates.slimming import slim_model
 from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
 from mmprune_gates.version import __version__
@@ -127,6 +128,7 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     """
     init_default_scope(config.get('default_scope', 'mmengine'))
     gated = MODELS.build(without_pretrained(config.model.to_dict())).eval()
+    before = count_parameters(gated)
     load_weights(gated, checkpoint, path)
     doubts = doubts_about(gates_of(gated), checkpoint)
     for doubt in doubts:
@@ -135,12 +137,11 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     shape = default_input_shape(own)
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     expected, exact = outputs(gated, example), exact_outputs(gated, training_forward, ((example,), {}))
-    before = sum(parameter.numel() for parameter in gated.parameters()) - sum(
-        parameter.numel() for parameter in gated.gates.parameters()
-    )
     slimmed = copy.deepcopy(gated)
-    graph, kept = fold_gates(slimmed)
-    model_config = {'type': SLIM, **without_pretrained(own), **slim_model(slimmed, graph, kept)}
+    gates = gates_of(slimmed)
+    spec = slim_model(slimmed, *fold_gates(slimmed))
+    graph, kept = gates.whole, gates.kept_of_whole(gates.kept())
+    model_config = {'type': SLIM, **without_pretrained(own), **merged(gates.spec, spec)}
     rebuilt = MODELS.build(copy.deepcopy(model_config)).eval()
     load_weights(rebuilt, {'state_dict': slimmed.state_dict()}, 'slim.pth')
     parity = relative_error(exact, exact_outputs(rebuilt, training_forward, ((example,), {})))
@@ -199,7 +200,7 @@ def doubts_about(gates: GateSet, checkpoint: Mapping[str, Any]) -> list[str]:
     """
     found, state = [], checkpoint.get(STATE)
     kept = gates.kept()
-    if all(bool(own.all()) for own in kept.values()):
+    if not gates.shrunk and all(bool(own.all()) for own in kept.values()):
         found.append('no gate is closed: nothing will be removed')
     if state is None:
         found.append('it was not saved by a run with a pruning hook, so nothing tells whether its gates have settled')

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from mmprune_gates.checks import SWITCH, checked
 from mmprune_gates.engine.pruning_hook import PruningHook
 from mmprune_gates.engine.registry import COSTS, CRITERIA, HOOKS, built
 from mmprune_gates.engine.running import unwrapped
@@ -19,6 +20,9 @@ class PolarizationHook(PruningHook):
         target_macs: Kept MACs / original MACs, in (0, 1].
         update: ``waterline`` (this project's) or ``gradient`` (the paper's form).
         criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
+        shrink: Whether closed channels leave the model when the gates have settled, so that the rest of the run costs
+            what the slim model costs.
+        export: Whether ``WORK_DIR/slim`` is written when training ends.
         **settings: Further fields of :class:`~mmprune_gates.pruning.GDPSettings`, and arguments of the update.
 
     Raises:
@@ -28,8 +32,17 @@ class PolarizationHook(PruningHook):
     priority = 'NORMAL'
 
     def __init__(
-        self, target_macs: float, update: str = 'waterline', criterion: Any = None, cost: Any = None, **settings: Any
+        self,
+        target_macs: float,
+        update: str = 'waterline',
+        criterion: Any = None,
+        cost: Any = None,
+        shrink: bool = False,
+        export: bool = False,
+        **settings: Any,
     ) -> None:
+        self.shrink = checked('PolarizationHook: shrink', shrink, SWITCH)
+        self.export = checked('PolarizationHook: export', export, SWITCH)
         known = {field.name for field in fields(GDPSettings)} - {'options'}
         options = {name: settings.pop(name) for name in list(settings) if name not in known}
         criterion, cost = built(CRITERIA, criterion), built(COSTS, cost)

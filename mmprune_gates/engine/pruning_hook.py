@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
+from mmengine.runner import find_latest_checkpoint
 from torch.nn.parallel import DistributedDataParallel
 
+from mmprune_gates.engine.checkpoint import STATE
+from mmprune_gates.engine.export import export_slim
 from mmprune_gates.engine.running import loss_scale, unwrapped
+from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
 
-STATE = 'mmprune_gates'  # key of the pruner's state in a checkpoint
 # Keys of a config with which mmengine replaces or wraps modules of the model, and what they do.
 REPLACING = {
     'sync_bn': 'converts norms',
@@ -33,8 +38,12 @@ class PruningHook(Hook):
     Attributes:
         pruner: What prunes; None before training.
         loaded: State of a checkpoint, until it is known whether the run resumes.
+        shrink: Whether closed channels leave the model once no further ones will close.
+        export: Whether the slim product is written when training ends.
     """
 
+    shrink = False
+    export = False
     pruner: Pruner | None = None
     loaded: dict[str, Any] | None = None
 
@@ -140,8 +149,29 @@ class PruningHook(Hook):
         """
         self.advance(runner)
         self.publish(runner)
+        if self.shrink and self.pruner.controller.settled and not self.pruner.controller.kept.vector.all():
+            self.let_channels_leave(runner)
         if any(self.saves_after_iter(runner, hook) for hook in runner.hooks):
             self.pruner.check_ranks()
+
+    def let_channels_leave(self, runner) -> None:
+        """Remove closed channels from the model of the run."""
+        report = shrink_run(runner, self.pruner)
+        macs, params = report['macs'], report['params']
+        runner.logger.info(
+            f'Iteration {runner.iter + 1}: closed channels have left the model: {macs["before"] / 1e9:.3f} to '
+            f'{macs["after"] / 1e9:.3f} GMACs, {params["before"] / 1e6:.3f} to {params["after"] / 1e6:.3f} million '
+            f'parameters, relative error {report["parity_error"]:.1e}'
+        )
+
+    def after_train(self, runner) -> None:
+        """Write the slim product, if it is wanted."""
+        if self.export and is_main_process():
+            checkpoint = find_latest_checkpoint(runner.work_dir)
+            if checkpoint is None:
+                self.warn('export=True, but the run has saved no checkpoint to export')
+                return
+            export_slim(runner.cfg, checkpoint, Path(runner.work_dir) / 'slim')
 
     def advance(self, runner) -> None:
         """One step of the pruner."""
@@ -187,8 +217,10 @@ class PruningHook(Hook):
             checkpoint[STATE] = self.pruner.state_dict()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Keep the saved state until it is known whether the run resumes."""
+        """Give the model its shape, and keep the saved state until it is known whether the run resumes."""
         self.loaded = checkpoint.get(STATE)
+        if self.loaded is not None:
+            reshape_run(runner, self.pruner, self.loaded)
 
     def warn(self, text: str) -> None:
         """Log a warning under the hook's name."""

@@ -77,13 +77,16 @@ class GateRecordHook(Hook):
 
     def append(self, runner, iteration: int) -> dict[str, Any]:
         """Append a line for the gates as they are after some iterations; returns it."""
-        value = gates_of(unwrapped(runner)).values()
+        gates = gates_of(unwrapped(runner))
+        value = gates.values()
         free = torch.cat(list(value.values())).float().cpu()
+        opened = {group.name: 0 for group in gates.whole.free}  # what has left the model was closed
+        opened.update({name: int((own != 0).sum()) for name, own in value.items()})
         line = {
             'iter': iteration,
-            'closed': int((free == 0).sum()),
+            'closed': sum(group.size for group in gates.whole.free) - int((free != 0).sum()),
             'histogram': torch.histc(free[free != 0].clamp(0, 1), BINS, 0, 1).long().tolist(),
-            'open': {name: int((own != 0).sum()) for name, own in value.items()},
+            'open': opened,
         }
         with self.path(runner).open('a') as file:
             file.write(json.dumps(line) + '\n')

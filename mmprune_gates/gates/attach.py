@@ -6,17 +6,18 @@ The model stays an instance of its own class and keeps its own keys; the gates a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Group, at, inside
+from mmprune_gates.channels.groups import Group, at, inside, within
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.gates.full_width import scale_input
-from mmprune_gates.gates.gate import Gate, laid
-from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement, place_gates
+from mmprune_gates.gates.gate import Gate
+from mmprune_gates.gates.placement import Placement, place_gates
+from mmprune_gates.gates.scale import Scale, module_at
 
 NAME = 'gates'
 MakeGate = Callable[[int], Gate]
@@ -31,6 +32,9 @@ class GateSet(nn.Module):
         placements_of: Those of each group; none of a frozen one.
         by_group: Gate of each free group; dots in group names are colons in keys.
         scales: What acts at each placement.
+        whole: The graph before any channel left the model.
+        shrunk: For each time that channels have left it, (num_channels,) bool of the graph until then.
+        spec: What ``SlimModel`` takes for the channels that have left.
         owner: Who moves the gates; None as long as nobody does.
         warned: Whether a user was told that nobody does.
     """
@@ -45,8 +49,21 @@ class GateSet(nn.Module):
             gate.set_members(len(self.members(group)))
             self.by_group[key(group.name)] = gate
         self.scales: list[Scale] = []
+        self.whole, self.shrunk = graph, []
+        self.spec: dict[str, dict] = {'widths': {}, 'removed': {}}
         self.owner: str | None = None
         self.warned = False
+
+    def scale(self, module: nn.Module, placement: Placement) -> Scale:
+        """What acts on a module at a placement."""
+        groups = [group for group in self.graph.free if bool(inside(placement.index, group).any())]
+        sources = [(self[group.name], self.number(placement, group)) for group in groups]
+        channels = torch.cat([torch.arange(group.start, group.span.stop) for group in groups])
+        in_order = torch.arange(len(channels))
+        place = torch.full((self.graph.num_channels,), -1)
+        place[channels] = in_order
+        picked = at(place, placement.index, -1)
+        return Scale(module, placement, sources, None if torch.equal(picked, in_order) else picked)
 
     def members(self, group: Group) -> list[Placement]:
         """The placements of a group, in the order in which its gate numbers them."""
@@ -136,115 +153,58 @@ class GateSet(nn.Module):
                 theta = self[name].theta
                 theta.masked_fill_(~mask.to(theta.device), 0)
 
+    def narrowed(self, graph: ChannelGraph, kept: Kept, spec: Mapping[str, Mapping]) -> GateSet:
+        """The gates of what is left once channels have gone; those that lose nothing have the same parameter.
+
+        Args:
+            graph: Graph of what is left.
+            kept: What that is.
+            spec: What :func:`~mmprune_gates.slim_model` has returned.
+        """
+        gates = iter([copy.deepcopy(self[group.name]) for group in graph.free])
+        left = GateSet(graph, lambda size: next(gates))
+        for group in graph.free:
+            old = self[group.name].theta
+            with torch.no_grad():
+                new = self.cut_of(f'{NAME}.by_group.{key(group.name)}.theta', left, kept)(old)
+            left[group.name].theta = old if new.shape == old.shape else nn.Parameter(new, old.requires_grad)
+        left.whole, left.shrunk = self.whole, [*self.shrunk, kept.vector]
+        left.spec = merged(self.spec, spec)
+        left.owner, left.warned = self.owner, self.warned
+        return left
+
+    def cut_of(self, name: str, left: GateSet, kept: Kept) -> Callable[[Tensor], Tensor]:
+        """What makes a gate's parameter, or what an optimiser keeps of it, as narrow as in the gates that are left.
+
+        Args:
+            name: Of the parameter, in the model.
+            left: The gates that are left; without the group's gate if none is.
+            kept: What is kept.
+        """
+        group = next(group for group in self.graph.free if key(group.name) == name.split('.')[-2])
+        places = [(member.module, member.kind) for member in self.members(group)]
+        rows = [places.index((member.module, member.kind)) for member in left.placements_of.get(group.name, [])]
+        columns = kept[group.name].nonzero().flatten()
+
+        def cut(tensor: Tensor) -> Tensor:
+            if tensor.dim() > 1:
+                tensor = tensor[torch.tensor(rows, device=tensor.device)]
+            return tensor.index_select(-1, columns.to(tensor.device))
+
+        return cut
+
+    def kept_of_whole(self, kept: Kept) -> Kept:
+        """What is kept of the whole model's channels, counting those that have left."""
+        vector = kept.vector
+        for earlier in reversed(self.shrunk):
+            wide = torch.zeros_like(earlier)
+            wide[earlier] = vector
+            vector = wide
+        return self.whole.keeping(vector)
+
     def kept(self) -> Kept:
         """The channels whose gates are not exactly zero."""
         return self.graph.keeping(self.vector().detach().cpu() != 0)
-
-
-class Scale:
-    """Multiplies a module's affine, weight or input by gate values while its forward runs.
-
-    Args:
-        module: The module.
-        placement: What to scale.
-        gates: Where the values come from.
-
-    Attributes:
-        acted: Whether it has acted; whoever asks sets it back.
-    """
-
-    def __init__(self, module: nn.Module, placement: Placement, gates: GateSet) -> None:
-        self.placement, self.acted = placement, False
-        self.attach(module)
-        groups = [group for group in gates.graph.free if bool(inside(placement.index, group).any())]
-        self.sources = [(gates[group.name], gates.number(placement, group)) for group in groups]
-        channels = torch.cat([torch.arange(group.start, group.span.stop) for group in groups])
-        in_order = torch.arange(len(channels))
-        place = torch.full((gates.graph.num_channels,), -1)
-        place[channels] = in_order
-        picked = at(place, placement.index, -1)
-        self.pick = None if torch.equal(picked, in_order) else picked
-
-    def attach(self, module: nn.Module) -> None:
-        """Begin to act on a module."""
-        self.module = module
-        before = module.register_forward_pre_hook(self.before)
-        self.handles = before, module.register_forward_hook(self.after, always_call=True)
-
-    def detach(self) -> None:
-        """Act no more."""
-        for handle in self.handles:
-            handle.remove()
-
-    def move_to(self, module: nn.Module) -> None:
-        """Act on a module that has taken the place of the one before.
-
-        Raises:
-            RuntimeError: It does not hold the same parameters.
-        """
-        if module is self.module:
-            return
-        same = all(getattr(module, name, None) is value for name, value in self.module.named_parameters())
-        if not same:
-            raise RuntimeError(
-                f'{self.placement.module}: the {type(self.module).__name__} that a gate acts on was replaced by a '
-                f'{type(module).__name__} with other parameters; replace it before gates are attached, or exclude it'
-            )
-        self.detach()
-        self.attach(module)
-
-    def value(self) -> Tensor:
-        """(C,) factor for each position of the scaled dimension."""
-        values = [gate(member) for gate, member in self.sources]
-        value = values[0] if len(values) == 1 else torch.cat(values)
-        return value if self.pick is None else at(value, self.pick, 1)
-
-    def targets(self) -> tuple[tuple[str, int], ...]:
-        """Parameters to scale, and the dimension of each."""
-        weight = ('weight', self.placement.weight_dim)
-        has_bias = self.placement.kind in BEHIND and self.module.bias is not None
-        return (weight, ('bias', 0)) if has_bias else (weight,)
-
-    def before(self, module: nn.Module, args: tuple):
-        """Forward pre-hook: scale the input, or let scaled tensors stand before the parameters."""
-        self.acted = True
-        if self.placement.kind == OUTPUT:
-            return None
-        value = self.value()
-        if self.placement.kind == INPUT:
-            return (self.scaled(args[0], value), *args[1:])
-        for name, dim in self.targets():
-            parameter = getattr(module, name)
-            scaled = parameter * laid(value, dim, parameter.dim())
-            vars(module)[name] = scaled  # found before the parameter
-        return None
-
-    def after(self, module: nn.Module, args: tuple, output):
-        """Forward hook, called even if the forward fails: scale the output, or let the parameters show again."""
-        if self.placement.kind == OUTPUT:
-            return None if output is None else self.scaled(output, self.value())
-        if self.placement.kind == INPUT:
-            return None
-        for name, _ in self.targets():
-            vars(module).pop(name, None)
-        return None
-
-    def scaled(self, tensor: Tensor, value: Tensor) -> Tensor:
-        """An input or output multiplied by gate values, in its own precision."""
-        factor = laid(value, self.placement.dim, tensor.dim())
-        return tensor * factor.to(tensor.dtype)
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Multiply the gate values into the parameters for good."""
-        value = self.value()
-        if self.placement.weight_dim is None:
-            scale_input(self.module, self.placement.dim, value)
-            return
-        for name, dim in self.targets():
-            parameter = getattr(self.module, name)
-            size = parameter.shape[dim]  # groups of a convolution share their gates: its input may have more positions
-            parameter.mul_(laid(value[:size], dim, parameter.dim()))
 
 
 def placements_of(group: Group, placements: Sequence[Placement]) -> list[Placement]:
@@ -252,16 +212,12 @@ def placements_of(group: Group, placements: Sequence[Placement]) -> list[Placeme
     return [placement for placement in placements if bool(inside(placement.index, group).any())]
 
 
-def module_at(model: nn.Module, path: str) -> nn.Module:
-    """The module at a path that gates act on.
-
-    Raises:
-        RuntimeError: There is none.
-    """
-    try:
-        return model.get_submodule(path)
-    except AttributeError as error:
-        raise RuntimeError(f'{path}: a gate acts on this module, which the model no longer has') from error
+def merged(first: Mapping[str, Mapping], then: Mapping[str, Mapping]) -> dict[str, dict]:
+    """What ``SlimModel`` takes for two removals, one after the other."""
+    removed = {**first['removed'], **then['removed']}
+    widths = {**first['widths'], **then['widths']}
+    stays = [path for path in widths if not within(path, tuple(removed))]
+    return {'widths': {path: widths[path] for path in stays}, 'removed': removed}
 
 
 def key(group: str) -> str:
@@ -306,9 +262,14 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
         raise ValueError(f'{type(model).__name__} has no prunable channel: {"; ".join(reasons) or "no layers"}')
     like = next(model.parameters())
     gates = GateSet(graph, make_gate).to(like.device, like.dtype)
-    gates.scales = [Scale(model.get_submodule(p.module), p, gates) for p in gates.placements]
-    model.add_module(NAME, gates)
+    attach_gate_set(model, gates)
     return gates
+
+
+def attach_gate_set(model: nn.Module, gates: GateSet) -> None:
+    """Let gates act on a model's modules, as its submodule."""
+    gates.scales = [gates.scale(model.get_submodule(place.module), place) for place in gates.placements]
+    model.add_module(NAME, gates)
 
 
 def detach_gates(model: nn.Module) -> ChannelGraph:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.gates.attach import GateSet, Scale
+from mmprune_gates.gates.attach import GateSet
 from mmprune_gates.gates.gate import Gate
 from mmprune_gates.gates.placement import AFFINE
+from mmprune_gates.gates.scale import Scale
 
 
 class DecoratorGate(Gate):

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.gates.attach import GateSet, module_at
+from mmprune_gates.gates.attach import GateSet
+from mmprune_gates.gates.scale import module_at
 
 SHOWN = 3  # names in a message
 

@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from mmprune_gates.budget import Controller, Cost, Criterion, MACs
 from mmprune_gates.budget.criteria import Reduce, alone
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import patterns
 from mmprune_gates.gates import Evidence, Gate, GateSet, attach_gates, fold_gates, gates_of, has_gates, listed
+from mmprune_gates.gates.attach import NAME, merged
 from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
+from mmprune_gates.pruning.shrink import shrink
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
 
@@ -76,9 +79,66 @@ class Pruner:
         self.loss_scale = 1.0
         self.done = 0  # steps
         self.grads: dict[str, Tensor] = {}
-        self.handles = [
-            self.gates[group.name].theta.register_hook(self.watch(group.name)) for group in self.gates.graph.free
-        ]
+        self.handles: list = []
+        self.watch_gates()
+
+    def watch_gates(self) -> None:
+        """Keep the gradients of all gates from now on."""
+        for handle in self.handles:
+            handle.remove()
+        free = self.gates.graph.free
+        self.handles = [self.gates[group.name].theta.register_hook(self.watch(group.name)) for group in free]
+
+    def shrink(self) -> dict[str, Any]:
+        """Remove the channels that are closed for good from the model, the optimiser's state and all that follows.
+
+        The run goes on as it would have, and pays for what is left only. Under a distributed wrapper the model has to
+        be wrapped again.
+
+        Returns:
+            MACs and parameters before and after, and the parity error where example inputs are known.
+
+        Raises:
+            RuntimeError: Nothing is closed for good yet, or the output has changed.
+            ValueError: The optimiser has state that cannot become narrower; nothing has changed then.
+        """
+        kept = self.controller.kept
+        if kept is None:
+            raise RuntimeError(f'{type(self).__name__}: nothing can leave before gates are closed for good')
+        macs, params = self.gates.graph.macs(), count_parameters(self.model)
+        self.check()
+        expected = self.options and exact_outputs(self.model, self.forward, self.options)
+        self.narrow(kept)
+        error = 0.0
+        if expected is not None:
+            error = relative_error(expected, exact_outputs(self.model, self.forward, self.options))
+        if not error <= TOLERANCE:
+            raise RuntimeError(
+                f'the output has changed by {error:.2e} (relative, at most {TOLERANCE:.0e}) when channels left the '
+                'model; go on from the last checkpoint with shrink=False'
+            )
+        return {
+            'macs': {'before': macs, 'after': self.gates.graph.macs()},
+            'params': {'before': params, 'after': count_parameters(self.model)},
+            'parity_error': error,
+        }
+
+    def narrow(self, kept: Kept) -> None:
+        """Remove what is not kept, and go on with the gates that are left."""
+        self.gates = shrink(self.model, kept, self.optimizer)
+        self.controller.narrow(self.gates, kept)
+        self.evidence = Evidence(self.model, self.gates)
+        self.watch_gates()
+        self.grads = {}
+
+    def reshape(self, shrunk: Sequence[Tensor]) -> None:
+        """Give the model the shape it had when a state was saved; its weights are loaded after that.
+
+        Args:
+            shrunk: What was kept each time that channels left it, as in :meth:`state_dict`.
+        """
+        for vector in shrunk[len(self.gates.shrunk) :]:
+            self.narrow(self.gates.graph.keeping(vector))
 
     def watch(self, name: str):
         """A hook that keeps the gradient of a group's gate."""
@@ -165,8 +225,7 @@ class Pruner:
             raise RuntimeError(f'{type(self).__name__}: the gates have not settled: {self.controller.summary()}')
         self.check()
         graph, kept = self.gates.graph, self.controller.kept
-        before = sum(parameter.numel() for parameter in self.model.parameters())
-        before -= sum(parameter.numel() for parameter in self.gates.parameters())
+        before = count_parameters(self.model)
         expected = exact_outputs(self.model, self.forward, self.options)
         trial = copy.deepcopy(self.model)
         fold_gates(trial)
@@ -176,24 +235,34 @@ class Pruner:
             raise RuntimeError(f'the slim model differs from the gated one by {error:.2e} (at most {TOLERANCE:.0e})')
         for handle in self.handles:
             handle.remove()
+        gates = self.gates
         fold_gates(self.model)
         spec = slim_model(self.model, graph, kept)
         return {
-            'macs': {'before': graph.macs(), 'after': graph.macs(kept)},
-            'params': {'before': before, 'after': sum(parameter.numel() for parameter in self.model.parameters())},
+            'macs': {'before': gates.whole.macs(), 'after': graph.macs(kept)},
+            'params': {'before': before, 'after': count_parameters(self.model)},
             'parity_error': error,
-            'kept': kept.indices(),
-            **spec,
+            'kept': gates.kept_of_whole(kept).indices(),
+            **merged(gates.spec, spec),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """State to resume from, besides those of model and optimiser; tensors and plain values only."""
-        return {'step': self.done, **self.controller.state_dict()}
+        return {'step': self.done, 'shrunk': list(self.gates.shrunk), **self.controller.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state; the model's and the optimiser's are loaded apart."""
+        """Continue from a saved state; the model's and the optimiser's are loaded apart, and after it.
+
+        A model of which channels had left gets its shape here.
+        """
+        self.reshape(state.get('shrunk', []))
         self.done = int(state['step'])
         self.controller.load_state_dict(state)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, gates not counted."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith(f'{NAME}.'))
 
 
 def check_kind(gates: GateSet, method: type[Pruner]) -> None:

@@ -77,9 +77,12 @@ def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options)
 
     One sample rather than several: a ``view`` to the full width makes one sample of two that have half of it.
     """
-    one_sample, trains = first_sample(options), (False, True) if len(passes) > 1 else (False,)
-    for without_data, inputs, training in product((True, False), (one_sample, options), trains):
-        modes = [(forward, training and number > 0) for number, forward in enumerate(passes)]
+    inference, *rest = passes
+    all_inputs = first_sample(options), options
+    trains = (False, True) if rest else (False,)
+    for without_data, inputs, training in product((True, False), all_inputs, trains):
+        modes = [(inference, False)]
+        modes += [(forward, training) for forward in rest]
         if without_data:
             yield Stage(copied_without_data(model), on_meta(inputs), tuple(modes))
         else:
@@ -121,13 +124,17 @@ class Rehearsal:
         """
         slim = copy.deepcopy(self.stage.model)
         slim_model(slim, graph, masks)
+        numbers = self.numbers if same_numbers else None
         try:
-            with SameNumbers(self.numbers if same_numbers else None):
+            with SameNumbers(numbers):
                 shapes = self.stage.run(slim)
+        except Deviation as error:
+            return Failure(line_of_model_code(error), 'computes with')
         except ERRORS as error:
-            how = 'computes with' if isinstance(error, Deviation) else 'fixes'
-            return Failure(line_of_model_code(error), how)
-        return None if shapes == self.shapes else Failure('the shape of an output', 'depends on')
+            return Failure(line_of_model_code(error), 'fixes')
+        if shapes != self.shapes:
+            return Failure('the shape of an output', 'depends on')
+        return None
 
 
 def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | None], options: Options) -> ChannelGraph:
@@ -206,7 +213,8 @@ def levels(blocks: Sequence[Block]) -> list[list[Block]]:
     outer, inner = [], []
     for block in blocks:
         holders = [other for other in blocks if other is not block and block.is_inside(other)]
-        (inner if holders else outer).append(block)
+        level = inner if holders else outer
+        level.append(block)
     return [outer, inner]
 
 

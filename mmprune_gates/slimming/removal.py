@@ -47,6 +47,8 @@ def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]
     like = next(model.parameters(), torch.zeros(()))
     for path, shape in given.items():
         gone = module_named(modules, path, 'removed')
+        if gone is model:
+            raise ValueError("removed names '', the model itself")
         checked(f'removed[{path!r}]', shape, optional(SHAPE))
         holders = [other for other in given if path.startswith(f'{other}.')]
         if holders:
@@ -66,9 +68,9 @@ def module_named(modules: Mapping[str, nn.Module], path: str, key: str) -> nn.Mo
         key: Key of the config that names it, for the message.
 
     Raises:
-        ValueError: There is none, or it is the model itself.
+        ValueError: There is none.
     """
-    if not path or path not in modules:
+    if path not in modules:
         raise ValueError(
             f'{key} names the module {path!r}, which {type(modules[""]).__name__} does not have: the slim config '
             'belongs to another architecture, or its keys were changed after slimming'

@@ -51,8 +51,9 @@ def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
     gone = [Gone(block) for block in kept.closed]
     for block in kept.emptied:
         whole = block.tail.constant(tensors).detach()
-        stays = kept.at(block.index)
-        gone.append(Gone(block, part_of(whole, block.tail.axis.dim, stays)))
+        dim, stays = block.tail.axis.dim, kept.at(block.index)
+        constant = cut(whole, {dim: stays})
+        gone.append(Gone(block, constant))
     outermost: list[Gone] = []
     for one in gone:
         holders = [other for other in outermost if one.block.is_inside(other.block)]
@@ -63,10 +64,12 @@ def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
     return outermost
 
 
-def part_of(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
-    """What a mask keeps of a tensor along one dimension."""
-    places = mask.nonzero().flatten()
-    return tensor.index_select(dim, places.to(tensor.device))
+def cut(tensor: Tensor, masks: Mapping[int, Tensor]) -> Tensor:
+    """What masks keep of a tensor, by dimension."""
+    for dim, mask in masks.items():
+        places = mask.nonzero().flatten()
+        tensor = tensor.index_select(dim, places.to(tensor.device))
+    return tensor
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -144,14 +147,18 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
     def stays(name: str) -> bool:
         return not any(one.block.holds(name) for one in gone)
 
-    all_masks = slot_masks(graph, kept)
-    widths = shrink_tensors(model, {name: all_masks[name] for name in filter(stays, all_masks)})
-    widths = {path: widths[path] for path in filter(stays, widths)}
+    masks = slot_masks(graph, kept)
+    masks = {name: dims for name, dims in masks.items() if stays(name)}
+    widths = shrink_tensors(model, masks)
+    widths = {path: own for path, own in widths.items() if stays(path)}
     like = next(model.parameters())
     for path, wide in graph.full_width.items():
+        if not stays(path):
+            continue
         module, mask = model.get_submodule(path), kept.at(wide.index)
-        if stays(path) and (not mask.all() or has_full_width(module)):
-            widths[path] = {FULL_WIDTH: narrow(module, like, wide.dim, mask)}
+        if has_full_width(module) or not mask.all():
+            width = narrow(module, like, wide.dim, mask)
+            widths[path] = {FULL_WIDTH: width}
     removed = replace_blocks(model, gone)
     return {'widths': widths, 'removed': removed}
 
@@ -211,8 +218,8 @@ def shrunk(name: str, places: Mapping[str, list[Place]], dims: Mapping[int, Tens
         raise ValueError(f'the channel graph names the tensor {name!r}, which the model does not have')
     _, module, attribute = places[name][0]
     value = getattr(module, attribute).detach()
+    shape = tuple(value.shape)
     for dim, mask in dims.items():
-        if value.shape[dim] != len(mask):
-            raise ValueError(f'{name} has shape {tuple(value.shape)}; traced with {len(mask)} at dimension {dim}')
-        value = part_of(value, dim, mask)
-    return value
+        if shape[dim] != len(mask):
+            raise ValueError(f'{name} has shape {shape}; traced with {len(mask)} at dimension {dim}')
+    return cut(value, dims)

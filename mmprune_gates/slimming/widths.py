@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -153,32 +154,49 @@ def check_widths(module: nn.Module, path: str, attributes: Mapping) -> None:
     Raises:
         ValueError: Names the module and what is wrong.
     """
-    checked(f'widths of {path!r}', attributes, MAPPING)
-    rules = width_rules(module)
+    where = f'widths of {path!r}'
+    checked(where, attributes, MAPPING)
     if FULL_WIDTH in attributes:
-        rules, attributes = FULL_WIDTH_KEYS, checked(f'full_width of {path!r}', attributes[FULL_WIDTH], MAPPING)
-        if missing := sorted(rules.keys() - attributes.keys()):
-            raise ValueError(f'full_width of {path!r}: {missing[0]!r} is missing')
+        check_full_width(path, attributes[FULL_WIDTH])
+        return
+    rules, kind = width_rules(module), type(module).__name__
     for name, value in attributes.items():
         if name not in rules:
-            raise ValueError(
-                f'widths of {path!r}: {type(module).__name__} has no attribute {name!r} that is a width; '
-                f'it has {sorted(rules)}'
-            )
-        checked(f'widths of {path!r}: {name}', value, rules[name])
-    if FULL_WIDTH_KEYS is rules and attributes['kept'] > attributes['channels']:
-        raise ValueError(f'full_width of {path!r}: kept={attributes["kept"]} of {attributes["channels"]} channels')
+            raise ValueError(f'{where}: {kind} has no attribute {name!r} that is a width; it has {sorted(rules)}')
+        checked(f'{where}: {name}', value, rules[name])
+
+
+def check_full_width(path: str, given: Mapping) -> None:
+    """Refuse what cannot be the entry of a module that keeps its full width.
+
+    Raises:
+        ValueError: Names the module and what is wrong.
+    """
+    where = f'full_width of {path!r}'
+    checked(where, given, MAPPING)
+    missing = sorted(FULL_WIDTH_KEYS.keys() - given.keys())
+    unknown = sorted(given.keys() - FULL_WIDTH_KEYS.keys())
+    if missing:
+        raise ValueError(f'{where}: {missing[0]!r} is missing')
+    if unknown:
+        raise ValueError(f'{where}: there is no {unknown[0]!r}, only {sorted(FULL_WIDTH_KEYS)}')
+    for name, rule in FULL_WIDTH_KEYS.items():
+        checked(f'{where}: {name}', given[name], rule)
+    kept, channels = given['kept'], given['channels']
+    if kept > channels:
+        raise ValueError(f'{where}: kept={kept} of {channels} channels')
 
 
 def width_rules(module: nn.Module) -> dict[str, Rule]:
     """What the widths of a module must be: attributes that say how many channels it has, or shapes of its tensors."""
     if isinstance(module, CONVOLUTIONS):
         return dict.fromkeys(conv_attributes(module), COUNT)
-    rules = {name: COUNT for attributes in layout_of(module).values() for name in attributes}
-    if rules:
-        return rules
-    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return dict.fromkeys((name for name, _ in own), SHAPE)
+    layout = layout_of(module)
+    if layout:
+        return dict.fromkeys(chain(*layout.values()), COUNT)
+    parameters = dict(module.named_parameters(recurse=False))
+    buffers = dict(module.named_buffers(recurse=False))
+    return dict.fromkeys([*parameters, *buffers], SHAPE)
 
 
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
@@ -193,11 +211,12 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
         return
     for name, value in attributes.items():
         setattr(module, name, value)
-    if isinstance(module, CONVOLUTIONS) and (module.in_channels % module.groups or module.out_channels % module.groups):
-        raise ValueError(
-            f'widths of {path!r}: {module.in_channels} and {module.out_channels} channels are no multiples of '
-            f'{module.groups} groups'
-        )
+    if isinstance(module, CONVOLUTIONS):
+        sides, groups = (module.in_channels, module.out_channels), module.groups
+        if sides[0] % groups or sides[1] % groups:
+            raise ValueError(
+                f'widths of {path!r}: {sides[0]} and {sides[1]} channels are no multiples of {groups} groups'
+            )
     for name, shape in shapes_of(module).items():
         if getattr(module, name, None) is not None:
             replace_tensor(module, name, torch.ones(shape))

@@ -1,0 +1,117 @@
+"""The channel graph of what is left of a model once channels have gone; nothing is traced anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.channels.cost import Cost
+from mmprune_gates.channels.flow import Read, Site
+from mmprune_gates.channels.graph import ChannelGraph, Layer
+from mmprune_gates.channels.groups import Block, Group, at, within
+from mmprune_gates.channels.kept import Kept
+
+
+def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> ChannelGraph:
+    """The graph without the channels that are not kept.
+
+    Sizes by which gates were placed stay as traced, so that no gate moves. Blocks can be emptied no longer: the
+    constant that one becomes was found for its full width.
+
+    Args:
+        graph: The graph of the whole model.
+        kept: What stays.
+        removed: Paths of the modules that have gone with blocks.
+    """
+    left = _Left(kept, tuple(removed))
+    groups = left.groups(graph.groups)
+    names = {group.name for group in groups}
+    slots = {}
+    for name, dims in graph.slots.items():
+        if left.stays(name):
+            slots[name] = {dim: left.index(index) for dim, index in dims.items()}
+    cost = left.cost(graph.cost)
+    full_width = {path: left.read(read) for path, read in graph.full_width.items() if left.stays(path)}
+    return replace(
+        graph,
+        groups=groups,
+        slots=slots,
+        layers=left.layers(graph.layers, names, cost),
+        reads=tuple(left.read(read) for read in graph.reads if left.stays(read.layer)),
+        sites=tuple(left.site(site) for site in graph.sites if left.stays(site.module)),
+        full_width=full_width,
+        blocks=tuple(left.block(block) for block in graph.blocks if left.stays(block.modules[-1])),
+        filters=graph.filters[kept.vector],
+        unreached=tuple(path for path in graph.unreached if left.stays(path)),
+        cost=cost,
+    )
+
+
+class _Left:
+    """What is left of each part of a graph.
+
+    Args:
+        kept: What stays.
+        removed: Paths of the modules that have gone.
+    """
+
+    def __init__(self, kept: Kept, removed: tuple[str, ...]) -> None:
+        self.kept, self.removed = kept, removed
+        order = kept.vector.cumsum(0) - 1
+        self.number_of = torch.where(kept.vector, order, -1)
+
+    def stays(self, path: str) -> bool:
+        """Whether a module, parameter or buffer is still there."""
+        return not within(path, self.removed)
+
+    def index(self, index: Tensor) -> Tensor:
+        """New numbers of the channels that stay, in their order."""
+        stays = self.kept.at(index)
+        return at(self.number_of, index[stays], -1)
+
+    def groups(self, groups: Sequence[Group]) -> tuple[Group, ...]:
+        """The groups of which something stays."""
+        found, start = [], 0
+        for group in groups:
+            size = int(self.kept.vector[group.span].sum())
+            if size:
+                found.append(replace(group, size=size, start=start, empties=False))
+                start += size
+        return tuple(found)
+
+    def read(self, read: Read) -> Read:
+        """A reader of fewer channels."""
+        stays = self.kept.at(read.index)
+        return replace(read, index=self.index(read.index), gated=read.gated[stays])
+
+    def site(self, site: Site) -> Site:
+        """A site with fewer channels."""
+        return replace(site, index=self.index(site.index))
+
+    def block(self, block: Block) -> Block:
+        """A block that can be closed, but not emptied."""
+        gate = None if block.gate is None else int(self.number_of[block.gate])
+        return replace(block, gate=gate, inner=(), last=None, index=None)
+
+    def cost(self, cost: Cost) -> Cost:
+        """What the ops cost with fewer channels."""
+        stays = self.kept.at(cost.index)
+        return replace(cost, index=self.index(cost.index), owner=cost.owner[stays])
+
+    def layers(self, layers: Sequence[Layer], names: set[str], cost: Cost) -> tuple[Layer, ...]:
+        """Coverage of the layers that are still there."""
+        macs: dict[str, float] = {}
+        costs = cost.per_op(torch.ones(int(self.kept.vector.sum()), dtype=torch.double))
+        for layer, value in zip(cost.layers, costs.tolist(), strict=True):
+            macs[layer] = macs.get(layer, 0.0) + value
+        found = []
+        for layer in layers:
+            if self.stays(layer.name):
+                out_groups = tuple(name for name in layer.out_groups if name in names)
+                in_groups = tuple(name for name in layer.in_groups if name in names)
+                total = round(macs.get(layer.name, 0.0))
+                found.append(replace(layer, macs=total, out_groups=out_groups, in_groups=in_groups))
+        return tuple(found)

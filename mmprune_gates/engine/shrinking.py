@@ -1,0 +1,104 @@
+"""Channels leave the model of a run, and what mmengine keeps beside it: averaged copies, a distributed wrapper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseAveragedModel, is_model_wrapper
+from torch import nn
+
+from mmprune_gates.engine.forwards import training_forward
+from mmprune_gates.engine.model_config import default_input_shape
+from mmprune_gates.engine.running import unwrapped
+from mmprune_gates.gates import gates_of, has_gates
+from mmprune_gates.pruning import Pruner
+from mmprune_gates.pruning.shrink import shrink
+
+
+def shrink_run(runner, pruner: Pruner) -> dict[str, Any]:
+    """Let closed channels leave the model of a run; all ranks have to do it at the same step.
+
+    Args:
+        runner: The run.
+        pruner: What has closed them.
+
+    Returns:
+        What :meth:`~mmprune_gates.pruning.Pruner.shrink` does.
+
+    Raises:
+        RanksDiffer: Ranks would remove different channels.
+        RuntimeError: The model's output would change.
+        ValueError: The optimiser has state that cannot become narrower.
+    """
+    pruner.check_ranks()
+    kept, device = pruner.controller.kept, next(pruner.model.parameters()).device
+    example = torch.randn(2, *default_input_shape(runner.cfg.model), generator=torch.Generator().manual_seed(0))
+    pruner.forward, pruner.options = training_forward, ((example.to(device),), {})
+    report = pruner.shrink()
+    for averaged in averaged_models(runner):
+        shrink(averaged.module, gates_of(averaged.module).graph.keeping(kept.vector))
+        follow_module(averaged)
+    wrap_again(runner)
+    return report
+
+
+def reshape_run(runner, pruner: Pruner | None, state: Mapping[str, Any]) -> None:
+    """Give the model of a run the shape that it had when a checkpoint was saved, before weights are loaded.
+
+    Args:
+        runner: The run.
+        pruner: Its pruner; None outside training.
+        state: The pruner's state in the checkpoint.
+    """
+    shrunk, model = state.get('shrunk', []), unwrapped(runner)
+    before = len(gates_of(model).shrunk)
+    if pruner is None:
+        reshape_model(model, state)
+    else:
+        pruner.reshape(shrunk)
+    for averaged in averaged_models(runner):
+        reshape_model(averaged.module, state)
+        follow_module(averaged)
+    if len(gates_of(model).shrunk) > before:
+        wrap_again(runner)
+
+
+def reshape_model(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Remove from a model what had left it when a state was saved; nothing where nothing had, or there are no gates.
+
+    Raises:
+        ValueError: The state is of another model.
+    """
+    shrunk = state.get('shrunk') if isinstance(state, Mapping) else None
+    if not shrunk or not has_gates(model):
+        return
+    for vector in shrunk[len(gates_of(model).shrunk) :]:
+        graph = gates_of(model).graph
+        fits = isinstance(vector, torch.Tensor) and vector.dtype == torch.bool and vector.shape == (graph.num_channels,)
+        if not fits:
+            raise ValueError(
+                f'the checkpoint says which of other channels have left the model: {type(model).__name__} has '
+                f'{graph.num_channels} in all groups; was it saved with another config?'
+            )
+        shrink(model, graph.keeping(vector))
+
+
+def averaged_models(runner) -> list[BaseAveragedModel]:
+    """The averaged models that hooks of a run keep."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model')]
+    return [hook.ema_model for hook in hooks]
+
+
+def follow_module(averaged: BaseAveragedModel) -> None:
+    """Let an averaged model average what its module has now; it keeps the tensors that it began with."""
+    module = averaged.module
+    averaged.avg_parameters = module.state_dict() if averaged.update_buffers else dict(module.named_parameters())
+
+
+def wrap_again(runner) -> None:
+    """Wrap the model anew for distributed training: a wrapper holds the parameters that it was made with."""
+    if is_model_wrapper(runner.model):
+        runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), runner.model.module)

@@ -1,0 +1,125 @@
+"""Let a gate act on a module: its weight, affine, input or output is scaled for the time of its forward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.channels.groups import at
+from mmprune_gates.gates.full_width import scale_input
+from mmprune_gates.gates.gate import Gate, laid
+from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement
+
+Source = tuple[Gate, int]
+
+
+class Scale:
+    """Multiplies a module's affine, weight or input by gate values while its forward runs.
+
+    Args:
+        module: The module.
+        placement: What to scale.
+        sources: Gates that the values come from, each with the number that it knows the module by.
+        pick: (C,) place of each position's value among those of all sources, -1 for none; None if they are in order.
+
+    Attributes:
+        acted: Whether it has acted; whoever asks sets it back.
+    """
+
+    def __init__(self, module: nn.Module, placement: Placement, sources: list[Source], pick: Tensor | None) -> None:
+        self.placement, self.acted = placement, False
+        self.attach(module)
+        self.sources, self.pick = sources, pick
+
+    def attach(self, module: nn.Module) -> None:
+        """Begin to act on a module."""
+        self.module = module
+        before = module.register_forward_pre_hook(self.before, prepend=True)  # on what the module is called with
+        self.handles = before, module.register_forward_hook(self.after, always_call=True)
+
+    def detach(self) -> None:
+        """Act no more."""
+        for handle in self.handles:
+            handle.remove()
+
+    def move_to(self, module: nn.Module) -> None:
+        """Act on a module that has taken the place of the one before.
+
+        Raises:
+            RuntimeError: It does not hold the same parameters.
+        """
+        if module is self.module:
+            return
+        same = all(getattr(module, name, None) is value for name, value in self.module.named_parameters())
+        if not same:
+            raise RuntimeError(
+                f'{self.placement.module}: the {type(self.module).__name__} that a gate acts on was replaced by a '
+                f'{type(module).__name__} with other parameters; replace it before gates are attached, or exclude it'
+            )
+        self.detach()
+        self.attach(module)
+
+    def value(self) -> Tensor:
+        """(C,) factor for each position of the scaled dimension."""
+        values = [gate(member) for gate, member in self.sources]
+        value = values[0] if len(values) == 1 else torch.cat(values)
+        return value if self.pick is None else at(value, self.pick, 1)
+
+    def targets(self) -> tuple[tuple[str, int], ...]:
+        """Parameters to scale, and the dimension of each."""
+        weight = ('weight', self.placement.weight_dim)
+        has_bias = self.placement.kind in BEHIND and self.module.bias is not None
+        return (weight, ('bias', 0)) if has_bias else (weight,)
+
+    def before(self, module: nn.Module, args: tuple):
+        """Forward pre-hook: scale the input, or let scaled tensors stand before the parameters."""
+        self.acted = True
+        if self.placement.kind == OUTPUT:
+            return None
+        value = self.value()
+        if self.placement.kind == INPUT:
+            return (self.scaled(args[0], value), *args[1:])
+        for name, dim in self.targets():
+            parameter = getattr(module, name)
+            scaled = parameter * laid(value, dim, parameter.dim())
+            vars(module)[name] = scaled  # found before the parameter
+        return None
+
+    def after(self, module: nn.Module, args: tuple, output):
+        """Forward hook, called even if the forward fails: scale the output, or let the parameters show again."""
+        if self.placement.kind == OUTPUT:
+            return None if output is None else self.scaled(output, self.value())
+        if self.placement.kind == INPUT:
+            return None
+        for name, _ in self.targets():
+            vars(module).pop(name, None)
+        return None
+
+    def scaled(self, tensor: Tensor, value: Tensor) -> Tensor:
+        """An input or output multiplied by gate values, in its own precision."""
+        factor = laid(value, self.placement.dim, tensor.dim())
+        return tensor * factor.to(tensor.dtype)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiply the gate values into the parameters for good."""
+        value = self.value()
+        if self.placement.weight_dim is None:
+            scale_input(self.module, self.placement.dim, value)
+            return
+        for name, dim in self.targets():
+            parameter = getattr(self.module, name)
+            size = parameter.shape[dim]  # groups of a convolution share their gates: its input may have more positions
+            parameter.mul_(laid(value[:size], dim, parameter.dim()))
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path that gates act on.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise RuntimeError(f'{path}: a gate acts on this module, which the model no longer has') from error

@@ -1,0 +1,137 @@
+"""Channels leave a model that trains: its parameters, the state of its optimiser, and its gates become narrower.
+
+What is left computes what it computed before, and goes on training as it would have: what was closed had neither output
+nor gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.channels.kept import Kept
+from mmprune_gates.channels.narrowed import narrowed
+from mmprune_gates.gates.attach import NAME, GateSet, attach_gate_set, detach_gates, gates_of
+from mmprune_gates.slimming.surgery import cut, slim_model, slot_masks
+
+Cut = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A parameter that another has taken the place of.
+
+    Attributes:
+        old: The wide one.
+        new: The narrow one; None if it has gone with a block.
+        cut: Makes of a tensor of the old shape one of the new shape.
+    """
+
+    old: nn.Parameter
+    new: nn.Parameter | None
+    cut: Cut
+
+
+def shrink(model: nn.Module, kept: Kept, optimizer: torch.optim.Optimizer | None = None) -> GateSet:
+    """Remove what is not kept from a model with gates, in place, and from all that follows its parameters.
+
+    Parameters that lose nothing stay the same objects; so do the open gates' values.
+
+    Args:
+        model: The model, its gates attached; what is not kept is closed.
+        kept: What stays, of the graph that the gates know.
+        optimizer: The optimiser of the model, if it trains.
+
+    Returns:
+        The model's gates, for what is left.
+
+    Raises:
+        ValueError: The optimiser has state of which nothing tells how it becomes narrower; nothing has changed then.
+    """
+    gates = gates_of(model)
+    if optimizer is not None:
+        refuse_unknown_state(optimizer, model)
+    masks = slot_masks(gates.graph, kept)
+    before = dict(model.named_parameters())
+    left = narrow_in_place(model, kept)
+    after = dict(model.named_parameters())
+    replaced = []
+    for name, old in before.items():
+        new = after.get(name)
+        if new is not old:
+            of_gate = name.startswith(f'{NAME}.')
+            own = gates.cut_of(name, left, kept) if of_gate else dims_cut(masks.get(name, {}))
+            replaced.append(Replaced(old, new, own))
+    for one in replaced:
+        if one.new is not None and one.old.grad is not None:
+            one.new.grad = one.cut(one.old.grad)
+    if optimizer is not None:
+        follow_parameters(optimizer, replaced)
+    return left
+
+
+def narrow_in_place(model: nn.Module, kept: Kept) -> GateSet:
+    """Remove what is not kept from a model with gates; returns the gates of what is left, which act on it."""
+    gates = gates_of(model)
+    for scale in gates.scales:
+        if any(block.holds(scale.placement.module) for block in kept.emptied):
+            scale.fold()  # the constant that is left has no gate
+    detach_gates(model)
+    spec = slim_model(model, gates.graph, kept)
+    graph = narrowed(gates.graph, kept, list(spec['removed']))
+    left = gates.narrowed(graph, kept, spec)
+    attach_gate_set(model, left)
+    return left
+
+
+def dims_cut(masks: dict[int, Tensor]) -> Cut:
+    """Cuts a tensor by one mask per dimension."""
+    return lambda tensor: cut(tensor, masks)
+
+
+def refuse_unknown_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimiser whose state is not one number, or one of the parameter's shape, per parameter.
+
+    Raises:
+        ValueError: It has other state; names it.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                raise ValueError(
+                    f'{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for '
+                    f'{names.get(parameter, "a parameter")} of shape {tuple(parameter.shape)}: nothing tells how that '
+                    'becomes narrower. Use an optimiser such as SGD or Adam(W), or train without shrinking'
+                )
+
+
+def follow_parameters(optimizer: torch.optim.Optimizer, replaced: list[Replaced]) -> None:
+    """Let an optimiser go on with narrow parameters in the place of wide ones, with their part of its state."""
+    by_old = {one.old: one for one in replaced}
+    for group in optimizer.param_groups:
+        names = group.get('param_names')
+        parameters, left_names = [], []
+        for number, parameter in enumerate(group['params']):
+            one = by_old.get(parameter)
+            stays = parameter if one is None else one.new
+            if stays is not None:
+                parameters.append(stays)
+                left_names += names[number : number + 1] if names else []
+        group['params'] = parameters
+        if names:
+            group['param_names'] = left_names
+    for one in replaced:
+        state = optimizer.state.pop(one.old, None)
+        if state is not None and one.new is not None:
+            optimizer.state[one.new] = {key: narrow_state(value, one) for key, value in state.items()}
+
+
+def narrow_state(value: Any, one: Replaced) -> Any:
+    """An entry of an optimiser's state for a narrow parameter."""
+    is_wide = isinstance(value, Tensor) and value.shape == one.old.shape
+    return one.cut(value) if is_wide else value
