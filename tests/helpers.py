@@ -13,6 +13,7 @@ from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.channels.calls import tensors_in as flat
 
 __all__ = [
+    'assert_same',
     'call',
     'example',
     'flat',
@@ -60,3 +61,17 @@ def toy(net) -> tuple[nn.Module, object, torch.Tensor]:
     """A toy net to change, its channel graph, and an input."""
     model, graph, inputs = traced(net)
     return copy.deepcopy(model).eval(), graph, inputs
+
+
+def assert_same(a, b, place='') -> None:
+    """Two states, nested, are the same bit by bit; says where they are not."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), f'{place}: {a.keys() ^ b.keys()}'
+        for key in a:
+            assert_same(a[key], b[key], f'{place}.{key}')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), place
+        for number, (one, other) in enumerate(zip(a, b, strict=True)):
+            assert_same(one, other, f'{place}[{number}]')
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, place

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -66,15 +67,6 @@ def trained(config, *arguments):
     return [torch.load(f'{config.work_dir}/rank_{rank}.pth', weights_only=True) for rank in (0, 1)]
 
 
-def assert_equal(a, b):
-    for name in a.keys() | b.keys():
-        if isinstance(a[name], dict):
-            assert_equal(a[name], b[name])
-        else:
-            same = torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name]
-            assert same, name
-
-
 def without_statistics(state):
     """Less what each rank has of its own: statistics of norms."""
     return {name: value for name, value in state.items() if 'running_' not in name}
@@ -84,8 +76,8 @@ def without_statistics(state):
 def test_two_ranks_end_with_the_same_gates_and_the_share_of_one_process(config, method):
     two = config(method)
     first, second = trained(two)
-    assert_equal(first['pruner'], second['pruner'])
-    assert_equal(without_statistics(first['model']), without_statistics(second['model']))
+    assert_same(first['pruner'], second['pruner'])
+    assert_same(without_statistics(first['model']), without_statistics(second['model']))
     report = export_slim(
         Config.fromfile(f'{two.work_dir}/config.py'), f'{two.work_dir}/iter_14.pth', f'{two.work_dir}/s'
     )
@@ -119,8 +111,8 @@ def test_a_resumed_run_of_two_ranks_with_everything_on_equals_an_uninterrupted_o
     middle = Path(whole.work_dir) / f'iter_{whole.default_hooks.checkpoint.interval}.pth'
     found = trained(again, '--resume', middle)
     for one, other in zip(expected, found, strict=True):
-        assert_equal(one['pruner'], other['pruner'])
-        assert_equal(without_statistics(one['model']), without_statistics(other['model']))
+        assert_same(one['pruner'], other['pruner'])
+        assert_same(without_statistics(one['model']), without_statistics(other['model']))
     report = export_slim(
         Config.fromfile(f'{again.work_dir}/config.py'), f'{again.work_dir}/iter_16.pth', tmp_path / 's'
     )

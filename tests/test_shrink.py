@@ -1,0 +1,217 @@
+"""Channels leave a model in the middle of its training, and nothing else changes."""
+
+import copy
+
+import pytest
+import torch
+from helpers import call, example, flat, relative_error, traced
+from model_checks import randomize_
+from torch import nn
+from toy_nets import NETS, Residual, conv_bn
+
+from mmprune_gates import GDP, GateDecorator
+from mmprune_gates.slimming.surgery import cut, slot_masks
+
+OPTIMIZERS = {
+    'sgd': lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True),
+    'adamw': lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+    'adafactor': lambda parameters: torch.optim.Adafactor(parameters, lr=1e-3),
+    'adam with amsgrad': lambda parameters: torch.optim.Adam(parameters, lr=1e-3, amsgrad=True),
+}
+METHODS = {
+    'gdp': (GDP, dict(total_steps=12, target_macs=0.5, options=dict(steps=2))),
+    'gradient': (GDP, dict(total_steps=12, target_macs=0.6, update='gradient')),
+    'gate decorator': (
+        GateDecorator,
+        dict(
+            total_steps=200, target_macs=0.5, fraction=0.2, tick=1, tock=1, ticks=3, tick_lr=1e-4, tock_lr=(1e-4, 1e-3)
+        ),
+    ),
+}
+AFTER = 100
+
+
+def batch(step, net, dtype):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(4, *net.shape, generator=generator, dtype=dtype)
+
+
+class Run:
+    """A model that trains in a plain loop."""
+
+    def __init__(self, net, method, optimizer, dtype=torch.double, clip=None, every=1, **more):
+        torch.manual_seed(0)
+        self.net, self.dtype, self.clip, self.every = net, dtype, clip, every
+        self.model = randomize_(net()).to(dtype).train()
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0  # a mask of another shape would be drawn from other numbers
+        self.model.training = False  # of the net itself, which may call a dropout; its modules train
+        if hasattr(self.model, 'unused'):
+            self.model.unused.requires_grad_(False)
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        kind, options = METHODS[method]
+        self.pruner = kind(self.model, (example(net.shape, dtype=dtype),), self.optimizer, **{**options, **more})
+        self.step_number, self.losses = 0, []
+
+    def go(self, steps):
+        for _ in range(steps):
+            for part in range(self.every):
+                outputs = self.model(batch(self.step_number * self.every + part, self.net, self.dtype))
+                loss = sum(output.square().mean() for output in flat(outputs)) / self.every
+                loss.backward()
+            if self.clip:
+                own = [p for group in self.optimizer.param_groups for p in group['params']]
+                nn.utils.clip_grad_norm_(own, self.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.pruner.step()
+            self.step_number += 1
+            self.losses.append(float(loss))
+
+    def until_settled(self):
+        while not self.pruner.controller.settled:
+            assert self.step_number < 60
+            self.go(1)
+        return self
+
+
+def pair(*options, **more):
+    """The same settled run twice; channels have left the second."""
+    whole = Run(*options, **more).until_settled()
+    narrow = Run(*options, **more).until_settled()
+    report = narrow.pruner.shrink()
+    assert report['macs']['after'] < report['macs']['before'] and report['params']['after'] < report['params']['before']
+    return whole, narrow
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'adam with amsgrad'])
+@pytest.mark.parametrize('method', METHODS)
+def test_training_goes_on_as_if_nothing_had_gone(method, optimizer):
+    whole, narrow = pair(Residual, method, optimizer)
+    whole.go(AFTER), narrow.go(AFTER)
+    worst = max(abs(a - b) / abs(a) for a, b in zip(whole.losses, narrow.losses, strict=True))
+    assert worst < 1e-10
+    reports = [run.pruner.finish() for run in (whole, narrow)]
+    assert reports[0]['kept'] == reports[1]['kept']
+    for key in ('macs', 'widths', 'removed'):
+        assert reports[0][key] == reports[1][key]
+
+
+@pytest.mark.parametrize('method', ['gdp', 'gate decorator'])
+@pytest.mark.parametrize('more', [dict(clip=0.05), dict(every=3), dict(dtype=torch.float32)], ids=repr)
+def test_clipping_accumulation_and_float32(method, more):
+    whole, narrow = pair(Residual, method, 'sgd', **more)
+    whole.go(AFTER), narrow.go(AFTER)
+    tolerance = 1e-4 if 'dtype' in more else 1e-10
+    assert all(abs(a - b) < tolerance * abs(a) for a, b in zip(whole.losses, narrow.losses, strict=True))
+
+
+def least_share(graph):
+    return graph.macs({group.name: torch.arange(group.size) < 1 for group in graph.free}) / graph.macs()
+
+
+PRUNABLE = {name: net for name, net in NETS.items() if net.free}
+
+
+@pytest.mark.parametrize('net', PRUNABLE.values(), ids=PRUNABLE)
+def test_every_kind_of_net_goes_on_and_ends_as_the_whole_one(net):
+    target = 0.5 if least_share(traced(net)[1]) < 0.5 else 0.96
+    whole, narrow = pair(net, 'gdp', 'sgd', clip=1.0, target_macs=target)
+    whole.go(10), narrow.go(10)
+    assert all(abs(a - b) <= 1e-9 * abs(a) for a, b in zip(whole.losses, narrow.losses, strict=True))
+    x = example(net.shape)
+    reports = [run.pruner.finish() for run in (whole, narrow)]
+    outputs = [call(run.model, x) for run in (whole, narrow)]
+    assert relative_error(*outputs) < 1e-9
+    for key in ('macs', 'kept', 'widths', 'removed'):
+        assert reports[0][key] == reports[1][key]
+
+
+def test_parameters_that_lose_nothing_stay_the_same_objects_and_gradients_follow():
+    run = Run(Residual, 'gdp', 'sgd').until_settled()
+    before, kept = dict(run.model.named_parameters()), run.pruner.controller.kept
+    run.model(batch(0, Residual, torch.double)).sum().backward()
+    grads = {name: parameter.grad for name, parameter in before.items() if parameter.grad is not None}
+    masks = slot_masks(run.pruner.gates.graph, kept)
+    run.pruner.shrink()
+    after = dict(run.model.named_parameters())
+    assert masks.keys() & after.keys() and after.keys() - masks.keys()
+    for name, parameter in after.items():
+        if name in masks:
+            assert torch.equal(parameter, cut(before[name], masks[name]))
+            assert torch.equal(parameter.grad, cut(grads[name], masks[name]))
+        elif not name.startswith('gates.'):
+            assert parameter is before[name]
+    own = {id(parameter) for group in run.optimizer.param_groups for parameter in group['params']}
+    assert own == {id(parameter) for name, parameter in after.items() if not name.startswith('gates.')}
+    assert {id(parameter) for parameter in run.optimizer.state} <= own
+
+
+def test_an_optimiser_with_other_state_is_refused_before_anything_changes():
+    run = Run(Residual, 'gdp', 'adafactor').until_settled()
+    before = {name: parameter for name, parameter in run.model.named_parameters()}
+    with pytest.raises(
+        ValueError, match=r"Adafactor keeps '\w+_var' of shape .* becomes narrower. Use an optimiser such"
+    ):
+        run.pruner.shrink()
+    assert all(parameter is before[name] for name, parameter in run.model.named_parameters())
+
+
+def test_nothing_leaves_before_gates_are_closed_for_good():
+    with pytest.raises(RuntimeError, match='nothing can leave before gates are closed for good'):
+        Run(Residual, 'gdp', 'sgd').pruner.shrink()
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('stop', ['before', 'after'])
+def test_a_run_resumes_from_before_and_after_the_channels_have_left(method, stop):
+    whole = Run(Residual, method, 'adamw').until_settled()
+    states = {}
+
+    def save(when):
+        parts = (whole.pruner, whole.model, whole.optimizer)
+        states[when] = copy.deepcopy([part.state_dict() for part in parts]), whole.step_number
+
+    save('before')
+    whole.pruner.shrink()
+    save('after')
+    whole.go(20)
+    again = Run(Residual, method, 'adamw')
+    saved, again.step_number = states[stop]
+    for part, state in zip((again.pruner, again.model, again.optimizer), saved, strict=True):
+        part.load_state_dict(state)
+    if stop == 'before':
+        again.pruner.shrink()
+    again.go(20)
+    assert again.losses == whole.losses[-20:]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize('method', ['gdp', 'gate decorator'])
+def test_blocks_leave_as_well(method):
+    whole, narrow = pair(Blocks, method, 'sgd', trace=dict(units='blocks'))
+    assert narrow.pruner.gates.spec['removed']
+    whole.go(AFTER), narrow.go(AFTER)
+    assert all(abs(a - b) < 1e-9 * abs(a) for a, b in zip(whole.losses, narrow.losses, strict=True))
+    reports = [run.pruner.finish() for run in (whole, narrow)]
+    for key in ('macs', 'kept', 'removed'):
+        assert reports[0][key] == reports[1][key]
+
+
+class Blocks(nn.Module):
+    """Three residual blocks."""
+
+    shape = (3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = conv_bn(3, 8), nn.Conv2d(8, 4, 1)
+        self.a, self.b, self.c = (nn.Sequential(conv_bn(8, 8), nn.ReLU(), conv_bn(8, 8)) for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in (self.a, self.b, self.c):
+            x = x + block(x)
+        return self.head(torch.relu(x))

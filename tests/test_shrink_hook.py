@@ -1,0 +1,141 @@
+"""Runs whose channels leave the model: logs, checkpoints, resume, averaged weights, the product at the end."""
+
+import json
+from pathlib import Path
+
+import pytest
+import test as test_tool
+import torch
+import train as train_tool
+from helpers import assert_same
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mmprune_gates.engine.checkpoint import STATE
+from mmprune_gates.engine.export import export_slim
+from mmprune_gates.gates import gates_of
+
+GDP, GBN = 'demo/gdp_deeplabv3plus_scenes.py', 'demo/gbn_deeplabv3plus_scenes.py'
+SHORT = {
+    GDP: dict(steps=2, target_macs=0.4, begin=0.05, end=0.3, settle=0.4),
+    GBN: dict(tick=2, tock=2, ticks=2, fraction=0.3, target_macs=0.4, by_epoch=False, subset=1.0),
+}
+ITERATIONS = 20
+BOTH = pytest.mark.parametrize('method', [GDP, GBN], ids=['gdp', 'gbn'])
+
+
+@HOOKS.register_module()
+class Losses(Hook):
+    """Keeps the losses of a run."""
+
+    seen: dict[str, list] = {}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        """The loss of this iteration."""
+        self.seen.setdefault(runner.work_dir, []).append(float(outputs['loss']))
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path):
+    """A function: config of a tiny run of one of the methods."""
+
+    def make(method, folder, **hook):
+        config = tiny_config(tmp_path / folder, method, ITERATIONS)
+        config.randomness = dict(seed=0)
+        config.default_hooks.checkpoint.update(interval=2, save_optimizer=True)
+        config.train_dataloader.update(num_workers=0, persistent_workers=False)
+        config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
+        config.train_dataloader.dataset.pipeline = config.test_pipeline
+        config.model.decode_head.dropout_ratio = config.model.auxiliary_head.dropout_ratio = 0
+        config.custom_hooks = [{**config.custom_hooks[0], **SHORT[method], **hook}, dict(type='mmengine.Losses')]
+        config.custom_hooks.append(dict(type='mmprune_gates.GateRecordHook', interval=5))
+        return config
+
+    return make
+
+
+def train(config):
+    path = Path(config.work_dir) / 'config.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config.dump(path)
+    runner = Runner.from_cfg(Config.fromfile(path))
+    runner.train()
+    return runner
+
+
+@BOTH
+def test_a_run_that_shrinks_learns_what_one_that_does_not_learns(run, method, tmp_path):
+    whole, narrow = train(run(method, 'whole')), train(run(method, 'narrow', shrink=True, export=True))
+    losses = [Losses.seen[runner.work_dir] for runner in (whole, narrow)]
+    assert len(losses[0]) == ITERATIONS
+    assert all(abs(a - b) < 1e-4 * abs(a) for a, b in zip(*losses, strict=True))
+    a, b = (gates_of(runner.model) for runner in (whole, narrow))
+    assert len(b.shrunk) == 1 and b.graph.macs() < 0.4 * a.graph.macs()
+    assert b.kept_of_whole(b.kept()) == a.kept()
+    histories = [(tmp_path / folder / 'gates.jsonl').read_text().splitlines() for folder in ('whole', 'narrow')]
+    for one, other in zip(*(map(json.loads, lines) for lines in histories), strict=True):
+        assert one['closed'] == other['closed'] and one['open'] == other['open']
+    log = next((tmp_path / 'narrow').rglob('*.log')).read_text()
+    assert 'closed channels have left the model' in log and 'GMACs' in log
+    report = json.loads((tmp_path / 'narrow' / 'slim' / 'slim.json').read_text())
+    expected = export_slim(
+        Config.fromfile(tmp_path / 'whole' / 'config.py'), tmp_path / 'whole' / 'iter_20.pth', tmp_path / 'slim'
+    )
+    assert report['warnings'] == [] and report['parity_error'] < 1e-6
+    for key in ('macs', 'params', 'channels', 'groups', 'frozen'):
+        assert report[key] == expected[key]
+    texts = [(folder / 'slim' / 'slim.py').read_text() for folder in (tmp_path / 'narrow', tmp_path)]
+    models = [Config.fromfile(folder / 'slim' / 'slim.py').model for folder in (tmp_path / 'narrow', tmp_path)]
+    assert models[0] == models[1] and all('widths' in text for text in texts)
+
+
+@BOTH
+@pytest.mark.parametrize('stop', [2, 14], ids=['before', 'after'])
+def test_a_run_resumes_from_before_and_after_the_shrink(run, method, stop, tmp_path):
+    train(run(method, 'whole', shrink=True))
+    saved = torch.load(tmp_path / 'whole' / f'iter_{stop}.pth', weights_only=True)
+    assert bool(saved[STATE]['shrunk']) is (stop == 14)
+    again = tmp_path / 'again'
+    arguments = [str(tmp_path / 'whole' / 'config.py'), '--work-dir', str(again)]
+    assert train_tool.main([*arguments, '--resume', str(tmp_path / 'whole' / f'iter_{stop}.pth')]) == 0
+    a, b = (torch.load(folder / 'iter_20.pth', weights_only=True) for folder in (tmp_path / 'whole', again))
+    for part in ('state_dict', STATE):
+        assert_same(a[part], b[part])
+
+
+@BOTH
+def test_every_tool_opens_a_checkpoint_of_a_shrunk_run_with_the_gated_config(run, method, tmp_path):
+    config = run(method, 'run', shrink=True)
+    train(config)
+    path, checkpoint = str(tmp_path / 'run' / 'config.py'), str(tmp_path / 'run' / 'iter_20.pth')
+    out = tmp_path / 'metrics.json'
+    assert test_tool.main([path, checkpoint, '--work-dir', str(tmp_path / 't'), '--out-json', str(out)]) == 0
+    export_slim(Config.fromfile(path), checkpoint, tmp_path / 'slim')
+    slim = tmp_path / 'slim.json'
+    arguments = [str(tmp_path / 'slim' / 'slim.py'), str(tmp_path / 'slim' / 'slim.pth')]
+    assert test_tool.main([*arguments, '--work-dir', str(tmp_path / 't'), '--out-json', str(slim)]) == 0
+    gated, product = (json.loads(file.read_text()) for file in (out, slim))
+    assert gated == pytest.approx(product, rel=1e-3)
+    stock = Runner.from_cfg(Config.fromfile(path))  # as a stock test.py does
+    stock.load_checkpoint(checkpoint)
+    fresh = run(method, 'fresh', shrink=True)
+    fresh.load_from = checkpoint
+    runner = Runner.from_cfg(fresh)
+    runner.train()
+    assert runner.iter == ITERATIONS
+
+
+@BOTH
+def test_averaged_weights_follow_and_slim_exactly(run, method, tmp_path):
+    config = run(method, 'run', shrink=True)
+    config.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
+    runner = train(config)
+    averaged = next(hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model'))
+    shapes = {name: value.shape for name, value in runner.model.state_dict().items()}
+    assert {name: value.shape for name, value in averaged.state_dict().items()} == shapes
+    report = export_slim(
+        Config.fromfile(tmp_path / 'run' / 'config.py'), tmp_path / 'run' / 'iter_20.pth', tmp_path / 'slim'
+    )
+    assert report['macs']['removed'] >= 0.6 and report['parity_error'] < 1e-6
