@@ -129,8 +129,8 @@ def facts_of_slim(run: Run) -> dict[str, str]:
     error = run.slim['parity_error']
     return {
         'slim model': str(run.slim_dir),
-        'made from': f'{made["checkpoint"]}, SHA-256 {made["checkpoint_sha256"]}',
-        'made with': f'mmprune_gates {made["mmprune_gates"]}, torch {made["torch"]}, config {made["config"]}',
+        'made from': '{checkpoint}, SHA-256 {checkpoint_sha256}'.format_map(made),
+        'made with': 'mmprune_gates {mmprune_gates}, torch {torch}, config {config}'.format_map(made),
         'MACs': f'{change(macs)} at input {shape}, batch 1',
         'parameters': change(params),
         'slim minus gated': f'{error:.1e} relative (float64)',
@@ -139,12 +139,13 @@ def facts_of_slim(run: Run) -> dict[str, str]:
 
 def change(row: dict[str, int]) -> str:
     """A number before and after."""
-    return f'{row["before"]:,} → {row["after"]:,}'
+    return '{before:,} → {after:,}'.format_map(row)
 
 
 def commands_of(run: Run) -> str:
     """Commands that train, slim and test again."""
-    config, slim = run.config_path, run.slim_dir
+    config = run.config_path
+    slim = run.slim_dir
     if config is None:
         return '# not known: the work directory holds no config'
     launcher = (run.config or {}).get('launcher', 'none')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +31,8 @@ class Section:
 
     key: str
     title: str
-    note: str
+    drawn: Drawn
     picture: str
-    items: tuple[str, ...]
 
 
 class Sections:
@@ -170,12 +169,14 @@ def write_report(run: Run, out: str | Path, images: int = 4, samples: int = 1000
     Returns:
         The page, and title -> reason for what it leaves out.
     """
-    out, maker = Path(out), Sections(run, images, samples)
+    out = Path(out)
+    maker = Sections(run, images, samples)
     sections = []
     missing = {} if run.slim else {'Slim model': run.slim_error}
     for key, title in TITLES.items():
         try:
-            sections.append(section_of(key, title, getattr(maker, key), out))
+            drawn = getattr(maker, key)()
+            sections.append(section_of(key, title, drawn, out))
         except Absent as reason:
             missing[title] = str(reason)
             (out / f'{key}.png').unlink(missing_ok=True)
@@ -183,16 +184,16 @@ def write_report(run: Run, out: str | Path, images: int = 4, samples: int = 1000
     return out / 'index.html', missing
 
 
-def section_of(key: str, title: str, make: Callable[[], Drawn], out: Path) -> Section:
-    """Make a section and write its picture."""
-    drawn = make()
+def section_of(key: str, title: str, drawn: Drawn, out: Path) -> Section:
+    """A section, its picture written to the folder ``out``."""
     picture = b''
     if drawn.figure is not None:
         buffer = io.BytesIO()
         drawn.figure.savefig(buffer, format='png', dpi=DPI)
         picture = buffer.getvalue()
         write_bytes(out / f'{key}.png', picture)
-    return Section(key, title, drawn.note, base64.b64encode(picture).decode(), drawn.items)
+    encoded = base64.b64encode(picture)
+    return Section(key, title, drawn, encoded.decode())
 
 
 def html_of(run: Run, sections: list[Section], missing: dict[str, str]) -> str:

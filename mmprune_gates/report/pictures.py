@@ -9,6 +9,7 @@ from operator import attrgetter
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 
@@ -18,6 +19,9 @@ from mmprune_gates.report.network import Network, Width
 ROW = 0.17  # height of a horizontal bar, inches
 WIDTH = 10.5  # of a picture as wide as the page, inches
 COLUMNS = 3  # of panels with the layers of a stage
+
+Stage = Sequence[Width]  # the layers of one
+Points = Sequence[tuple[int, float]]  # iterations, and what was measured there
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,14 @@ def values_of(lines: Sequence[Line], key: str) -> np.ndarray:
     return np.array([line[key] for line in lines])
 
 
+def shares_of(history: Sequence[Line]) -> np.ndarray:
+    """(1 + bins, N) share of the gates that are exactly zero, and in each bin of value, at N times."""
+    closed = values_of(history, 'closed')
+    others = values_of(history, 'histogram')
+    counts = np.column_stack([closed, others])
+    return counts.T / counts.sum(1)
+
+
 def from_zero(axes: Axes) -> None:
     """Let the horizontal axis, that of iterations, begin with 0, and draw a grid."""
     axes.set_xlim(left=0)
@@ -52,15 +64,13 @@ def draw_gates(axes: Axes, history: Sequence[Line]) -> None:
         axes: Where to draw.
         history: Lines of ``gates.jsonl``.
     """
-    closed = values_of(history, 'closed')
-    others = values_of(history, 'histogram')
-    counts = np.column_stack([closed, others]).T
-    shares = counts / counts.sum(0)
+    shares = shares_of(history)
     bins = len(shares) - 1
-    # The first row is drawn below zero, so that exactly zero can be told from small.
-    edges = np.append(-2 / bins, np.linspace(0, 1, bins + 1))
-    times = np.append(0, values_of(history, 'iter'))
-    mesh = axes.pcolormesh(times, edges, shares, norm='log', vmin=1e-3, vmax=1, cmap='viridis')
+    edges = np.linspace(0, 1, bins + 1)
+    below = -2 / bins  # where the row of exact zeros begins, so that they can be told from small values
+    iters = values_of(history, 'iter')
+    times = np.append(0, iters)
+    mesh = axes.pcolormesh(times, np.append(below, edges), shares, norm='log', vmin=1e-3, vmax=1, cmap='viridis')
     axes.axhline(0, color='white', linewidth=1)
     axes.set(xlabel='iteration', ylabel='gate value', title='Gates over training\n(below the line: exactly 0)')
     axes.figure.colorbar(mesh, ax=axes, label='share of gates')
@@ -71,10 +81,9 @@ def gates_over_time(history: Sequence[Line]) -> Figure:
     figure = wide(3.6)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     draw_gates(left, history)
-    closed = values_of(history, 'closed')
-    others = values_of(history, 'histogram')
-    total = closed + others.sum(1)
-    right.plot(values_of(history, 'iter'), 100 * closed / total, color=VERMILION, marker='.', markersize=3)
+    iters = values_of(history, 'iter')
+    closed = 100 * shares_of(history)[0]
+    right.plot(iters, closed, color=VERMILION, marker='.', markersize=3)
     right.set(xlabel='iteration', ylabel='gates exactly 0 [%]', title='Closed gates', ylim=(0, 100))
     from_zero(right)
     return figure
@@ -103,7 +112,7 @@ def macs_over_time(lines: Sequence[Line], target: float | None, slim: float | No
     return figure
 
 
-def losses(train: Sequence[Line], metric: str, points: Sequence[tuple[int, float]]) -> Figure:
+def losses(train: Sequence[Line], metric: str, points: Points) -> Figure:
     """Training loss over the iterations, and the validation metric below it if it was measured more than once.
 
     Args:
@@ -114,8 +123,11 @@ def losses(train: Sequence[Line], metric: str, points: Sequence[tuple[int, float
     rows = 2 if len(points) > 1 else 1
     figure = wide(2.6 * rows)
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-    first, last = panels[0], panels[-1]
-    first.plot(values_of(train, 'iter'), values_of(train, 'loss'), color=BLUE, linewidth=1)
+    first = panels[0]
+    last = panels[-1]
+    iters = values_of(train, 'iter')
+    loss = values_of(train, 'loss')
+    first.plot(iters, loss, color=BLUE, linewidth=1)
     first.set(ylabel='loss', title='Training loss')
     first.set_ylim(bottom=0)
     from_zero(first)
@@ -125,12 +137,12 @@ def losses(train: Sequence[Line], metric: str, points: Sequence[tuple[int, float
     return figure
 
 
-def draw_metric(axes: Axes, metric: str, points: Sequence[tuple[int, float]]) -> None:
+def draw_metric(axes: Axes, metric: str, points: Points) -> None:
     """A metric over the iterations, its last value in figures."""
     iters, values = zip(*points, strict=True)
     axes.plot(iters, values, color=GREEN, marker='o', markersize=4)
     text = f'{values[-1]:.2f}'
-    axes.annotate(text, points[-1], textcoords='offset points', xytext=(-4, -14), ha='right')
+    axes.annotate(text, points[-1], (-4, -14), textcoords='offset points', ha='right')
     axes.set(ylabel=metric, title=f'Validation, {metric}')
     axes.margins(y=0.25)
     axes.grid(alpha=0.3)
@@ -138,23 +150,30 @@ def draw_metric(axes: Axes, metric: str, points: Sequence[tuple[int, float]]) ->
 
 def draw_widths(axes: Axes, names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:
     """One bar of kept channels per name, the dense width drawn behind it."""
-    places = range(len(names))
-    axes.barh(places, before, color=GREY, label='dense')
-    axes.barh(places, after, color=BLUE, height=0.6, label='kept')
-    axes.set_yticks(places, names, fontsize=7)
-    first_on_top(axes, len(names))
+    draw_bars(axes, before, after, 0.6)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
 
 
-def first_on_top(axes: Axes, bars: int) -> None:
-    """Let horizontal bars, which stand at 0, 1, 2 and so on, follow one another downwards."""
-    axes.set_ylim(bars - 0.4, -0.6)
+def draw_bars(axes: Axes, before: Sequence[float], after: Sequence[float], height: float) -> BarContainer:
+    """Horizontal bars at 0, 1, 2 and so on, downwards: grey ones, and blue ones of some height before them.
+
+    Returns:
+        The grey ones.
+    """
+    number = len(before)
+    places = range(number)
+    bars = axes.barh(places, before, color=GREY, label='dense')
+    axes.barh(places, after, color=BLUE, height=height, label='kept')
+    axes.set_ylim(number - 0.4, -0.6)
+    return bars
 
 
 def layers(widths: Sequence[Width]) -> Figure:
     """Channels kept per layer, one panel per stage."""
     stages = [list(stage) for _, stage in groupby(widths, attrgetter('stage'))]
     columns = columns_of(stages)
-    rows = max(sum(map(room, column)) for column in columns)
+    heights = [sum(map(room, column)) for column in columns]
+    rows = max(heights)
     figure = wide(ROW * rows + 0.4)
     figure.supxlabel('output channels (grey: dense, blue: kept)', fontsize=9)
     parts = figure.subfigures(1, len(columns), squeeze=False)[0]
@@ -163,7 +182,7 @@ def layers(widths: Sequence[Width]) -> Figure:
     return figure
 
 
-def columns_of(stages: Sequence[list[Width]]) -> list[list[list[Width]]]:
+def columns_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Stages in order, cut into at most :data:`COLUMNS` columns of similar height."""
     total = sum(map(room, stages))
     columns = [[]]
@@ -179,12 +198,12 @@ def columns_of(stages: Sequence[list[Width]]) -> list[list[list[Width]]]:
     return columns
 
 
-def room(stage: Sequence[Width]) -> int:
+def room(stage: Stage) -> int:
     """Height of the panel of a stage, in bars: its layers, title and axis."""
     return len(stage) + 4
 
 
-def draw_column(figure: FigureBase, stages: Sequence[list[Width]], rows: int) -> None:
+def draw_column(figure: FigureBase, stages: Sequence[Stage], rows: int) -> None:
     """Panels of stages, one below the other, on a part of a figure with the height of ``rows`` bars."""
     heights = [room(stage) for stage in stages]
     spare = rows - sum(heights)
@@ -195,18 +214,20 @@ def draw_column(figure: FigureBase, stages: Sequence[list[Width]], rows: int) ->
         draw_stage(axes, stage)
 
 
-def draw_stage(axes: Axes, stage: Sequence[Width]) -> None:
+def draw_stage(axes: Axes, stage: Stage) -> None:
     """The layers of a stage, with their numbers of channels beside the bars."""
     title = stage[0].stage
     before = [width.before for width in stage]
     after = [width.after for width in stage]
     names = []
+    beside = ('axes fraction', 'data')
     for place, width in enumerate(stage):
         name = width.name.removeprefix(f'{title}.')
         names.append(name.removesuffix('.conv'))
-        text = f'{width.after} of {width.before}' if width.after else f'gone ({width.before})'
-        right_end = ('axes fraction', 'data')
-        axes.annotate(text, (1, place), (3, 0), right_end, 'offset points', va='center', fontsize=6.5)
+        text = f'{width.after} of {width.before}'
+        if not width.after:
+            text = f'gone ({width.before})'
+        axes.annotate(text, (1, place), (3, 0), beside, 'offset points', va='center', fontsize=6.5)
     draw_widths(axes, names, before, after)
     axes.set_title(title, fontsize=9, loc='left')
     axes.tick_params(axis='x', labelsize=7)
@@ -216,24 +237,24 @@ def costs(network: Network) -> Figure:
     """MACs of each stage before and after, with its share of all of them."""
     stages = list(network.costs)
     pairs = np.array(list(network.costs.values()))
-    before, after = pairs.T
-    all_before, all_after = pairs.sum(0)
-    unit, name = (1e9, 'G') if all_before >= 1e10 else (1e6, 'M')
+    totals = pairs.sum(0)
+    texts = []
+    for old, new in pairs / np.maximum(totals, 1):
+        texts.append(f'{old:.0%} → {new:.0%}')
+    name, unit = 'M', 1e6
+    if totals[0] >= 1e10:
+        name, unit = 'G', 1e9
+    before, after = pairs.T / unit
+    all_before, all_after = totals / unit
     figure = wide(0.34 * len(stages) + 1.3)
     axes = figure.subplots()
-    places = range(len(stages))
-    bars = axes.barh(places, before / unit, color=GREY, label=f'before: {all_before / unit:,.1f} {name}')
-    axes.barh(places, after / unit, color=BLUE, height=0.5, label=f'after: {all_after / unit:,.1f} {name}')
-    shares_before = before / all_before
-    shares_after = after / max(all_after, 1)
-    shares = zip(shares_before, shares_after, strict=True)
-    texts = [f'{old:.0%} → {new:.0%}' for old, new in shares]
+    bars = draw_bars(axes, before, after, 0.5)
     axes.bar_label(bars, texts, padding=4, fontsize=8)
-    axes.set_yticks(places, stages)
-    first_on_top(axes, len(stages))
+    axes.set_yticks(range(len(stages)), stages)
     axes.margins(x=0.12)
     axes.set(xlabel=f'MACs [{name}]', title='MACs per stage (beside the bars: share of all, before → after)')
-    axes.legend(loc='best')
+    legend = [f'before: {all_before:,.1f} {name}', f'after: {all_after:,.1f} {name}']
+    axes.legend(legend, loc='best')
     return figure
 
 
@@ -244,7 +265,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
         matrix: (K, K) counts, true class by predicted class.
         names: K names.
     """
-    size = min(max(3.5, 0.42 * len(names) + 1.5), WIDTH)
+    size = 0.42 * len(names) + 1.5
+    size = np.clip(size, 3.5, WIDTH)
     figure = Figure(figsize=(size + 1, size), layout='constrained')
     axes = figure.subplots()
     totals = matrix.sum(1, keepdims=True)
@@ -271,7 +293,8 @@ def side_by_side(rows: Sequence[dict[str, np.ndarray]], legend: dict[str, Sequen
         legend: Name of a class -> its colour, three numbers in [0, 1].
     """
     titles = list(rows[0])
-    height, width, _ = rows[0][titles[0]].shape
+    first = rows[0][titles[0]]
+    height, width, _ = first.shape
     cell = (WIDTH - 1.5) / len(titles)
     row_height = min(cell * height / width, 3.5)
     figure = wide(row_height * len(rows) + 0.5)

@@ -60,7 +60,8 @@ def weights_of(run: Run) -> tuple[str, Config, Path]:
     Raises:
         Absent: There is neither.
     """
-    config, weights = run.slim_dir / 'slim.py', run.slim_dir / 'slim.pth'
+    config = run.slim_dir / 'slim.py'
+    weights = run.slim_dir / 'slim.pth'
     if run.slim is not None and config.is_file() and weights.is_file():
         return 'slim', Config.fromfile(config), weights
     if run.checkpoint is None:
@@ -99,19 +100,24 @@ def segmentation(model: nn.Module, dataset: Any, name: str, count: int) -> Drawn
     """Image, truth if there is one, and prediction, for a few images of the test set."""
     classes = dataset.metainfo['classes']
     palette = np.array(dataset.metainfo['palette']) / 255
-    rows, seen = [], set()
+    rows = []
+    seen = set()
     for index in spread(dataset, count):
         image, result = predicted(model, dataset, index)
         masks = {f'{name} model': result.pred_sem_seg}
         if 'gt_sem_seg' in result:
             masks = {'ground truth': result.gt_sem_seg, **masks}
-        row = {'image': image.permute(1, 2, 0).byte().numpy()[..., ::-1]}  # loaded as BGR
+        pixels = image.flip(0).permute(1, 2, 0)  # loaded as BGR
+        row = {'image': pixels.byte().numpy()}
         for title, mask in masks.items():
             numbers = mask.data.squeeze(0).cpu().numpy()
             row[title] = coloured(numbers, palette)
             seen.update(np.unique(numbers).tolist())
         rows.append(row)
-    legend = {classes[number]: palette[number] for number in sorted(seen) if number < len(classes)}
+    legend = {}
+    for number in sorted(seen):
+        if number < len(classes):
+            legend[classes[number]] = palette[number]
     shown = f'{len(rows)} of {len(dataset)} images of the test set, evenly spread'
     note = f"{shown}. Colours: the data set's own, white: void"
     return Drawn(note, side_by_side(rows, legend))
@@ -160,6 +166,8 @@ def counted(pairs: list[tuple[int, int]], size: int) -> np.ndarray:
 
 def worst(matrix: np.ndarray, count: int) -> np.ndarray:
     """(count,) in order, the classes of a confusion matrix that take part in the most errors."""
-    errors = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
-    most_first = np.argsort(-errors, kind='stable')
+    right = matrix.diagonal()
+    missed = matrix.sum(1) - right
+    mistaken = matrix.sum(0) - right
+    most_first = np.argsort(-missed - mistaken, kind='stable')
     return np.sort(most_first[:count])

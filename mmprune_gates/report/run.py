@@ -121,7 +121,8 @@ class Run:
         if self.config is None:
             return None
         length = self.config.get('train_cfg') or {}
-        iters, epochs = length.get('max_iters'), length.get('max_epochs')
+        iters = length.get('max_iters')
+        epochs = length.get('max_epochs')
         if iters:
             saved = saved_at(self.checkpoint, 'iter')
             logged = [line['iter'] for line in self.history + self.train]
@@ -265,7 +266,9 @@ def saved_at(checkpoint: Path | None, unit: str) -> int:
     if checkpoint is None:
         return 0
     found = NUMBERED.fullmatch(checkpoint.name)
-    return int(found[2]) if found and found[1] == unit else 0
+    if found and found[1] == unit:
+        return int(found[2])
+    return 0
 
 
 def read_slim(folder: Path) -> tuple[dict[str, Any] | None, str]:
