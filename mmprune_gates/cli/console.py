@@ -51,11 +51,10 @@ def find_tools(folder: Path = TOOLS) -> dict[str, Path]:
 def listing(tools: dict[str, Path]) -> str:
     """What there is, a line for each tool: its name and the first line of its docstring."""
     width = max(map(len, tools), default=0)
-    lines = [f'usage: {PROGRAM} TOOL [ARGS ...]', '']
+    lines = ''
     for name, file in tools.items():
-        lines.append(f'  {name.ljust(width)}  {first_line(file)}')
-    lines += ['', f'{PROGRAM} TOOL --help says more.']
-    return '\n'.join(lines)
+        lines += f'  {name.ljust(width)}  {first_line(file)}\n'
+    return f'usage: {PROGRAM} TOOL [ARGS ...]\n\n{lines}\n{PROGRAM} TOOL --help says more.'
 
 
 def first_line(file: Path) -> str:

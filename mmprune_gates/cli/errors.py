@@ -42,9 +42,10 @@ DISK = {
 
 Frames = list[tuple[FrameType, int]]  # with line numbers, from where an error was caught to where it was raised
 Folders = tuple[Path, ...]
+Main = Callable[..., int]
 
 
-def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
+def reports_errors(main: Main) -> Main:
     """Turn errors into one message on stderr and exit code 1; those not about the input have a stack trace before it.
 
     Code is our own if it lies in the package, in the folder of ``main`` or below. ``python -X dev`` shows every trace.

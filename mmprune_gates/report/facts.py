@@ -11,6 +11,7 @@ from mmprune_gates.engine.model_config import stock_model
 from mmprune_gates.report.run import Run, scalar_files
 from mmprune_gates.version import __version__
 
+COUNTED = {'macs': 'MACs', 'params': 'parameters', 'channels': 'channels'}  # key of slim.json -> what people call it
 PARTS = ('backbone', 'decode_head', 'head')  # of a model, by which people call it
 
 
@@ -40,7 +41,7 @@ def tiles_of(run: Run) -> list[Tile]:
 def slim_tiles(run: Run) -> list[Tile]:
     """MACs, parameters and channels of the slim model, beside the dense one's."""
     tiles = []
-    for key, name in (('macs', 'MACs'), ('params', 'parameters'), ('channels', 'channels')):
+    for key, name in COUNTED.items():
         row = run.slim.get(key)
         if not row or not row['before']:
             continue
@@ -99,28 +100,28 @@ def without_scope(kind: object) -> str:
     return str(kind).rpartition('.')[2]
 
 
-def facts_of(run: Run) -> dict[str, str]:
+def facts_of(run: Run) -> dict[str, object]:
     """Where the page and the models come from."""
-    facts = {'work directory': str(run.folder)}
+    facts = {'work directory': run.folder}
     if run.config is not None:
         randomness = run.config.get('randomness') or {}
-        facts['config'] = str(run.config_path)
-        facts['started from'] = str(run.config.get('load_from') or 'no checkpoint (load_from is not set)')
-        facts['seed'] = str(randomness.get('seed', 'not set'))
+        facts['config'] = run.config_path
+        facts['started from'] = run.config.get('load_from') or 'no checkpoint (load_from is not set)'
+        facts['seed'] = randomness.get('seed', 'not set')
     if run.hook:
         facts['pruning hook'] = pprint.pformat(run.hook, compact=True, width=110)
     starts = [path.parents[1].name for path in scalar_files(run.folder)]
     if starts:
         facts['starts'] = ', '.join(starts)
     if run.checkpoint:
-        facts['last checkpoint'] = str(run.checkpoint)
+        facts['last checkpoint'] = run.checkpoint
     if run.slim:
         facts |= facts_of_slim(run)
     facts['page written by'] = f'mmprune_gates {__version__}'
     return facts
 
 
-def facts_of_slim(run: Run) -> dict[str, str]:
+def facts_of_slim(run: Run) -> dict[str, object]:
     """Where a slim model comes from."""
     made = run.slim['provenance']
     macs = run.slim['macs']
@@ -128,7 +129,7 @@ def facts_of_slim(run: Run) -> dict[str, str]:
     shape = tuple(macs['input_shape'])
     error = run.slim['parity_error']
     return {
-        'slim model': str(run.slim_dir),
+        'slim model': run.slim_dir,
         'made from': '{checkpoint}, SHA-256 {checkpoint_sha256}'.format_map(made),
         'made with': 'mmprune_gates {mmprune_gates}, torch {torch}, config {config}'.format_map(made),
         'MACs': f'{change(macs)} at input {shape}, batch 1',

@@ -132,36 +132,32 @@ def coloured(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 def classification(model: nn.Module, dataset: Any, name: str, count: int) -> Drawn:
     """Confusion matrix over images of the test set; of many classes those with the most errors."""
-    pairs = []
+    true = []
+    found = []
     for index in spread(dataset, count):
         _, result = predicted(model, dataset, index)
         if result.gt_label.numel() != 1:
             raise ValueError('images have several labels each, and a confusion matrix needs one')
-        pairs.append((int(result.gt_label), int(result.pred_label)))
+        true.append(int(result.gt_label))
+        found.append(int(result.pred_label))
     classes = dataset.metainfo.get('classes')
     if not classes:
-        highest = max(map(max, pairs))
+        highest = max(true + found)
         classes = range(highest + 1)
-    matrix = counted(pairs, len(classes))
+    size = len(classes)
+    matrix = np.zeros((size, size), int)
+    np.add.at(matrix, (true, found), 1)
     right = matrix.trace()
-    total = len(pairs)
+    total = len(true)
     note = f'{name} model, {right} of {total} images right ({right / total:.2%})'
     if total < len(dataset):
         note += f'; the test set has {len(dataset)}, these are evenly spread over it'
-    shown = range(len(classes))
-    if len(classes) > SHOWN:
+    shown = range(size)
+    if size > SHOWN:
         shown = worst(matrix, SHOWN)
-        note += f'. Shown: the {SHOWN} of {len(classes)} classes with the most errors'
+        note += f'. Shown: the {SHOWN} of {size} classes with the most errors'
     names = [str(classes[number]) for number in shown]
     return Drawn(note, confusion(matrix[shown][:, shown], names))
-
-
-def counted(pairs: list[tuple[int, int]], size: int) -> np.ndarray:
-    """(size, size) counts of (true, predicted)."""
-    matrix = np.zeros((size, size), int)
-    for true, found in pairs:
-        matrix[true, found] += 1
-    return matrix
 
 
 def worst(matrix: np.ndarray, count: int) -> np.ndarray:

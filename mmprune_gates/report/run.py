@@ -22,7 +22,8 @@ NUMBERED = re.compile(r'(iter|epoch)_(\d+)\.pth')
 SLIM_KEYS = {'macs', 'params', 'groups', 'blocks', 'provenance'}  # of slim.json, as far as a page needs them
 TO_RECORD = "record gates with custom_hooks = [..., dict(type='mmprune_gates.GateRecordHook')]"
 
-Scalars = list[dict[str, Any]]  # lines of a log
+Data = dict[str, Any]  # read from JSON or a config
+Scalars = list[Data]  # lines of a log
 
 
 class Absent(Exception):
@@ -64,12 +65,12 @@ class Run:
     val: Scalars
     checkpoint: Path | None
     slim_dir: Path
-    slim: dict[str, Any] | None
+    slim: Data | None
     slim_error: str
     doubts: list[str] = field(default_factory=list)
 
     @property
-    def hook(self) -> dict[str, Any]:
+    def hook(self) -> Data:
         """Config of the hook that prunes; empty if the config is not known or has none."""
         if self.config is None:
             return {}
@@ -237,7 +238,7 @@ def lines_before(begin: int, lines: Scalars) -> Scalars:
     return [line for line in lines if line['iter'] < begin]
 
 
-def parsed(text: str) -> dict[str, Any] | None:
+def parsed(text: str) -> Data | None:
     """A line of JSON as a dictionary; None if it is cut or is none."""
     try:
         line = json.loads(text)
@@ -271,7 +272,7 @@ def saved_at(checkpoint: Path | None, unit: str) -> int:
     return 0
 
 
-def read_slim(folder: Path) -> tuple[dict[str, Any] | None, str]:
+def read_slim(folder: Path) -> tuple[Data | None, str]:
     """Contents of ``slim.json``, or None and why."""
     path = folder / 'slim.json'
     if not path.is_file():
