@@ -16,10 +16,9 @@ from mmprune_gates.engine.checkpoint import UNSAFE
 from mmprune_gates.engine.model_config import is_ours
 
 # Keys of a config that are dictionaries where they are given.
-DICTIONARIES = (
-    *('train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'val_cfg', 'test_cfg'),
-    *('optim_wrapper', 'default_hooks', 'visualizer', 'env_cfg', 'custom_imports'),
-)
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+LOOPS = ('train_cfg', 'val_cfg', 'test_cfg')
+DICTIONARIES = (*LOADERS, *LOOPS, 'optim_wrapper', 'default_hooks', 'visualizer', 'env_cfg', 'custom_imports')
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
@@ -29,8 +28,8 @@ class Options(DictAction):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Add the pairs to those already given."""
         for value in values:
-            unbalanced = value.count('[') != value.count(']') or value.count('(') != value.count(')')
-            if '=' not in value or unbalanced:
+            balanced = value.count('[') == value.count(']') and value.count('(') == value.count(')')
+            if '=' not in value or not balanced:
                 parser.error(f'{option_string} takes key=value pairs, got {value!r}')
         super().__call__(parser, namespace, values, option_string)
 
@@ -130,7 +129,7 @@ def runner_config(args: argparse.Namespace) -> Config:
 
 def complete_loaders(config: Config) -> None:
     """Add what mmpretrain's own tools add to the data loaders of a config."""
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in LOADERS:
         loader = config.get(name)
         if loader:
             loader.setdefault('pin_memory', True)

@@ -23,11 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 where there is no such tool. A tool that ends by ``sys.exit`` ends this function with its own code.
     """
-    name, *arguments = (sys.argv[1:] if argv is None else argv) or ['--help']
+    words = sys.argv[1:] if argv is None else argv
     tools = find_tools()
-    if name in ('-h', '--help'):
+    if not words or words[0] in ('-h', '--help'):
         print(listing(tools))
         return 0
+    name, *arguments = words
     if name not in tools:
         there = ', '.join(tools) or f'none in {TOOLS}; install the package again'
         print(f'{PROGRAM}: error: there is no tool {name!r}, only {there}', file=sys.stderr)
@@ -38,20 +39,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def find_tools(folder: Path = TOOLS) -> dict[str, Path]:
     """Name -> file of every tool below ``folder``."""
-    files = [file for room in ROOMS for file in sorted((folder / room).glob('*.py'))]
-    return {file.stem: file for file in files if RUNS in file.read_text(encoding='utf-8')}
+    tools = {}
+    for room in ROOMS:
+        files = (folder / room).glob('*.py')
+        for file in sorted(files):
+            if RUNS in file.read_text(encoding='utf-8'):
+                tools[file.stem] = file
+    return tools
 
 
 def listing(tools: dict[str, Path]) -> str:
     """What there is, a line for each tool: its name and the first line of its docstring."""
     width = max(map(len, tools), default=0)
-    lines = [f'  {name:{width}}  {first_line(file)}' for name, file in tools.items()]
-    return '\n'.join([f'usage: {PROGRAM} TOOL [ARGS ...]', '', *lines, '', f'{PROGRAM} TOOL --help says more.'])
+    lines = ''
+    for name, file in tools.items():
+        lines += f'  {name.ljust(width)}  {first_line(file)}\n'
+    return f'usage: {PROGRAM} TOOL [ARGS ...]\n\n{lines}\n{PROGRAM} TOOL --help says more.'
 
 
 def first_line(file: Path) -> str:
     """First line of a file's docstring."""
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding='utf-8'))) or ''
+    tree = ast.parse(file.read_text(encoding='utf-8'))
+    docstring = ast.get_docstring(tree) or ''
     return docstring.partition('\n')[0]
 
 

@@ -30,17 +30,22 @@ HINTS = (
     ),
     (r'out of memory|not enough memory', 'a smaller batch or input needs less'),
 )
+ELSEWHERE = 'choose a folder that can be written to'
 DISK = {
     errno.ENOSPC: 'the disk is full: free some space, or choose another folder',
     errno.EDQUOT: 'the quota of the disk is used up: free some space, or choose another folder',
     errno.EFBIG: 'files may not become that large here (ulimit -f): choose another folder',
-    errno.EROFS: 'choose a folder that can be written to',
-    errno.EACCES: 'choose a folder that can be written to',
-    errno.EPERM: 'choose a folder that can be written to',
+    errno.EROFS: ELSEWHERE,
+    errno.EACCES: ELSEWHERE,
+    errno.EPERM: ELSEWHERE,
 }
 
+Frames = list[tuple[FrameType, int]]  # with line numbers, from where an error was caught to where it was raised
+Folders = tuple[Path, ...]
+Main = Callable[..., int]
 
-def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
+
+def reports_errors(main: Main) -> Main:
     """Turn errors into one message on stderr and exit code 1; those not about the input have a stack trace before it.
 
     Code is our own if it lies in the package, in the folder of ``main`` or below. ``python -X dev`` shows every trace.
@@ -49,14 +54,16 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(argv: list[str] | None = None) -> int:
-        told, logging.raiseExceptions = logging.raiseExceptions, False  # a log file on a full disk has traces
+        told = logging.raiseExceptions
+        logging.raiseExceptions = False  # a log file on a full disk has traces
         try:
             return main(argv)
         except Exception as error:
-            frames = frames_of(error)
+            frames = list(traceback.walk_tb(error.__traceback__))
             if sys.flags.dev_mode or not is_about_input(error, frames, ours):
                 traceback.print_exception(error)
-            print(f'{Path(sys.argv[0]).name}: error: {message(error, frames, ours)}', file=sys.stderr)
+            program = Path(sys.argv[0]).name
+            print(f'{program}: error: {message(error, frames, ours)}', file=sys.stderr)
             return 1
         finally:
             logging.raiseExceptions = told
@@ -64,12 +71,7 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
     return guarded
 
 
-def frames_of(error: BaseException) -> list[tuple[FrameType, int]]:
-    """Frames and line numbers from where an error was caught to where it was raised."""
-    return list(traceback.walk_tb(error.__traceback__))
-
-
-def is_about_input(error: BaseException, frames: list[tuple[FrameType, int]], ours: tuple[Path, ...]) -> bool:
+def is_about_input(error: BaseException, frames: Frames, ours: Folders) -> bool:
     """Whether an error is about the input, by its type and by the code that raised it.
 
     It is, if it is about files; if our own code has refused something; if code that we have not called directly has
@@ -86,7 +88,10 @@ def is_about_input(error: BaseException, frames: list[tuple[FrameType, int]], ou
         return isinstance(error, ABOUT_INPUT)
     if is_ours(culprit(frames)[0], ours):
         return False
-    return not any(module_of(frame) == LOOPS and frame.f_code.co_name != '__init__' for frame, _ in frames)
+    for frame, _ in frames:
+        if module_of(frame) == LOOPS and frame.f_code.co_name != '__init__':
+            return False
+    return True
 
 
 def module_of(frame: FrameType) -> str:
@@ -94,41 +99,60 @@ def module_of(frame: FrameType) -> str:
     return frame.f_globals.get('__name__', '')
 
 
-def culprit(frames: list[tuple[FrameType, int]]) -> tuple[FrameType, int]:
+def culprit(frames: Frames) -> tuple[FrameType, int]:
     """The innermost frame outside torch and the standard library, which do as they are told."""
-    others = [found for found in frames if module_of(found[0]).partition('.')[0] not in LIBRARIES]
-    return others[-1] if others else frames[-1]
+    for frame, line in reversed(frames):
+        package = module_of(frame).partition('.')[0]
+        if package not in LIBRARIES:
+            return frame, line
+    return frames[-1]
 
 
-def is_ours(frame: FrameType, ours: tuple[Path, ...]) -> bool:
+def is_ours(frame: FrameType, ours: Folders) -> bool:
     """Whether a frame is one of our own code."""
     path = Path(frame.f_code.co_filename).resolve()
     return any(path.is_relative_to(folder) for folder in ours)
 
 
-def message(error: BaseException, frames: list[tuple[FrameType, int]], ours: tuple[Path, ...]) -> str:
+def message(error: BaseException, frames: Frames, ours: Folders) -> str:
     """What to tell a person: our own words as they are; of other code also what was built, and the line."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    text = str(error)
+    if isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])  # str(error) would put it in quotes
     if isinstance(error, OSError):
-        told = [text if error.filename else f'{text} ({place_of(frames)})', DISK.get(error.errno)]
-        return '; '.join(filter(None, told))
+        return disk_message(error, text, frames)
     if isinstance(error, ABOUT_INPUT) and is_ours(frames[-1][0], ours):
         return text
     if 'Traceback (most recent call last)' in text:  # of a worker that loads data
         text = text.strip().splitlines()[-1]
-    text = text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
-    hints = [hint for pattern, hint in HINTS if re.search(pattern, text)]
-    told = [f'{being_built(frames)}{type(error).__name__}: {text}', f'({place_of(frames)})', *hints[:1]]
-    return '\n'.join(told)
+    if len(text) > LONGEST:
+        text = f'{text[:LONGEST]}...'
+    kind = type(error).__name__
+    told = f'{being_built(frames)}{kind}: {text}\n({place_of(frames)})'
+    for pattern, hint in HINTS:
+        if re.search(pattern, text):
+            return f'{told}\n{hint}'
+    return told
 
 
-def place_of(frames: list[tuple[FrameType, int]]) -> str:
+def disk_message(error: OSError, text: str, frames: Frames) -> str:
+    """What an error about files says, with what to do where that is known."""
+    if not error.filename:
+        text = f'{text} ({place_of(frames)})'
+    if error.errno in DISK:
+        text = f'{text}; {DISK[error.errno]}'
+    return text
+
+
+def place_of(frames: Frames) -> str:
     """File and line of the code that an error came from."""
     frame, line = culprit(frames)
-    return f'{"/".join(Path(frame.f_code.co_filename).parts[-3:])}, line {line}'
+    path = Path(frame.f_code.co_filename)
+    end = '/'.join(path.parts[-3:])
+    return f'{end}, line {line}'
 
 
-def being_built(frames: list[tuple[FrameType, int]]) -> str:
+def being_built(frames: Frames) -> str:
     """Which part of a config mmengine was building; empty if none."""
     for frame, _ in reversed(frames):
         config = frame.f_locals.get('cfg')

@@ -141,7 +141,8 @@ class Jobs:
 
 def progress_of(found: re.Match, epochs: int | None) -> dict:
     """What a line of a training log says, for a progress bar."""
-    done, total = int(found['done']), int(found['total'])
+    done = int(found['done'])
+    total = int(found['total'])
     if found['epoch'] and epochs:
         done += (int(found['epoch']) - 1) * total
         total *= epochs

@@ -10,39 +10,54 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, VERMILION, GREY = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#D0D0D0'  # Okabe and Ito's, grey
+# Colours that can be told apart by colour-blind readers: Okabe and Ito's, and a grey.
+BLUE, GREEN, VERMILION, GREY = '#0072B2', '#009E73', '#D55E00', '#D0D0D0'
+
+Line = Mapping[str, Any]  # of gates.jsonl
 
 
-def draw_histogram(axes: Axes, line: Mapping[str, Any]) -> None:
-    """Number of gates in each bin of value; exact zeros are a bar of their own.
+def draw_histogram(axes: Axes, line: Line) -> None:
+    """Number of gates in each bin of value, on a logarithmic scale; exact zeros are a bar of their own.
 
     Args:
         axes: Where to draw.
         line: A line of ``gates.jsonl``: ``iter``, ``closed`` and ``histogram``.
     """
-    counts = np.array(line['histogram'])
-    width = 1 / len(counts)
-    centres = (np.arange(len(counts)) + 0.5) * width
-    closed = -5 * width
+    counts, closed = line['histogram'], line['closed']
+    bins = len(counts)
+    width = 1 / bins
+    centres = (np.arange(bins) + 0.5) * width
+    last = centres[-1]
+    zero = -5 * width  # where the bar of exact zeros stands
     axes.bar(centres, counts, width * 0.9, color=BLUE)
-    axes.bar(closed, line['closed'], width * 2, color=VERMILION)
-    for place, count in ((closed, line['closed']), (centres[-1], counts[-1])):
-        axes.annotate(f'{count}', (place, max(count, 1)), ha='center', va='bottom', fontsize=8)
+    axes.bar(zero, closed, width * 2, color=VERMILION)
+    write_count(axes, zero, closed)
+    write_count(axes, last, counts[-1])
     axes.set_yscale('log')
-    axes.set_ylim(0.7, 3 * max(line['closed'], counts.max(), 1))
-    axes.set_xticks([closed, 0, 0.5, centres[-1]], ['exactly 0', '0', '0.5', f'≥ {1 - width:.2f}'])
-    axes.set(xlabel='gate value', title=f'iteration {line["iter"]}')
+    axes.set_xticks([zero, 0, 0.5, last], ['exactly 0', '0', '0.5', f'≥ {1 - width:.2f}'])
+    axes.set_xlabel('gate value')
+    axes.set_title(f'iteration {line["iter"]}')
 
 
-def histograms(lines: Sequence[Mapping[str, Any]]) -> Figure:
+def write_count(axes: Axes, place: float, count: int) -> None:
+    """The number of gates of a bar, above it."""
+    top = max(count, 1)
+    axes.annotate(str(count), (place, top), ha='center', va='bottom', fontsize=8)
+
+
+def histograms(lines: Sequence[Line]) -> Figure:
     """One histogram per line of ``gates.jsonl``, side by side with the same scale."""
-    figure = Figure(figsize=(max(3.6 * len(lines), 5), 3.2), layout='constrained')
-    panels = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
+    number = len(lines)
+    width = max(3.6 * number, 5)
+    figure = Figure(figsize=(width, 3.2), layout='constrained')
+    panels = figure.subplots(1, number, sharey=True, squeeze=False)[0]
+    highest = 1
     for axes, line in zip(panels, lines, strict=True):
         draw_histogram(axes, line)
-    panels[0].set_ylabel('number of gates')
-    highest = max(max(line['closed'], *line['histogram']) for line in lines)
-    panels[0].set_ylim(0.7, 3 * max(highest, 1))
+        highest = max(highest, line['closed'], *line['histogram'])
+    first = panels[0]
+    first.set_ylabel('number of gates')
+    first.set_ylim(0.7, 3 * highest)
     return figure
 
 
@@ -51,4 +66,5 @@ def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    image = np.asarray(canvas.buffer_rgba())
+    return image[..., :3].copy()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import pprint
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from mmprune_gates.engine.model_config import stock_model
-from mmprune_gates.report.run import Run
+from mmprune_gates.report.run import Run, scalar_files
 from mmprune_gates.version import __version__
+
+COUNTED = {'macs': 'MACs', 'params': 'parameters', 'channels': 'channels'}  # key of slim.json -> what people call it
+PARTS = ('backbone', 'decode_head', 'head')  # of a model, by which people call it
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,12 @@ class Tile:
 def tiles_of(run: Run) -> list[Tile]:
     """The figures that matter, as far as they are known."""
     tiles = slim_tiles(run) if run.slim else gated_tiles(run)
-    if points := run.measured():
-        tiles.append(Tile(run.metric, f'{points[-1][1]:.2f}', 'last validation of the gated run'))
-    if progress := run.progress():
+    points = run.measured()
+    if points:
+        _, value = points[-1]
+        tiles.append(Tile(run.metric, f'{value:.2f}', 'last validation of the gated run'))
+    progress = run.progress()
+    if progress:
         done, total, unit = progress
         tiles.append(Tile('trained', f'{done:,}', f'of {total:,} {unit}'))
     return tiles
@@ -33,100 +40,134 @@ def tiles_of(run: Run) -> list[Tile]:
 
 def slim_tiles(run: Run) -> list[Tile]:
     """MACs, parameters and channels of the slim model, beside the dense one's."""
-    named = {'MACs': 'macs', 'parameters': 'params', 'channels': 'channels'}
     tiles = []
-    for name, key in named.items():
+    for key, name in COUNTED.items():
         row = run.slim.get(key)
-        if row and row['before']:
-            note = f'{quantity(row["before"])} → {quantity(row["after"])}'
-            note += f'; target {run.target:.1%}' if name == 'MACs' and run.target else ''
-            tiles.append(Tile(f'{name} kept', f'{row["after"] / row["before"]:.1%}', note))
+        if not row or not row['before']:
+            continue
+        before, after = row['before'], row['after']
+        note = f'{quantity(before)} → {quantity(after)}'
+        if key == 'macs' and run.target:
+            note += f'; target {run.target:.1%}'
+        tiles.append(Tile(f'{name} kept', f'{after / before:.1%}', note))
     return tiles
 
 
 def gated_tiles(run: Run) -> list[Tile]:
     """MACs and channels of the gated model, from the last that was recorded."""
     tiles = []
-    ratios = [line['macs_ratio'] for line in run.train if 'macs_ratio' in line]
-    if ratios:
-        target = f'target {run.target:.1%}' if run.target else 'by gate values'
-        tiles.append(Tile('MACs kept', f'{ratios[-1]:.1%}', target))
+    logged = run.with_macs()
+    if logged:
+        share = logged[-1]['macs_ratio']
+        note = f'target {run.target:.1%}' if run.target else 'by gate values'
+        tiles.append(Tile('MACs kept', f'{share:.1%}', note))
     if run.history:
         last = run.history[-1]
-        total = last['closed'] + sum(last['histogram'])
-        tiles.append(Tile('gates open', f'{1 - last["closed"] / total:.1%}', f'{total - last["closed"]} of {total}'))
+        closed = last['closed']
+        total = closed + sum(last['histogram'])
+        share = 1 - closed / total
+        tiles.append(Tile('gates open', f'{share:.1%}', f'{total - closed} of {total}'))
     return tiles
 
 
 def quantity(value: float) -> str:
     """A number with three digits and a unit, 43.1 M; below a million all its digits."""
-    for size, unit in ((1e9, 'G'), (1e6, 'M')):
-        if value >= size:
-            return f'{value / size:.3g} {unit}'
+    if value >= 1e9:
+        return f'{value / 1e9:.3g} G'
+    if value >= 1e6:
+        return f'{value / 1e6:.3g} M'
     return f'{value:,.0f}'
 
 
 def title_of(run: Run) -> tuple[str, str]:
     """Title of a report and the line below it."""
-    method = str(run.hook.get('type', '')).rpartition('.')[2]
     name = run.config_path.stem if run.config_path else run.folder.resolve().name
     if run.config is None or 'architecture' not in run.config.model:
         return f'Run: {name}', f'work directory {run.folder}'
+    method = run.hook.get('type', 'no pruning hook')
     stock = stock_model(run.config.model)
-    parts = [stock[part]['type'] for part in ('backbone', 'decode_head', 'head') if isinstance(stock.get(part), dict)]
-    model = ', '.join(str(part).rpartition('.')[2] for part in parts)
-    return f'Pruning run: {name}', f'{method or "no pruning hook"} on {stock["type"]} ({model}); {run.folder}'
+    kinds = []
+    for key in PARTS:
+        part = stock.get(key)
+        if isinstance(part, dict):
+            kinds.append(without_scope(part['type']))
+    model = ', '.join(kinds)
+    return f'Pruning run: {name}', f'{without_scope(method)} on {stock["type"]} ({model}); {run.folder}'
 
 
-def facts_of(run: Run) -> dict[str, str]:
+def without_scope(kind: object) -> str:
+    """A ``type`` of a config without the registry or module that it names."""
+    return str(kind).rpartition('.')[2]
+
+
+def facts_of(run: Run) -> dict[str, object]:
     """Where the page and the models come from."""
-    facts = {'work directory': str(run.folder)}
+    facts = {'work directory': run.folder}
     if run.config is not None:
-        facts['config'] = str(run.config_path)
-        facts['started from'] = str(run.config.get('load_from') or 'no checkpoint (load_from is not set)')
-        facts['seed'] = str((run.config.get('randomness') or {}).get('seed', 'not set'))
+        randomness = run.config.get('randomness') or {}
+        facts['config'] = run.config_path
+        facts['started from'] = run.config.get('load_from') or 'no checkpoint (load_from is not set)'
+        facts['seed'] = randomness.get('seed', 'not set')
     if run.hook:
         facts['pruning hook'] = pprint.pformat(run.hook, compact=True, width=110)
-    starts = sorted(path.parents[1].name for path in run.folder.glob('*/vis_data/scalars.json'))
+    starts = [path.parents[1].name for path in scalar_files(run.folder)]
     if starts:
         facts['starts'] = ', '.join(starts)
     if run.checkpoint:
-        facts['last checkpoint'] = str(run.checkpoint)
+        facts['last checkpoint'] = run.checkpoint
     if run.slim:
         facts |= facts_of_slim(run)
     facts['page written by'] = f'mmprune_gates {__version__}'
     return facts
 
 
-def facts_of_slim(run: Run) -> dict[str, str]:
+def facts_of_slim(run: Run) -> dict[str, object]:
     """Where a slim model comes from."""
-    made, macs = run.slim['provenance'], run.slim['macs']
+    made = run.slim['provenance']
+    macs = run.slim['macs']
+    params = run.slim['params']
+    shape = tuple(macs['input_shape'])
+    error = run.slim['parity_error']
     return {
-        'slim model': str(run.slim_dir),
-        'made from': f'{made["checkpoint"]}, SHA-256 {made["checkpoint_sha256"]}',
-        'made with': f'mmprune_gates {made["mmprune_gates"]}, torch {made["torch"]}, config {made["config"]}',
-        'MACs': f'{macs["before"]:,} → {macs["after"]:,} at input {tuple(macs["input_shape"])}, batch 1',
-        'parameters': f'{run.slim["params"]["before"]:,} → {run.slim["params"]["after"]:,}',
-        'slim minus gated': f'{run.slim["parity_error"]:.1e} relative (float64)',
+        'slim model': run.slim_dir,
+        'made from': '{checkpoint}, SHA-256 {checkpoint_sha256}'.format_map(made),
+        'made with': 'mmprune_gates {mmprune_gates}, torch {torch}, config {config}'.format_map(made),
+        'MACs': f'{change(macs)} at input {shape}, batch 1',
+        'parameters': change(params),
+        'slim minus gated': f'{error:.1e} relative (float64)',
     }
+
+
+def change(row: dict[str, int]) -> str:
+    """A number before and after."""
+    return '{before:,} → {after:,}'.format_map(row)
 
 
 def commands_of(run: Run) -> str:
     """Commands that train, slim and test again."""
-    if run.config_path is None:
+    config = run.config_path
+    slim = run.slim_dir
+    if config is None:
         return '# not known: the work directory holds no config'
-    config, slim = run.config_path, run.slim_dir
     launcher = (run.config or {}).get('launcher', 'none')
-    train = ['tools/train.py', config, '--work-dir', run.folder]
-    train += [] if launcher == 'none' else ['--launcher', launcher]
-    name = run.slim['provenance']['checkpoint'] if run.slim else run.checkpoint and run.checkpoint.name
-    if name is None:
-        return '\n'.join([command(train), '# no checkpoint yet: nothing to slim or test'])
-    lines = [train, ['tools/slim.py', config, run.folder / name, slim]]
-    lines.append(['tools/test.py', slim / 'slim.py', slim / 'slim.pth'])
-    return '\n'.join(map(command, lines))
+    options = [] if launcher == 'none' else ['--launcher', launcher]
+    train = command('train.py', config, '--work-dir', run.folder, *options)
+    checkpoint = checkpoint_of(run)
+    if checkpoint is None:
+        return f'{train}\n# no checkpoint yet: nothing to slim or test'
+    to_slim = command('slim.py', config, checkpoint, slim)
+    test = command('test.py', slim / 'slim.py', slim / 'slim.pth')
+    return f'{train}\n{to_slim}\n{test}'
 
 
-def command(words: list) -> str:
+def checkpoint_of(run: Run) -> Path | None:
+    """The checkpoint that the slim model was made from or, where there is none, can be made from."""
+    if run.slim:
+        return run.folder / run.slim['provenance']['checkpoint']
+    return run.checkpoint
+
+
+def command(tool: str, *arguments: object) -> str:
     """A line for a shell."""
-    return 'python ' + shlex.join(map(str, words))
+    words = [str(argument) for argument in arguments]
+    return f'python tools/{tool} {shlex.join(words)}'

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.graph import Layer
-from mmprune_gates.channels.groups import inside
+from mmprune_gates.channels.groups import at, inside
 from mmprune_gates.engine.coverage import graph_of_config
-from mmprune_gates.report.run import Absent, Run
+from mmprune_gates.report.run import TO_RECORD, Absent, Run
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,20 @@ def network_of(run: Run) -> Network:
     """
     config = run.need_config()
     if run.slim is None and not run.history:
-        raise Absent(
-            f'neither a slim model ({run.slim_error}) nor gates.jsonl: record gates with '
-            "custom_hooks = [..., dict(type='mmprune_gates.GateRecordHook')]"
-        )
+        raise Absent(f'neither a slim model ({run.slim_error}) nor gates.jsonl: {TO_RECORD}')
     try:
         graph, shape = graph_of_config(config)
     except Exception as error:  # models can be anybody's code
         raise Absent(f'the model of {run.config_path} cannot be built here: {first_line(error)}') from error
     if run.slim is not None:
-        value, source = from_slim(graph, run.slim), 'slim.json'
+        value = from_slim(graph, run.slim)
+        source = 'slim.json'
     else:
-        value, source = from_history(graph, run.history[-1]['open']), f'gates at iteration {run.history[-1]["iter"]}'
-    gone = gone_of(graph, value)
+        last = run.history[-1]
+        value = from_history(graph, last['open'])
+        source = f'gates at iteration {last["iter"]}'
+    closed = graph.keeping(value != 0).closed
+    gone = [block.name for block in closed]
     return Network(
         widths=widths_of(graph, value, gone),
         costs=costs_of(graph, value),
@@ -79,7 +80,8 @@ def network_of(run: Run) -> Network:
 
 def first_line(error: BaseException) -> str:
     """What an error is and says, in one line."""
-    return f'{type(error).__name__}: {str(error).strip()}'.split('\n')[0]
+    text = f'{type(error).__name__}: {str(error).strip()}'
+    return text.split('\n')[0]
 
 
 def from_slim(graph: ChannelGraph, slim: Mapping) -> Tensor:
@@ -88,15 +90,16 @@ def from_slim(graph: ChannelGraph, slim: Mapping) -> Tensor:
     Raises:
         Absent: It is of another model.
     """
-    spans = {group.name: group for group in graph.free}
+    free = {group.name: group for group in graph.free}
     value = torch.ones(graph.num_channels, dtype=torch.double)
     for name, entry in slim['groups'].items():
-        if name not in spans or spans[name].size != entry['size']:
-            raise Absent(f'slim.json is of another model: it has a group {name!r} of {entry["size"]} channels')
-        mask = torch.zeros(entry['size'], dtype=torch.double)
+        group, size = free.get(name), entry['size']
+        if group is None or group.size != size:
+            raise Absent(f'slim.json is of another model: it has a group {name!r} of {size} channels')
+        mask = torch.zeros(size, dtype=torch.double)
         mask[entry['kept']] = 1
-        value[spans[name].span] = mask
-    return without_blocks(graph, value, set(slim['blocks']['removed']))
+        value[group.span] = mask
+    return without_blocks(graph, value, slim['blocks']['removed'])
 
 
 def from_history(graph: ChannelGraph, opened: Mapping[str, int]) -> Tensor:
@@ -105,22 +108,23 @@ def from_history(graph: ChannelGraph, opened: Mapping[str, int]) -> Tensor:
     Raises:
         Absent: It is of another model.
     """
-    spans = {group.name: group for group in graph.free}
+    free = {group.name: group for group in graph.free}
     value = torch.ones(graph.num_channels, dtype=torch.double)
     for name, count in opened.items():
-        if name not in spans or count > spans[name].size:
+        group = free.get(name)
+        if group is None or count > group.size:
             raise Absent(f'gates.jsonl is of another model: it has {count} open channels of a group {name!r}')
-        value[spans[name].span] = count / spans[name].size
-    return without_blocks(graph, value, set())
+        value[group.span] = count / group.size
+    return without_blocks(graph, value)
 
 
-def without_blocks(graph: ChannelGraph, value: Tensor, removed: set[str]) -> Tensor:
+def without_blocks(graph: ChannelGraph, value: Tensor, removed: Container[str] = ()) -> Tensor:
     """``value`` with zeros for what is inside residual blocks that are gone, by name or because they are empty."""
     value = value.clone()
     kept = graph.keeping(value != 0)
-    gone = removed | {block.name for block in (*kept.closed, *kept.emptied)}
+    gone = {*kept.closed, *kept.emptied}
     for block in graph.blocks:
-        if block.name not in gone:
+        if block not in gone and block.name not in removed:
             continue
         for name in block.inner:
             value[graph.group(name).span] = 0
@@ -129,15 +133,12 @@ def without_blocks(graph: ChannelGraph, value: Tensor, removed: set[str]) -> Ten
     return value
 
 
-def gone_of(graph: ChannelGraph, value: Tensor) -> list[str]:
-    """Names of the residual blocks whose gate is closed in ``value``."""
-    return [block.name for block in graph.keeping(value != 0).closed]
-
-
 def blocks_of(graph: ChannelGraph, run: Run) -> list[str]:
     """Names of the residual blocks that this run could remove: those with a gate, or that can be emptied."""
     units = run.need_config().model.get('units', 'channels')
-    return [block.name for block in graph.blocks if units != 'channels' or block.last]
+    if units == 'channels':
+        return [block.name for block in graph.blocks if block.last]
+    return [block.name for block in graph.blocks]
 
 
 def widths_of(graph: ChannelGraph, value: Tensor, gone: Container[str]) -> list[Width]:
@@ -149,44 +150,47 @@ def widths_of(graph: ChannelGraph, value: Tensor, gone: Container[str]) -> list[
         gone: Names of the blocks whose layers are gone.
     """
     removed = [block for block in graph.blocks if block.name in gone]
-    kept = torch.cat([value, value.new_ones(1)])  # the last: a channel of no group stays
     widths = []
     for layer in graph.layers:
         index = made_by(graph, layer)
-        if layer.macs and index is not None:
-            is_gone = any(block.holds(layer.name) for block in removed)
-            after = 0 if is_gone else round(float(kept[index].sum()))
-            widths.append(Width(layer.name, stage_of(layer.name), len(index), after))
+        if index is None or not layer.macs:
+            continue
+        is_gone = any(block.holds(layer.name) for block in removed)
+        kept = at(value, index, 1).sum()
+        after = 0 if is_gone else round(float(kept))
+        widths.append(Width(layer.name, stage_of(layer.name), len(index), after))
     return widths
 
 
 def made_by(graph: ChannelGraph, layer: Layer) -> Tensor | None:
     """(out_channels,) channels that a layer makes, -1 for none; None if it is not known."""
     made = set(layer.out_groups)
-    for _, index in sorted(graph.slots.get(f'{layer.name}.weight', {}).items()):
-        if made and made <= groups_in(graph, index):
-            return index  # dimension 0 but for transposed convolutions
+    if not made:
+        return None
+    slots = graph.slots.get(f'{layer.name}.weight', {})
+    for dimension in sorted(slots):  # the first but for transposed convolutions
+        index = slots[dimension]
+        held = {group.name for group in graph.groups if inside(index, group).any()}
+        if made <= held:
+            return index
     return None
-
-
-def groups_in(graph: ChannelGraph, index: Tensor) -> set[str]:
-    """Names of the groups that channels belong to."""
-    return {group.name for group in graph.groups if bool(inside(index, group).any())}
 
 
 def costs_of(graph: ChannelGraph, value: Tensor) -> dict[str, tuple[float, float]]:
     """Stage -> MACs before and after."""
     before = graph.cost.per_op(torch.ones_like(value)).tolist()
     after = graph.cost.per_op(value).tolist()
-    costs: dict[str, tuple[float, float]] = {}
+    costs = {}
     for path, whole, left in zip(graph.cost.layers, before, after, strict=True):
         stage = stage_of(path)
-        sums = costs.get(stage, (0.0, 0.0))
-        costs[stage] = (sums[0] + whole, sums[1] + left)
+        old, new = costs.get(stage, (0, 0))
+        costs[stage] = (old + whole, new + left)
     return costs
 
 
 def stage_of(path: str) -> str:
     """The part of a model that a module path belongs to: a stage of the backbone, a neck or a head."""
     first, *rest = path.split('.')
-    return f'{first}.{rest[0]}' if first == 'backbone' and len(rest) > 1 else first
+    if first == 'backbone' and len(rest) > 1:
+        return f'{first}.{rest[0]}'
+    return first

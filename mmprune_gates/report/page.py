@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from jinja2 import Environment
-from matplotlib.figure import Figure
 
 from mmprune_gates.cli.files import write_bytes, write_text
-from mmprune_gates.engine.gate_picture import histograms
+from mmprune_gates.engine.gate_picture import Line, histograms
 from mmprune_gates.report import pictures
 from mmprune_gates.report.facts import commands_of, facts_of, tiles_of, title_of
 from mmprune_gates.report.network import Network, network_of
+from mmprune_gates.report.pictures import Drawn
 from mmprune_gates.report.predictions import predictions_of
-from mmprune_gates.report.run import Absent, Run
+from mmprune_gates.report.run import TO_RECORD, Absent, Run
 
 DPI = 110
 TEMPLATE = Path(__file__).with_name('page.html')
-NO_HISTORY = "no gates.jsonl: record gates with custom_hooks = [..., dict(type='mmprune_gates.GateRecordHook')]"
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What a section shows: a picture or a list, with a sentence above it."""
-
-    note: str = ''
-    figure: Figure | None = None
-    items: tuple[str, ...] = ()
+NO_HISTORY = f'no gates.jsonl: {TO_RECORD}'
 
 
 @dataclass(frozen=True)
@@ -40,9 +31,8 @@ class Section:
 
     key: str
     title: str
-    note: str
+    drawn: Drawn
     picture: str
-    items: tuple[str, ...]
 
 
 class Sections:
@@ -55,7 +45,9 @@ class Sections:
     """
 
     def __init__(self, run: Run, images: int, samples: int) -> None:
-        self.run, self.images, self.samples = run, images, samples
+        self.run = run
+        self.images = images
+        self.samples = samples
 
     @cached_property
     def found(self) -> Network | Absent:
@@ -75,32 +67,36 @@ class Sections:
         """Gates over time."""
         if not self.run.history:
             raise Absent(NO_HISTORY)
-        return Drawn(
-            'Every column is a histogram of all gates at one time; white: none.',
-            pictures.gates_over_time(self.run.history),
-        )
+        note = 'Every column is a histogram of all gates at one time; white: none.'
+        return Drawn(note, pictures.gates_over_time(self.run.history))
 
     def histograms(self) -> Drawn:
         """Gates at the start, in the middle and at the end of what is recorded."""
         history = self.run.history
         if not history:
             raise Absent(NO_HISTORY)
-        half = next(place for place, line in enumerate(history) if 2 * line['closed'] >= history[-1]['closed'])
-        middle = half if 0 < half < len(history) - 1 else len(history) // 2
-        chosen = sorted({0, middle, len(history) - 1})
+        last = len(history) - 1
+        middle = half_closed(history)
+        if middle in (0, last):
+            middle = len(history) // 2
+        chosen = [history[place] for place in sorted({0, middle, last})]
         note = (
             'The first record, the one with half of the gates closed that are closed at the end, and the last; the '
             'number of gates has a logarithmic scale.'
         )
-        return Drawn(note, histograms([history[place] for place in chosen]))
+        return Drawn(note, histograms(chosen))
 
     def macs(self) -> Drawn:
         """MACs over time against the target."""
         run = self.run
-        if not any('macs_ratio' in line for line in run.train):
+        lines = run.with_macs()
+        if not lines:
             raise Absent('no macs_ratio in TIMESTAMP/vis_data/scalars.json: no pruning hook logged there')
-        slim = run.slim['macs']['after'] / run.slim['macs']['before'] if run.slim else None
-        return Drawn('', pictures.macs_over_time(run.train, run.target, slim))
+        slim = None
+        if run.slim:
+            macs = run.slim['macs']
+            slim = macs['after'] / macs['before']
+        return Drawn('', pictures.macs_over_time(lines, run.target, slim))
 
     def losses(self) -> Drawn:
         """Loss and validation metric."""
@@ -108,9 +104,12 @@ class Sections:
         if not run.train:
             raise Absent('no losses: TIMESTAMP/vis_data/scalars.json is missing or empty')
         points = run.measured()
-        note = '' if points else 'The run has no validation on record, so there is no metric to show.'
-        if len(points) == 1:
-            note = f'One validation, at iteration {points[0][0]}: {run.metric} {points[0][1]:.2f}.'
+        note = ''
+        if not points:
+            note = 'The run has no validation on record, so there is no metric to show.'
+        elif len(points) == 1:
+            place, value = points[0]
+            note = f'One validation, at iteration {place}: {run.metric} {value:.2f}.'
         return Drawn(note, pictures.losses(run.train, run.metric or '', points))
 
     def layers(self) -> Drawn:
@@ -136,8 +135,14 @@ class Sections:
 
     def predictions(self) -> Drawn:
         """What the slim or gated model predicts."""
-        made = predictions_of(self.run, self.images, self.samples)
-        return Drawn(made.note, made.figure)
+        return predictions_of(self.run, self.images, self.samples)
+
+
+def half_closed(history: Sequence[Line]) -> int:
+    """The first record with at least half of the gates closed that are closed in the last one."""
+    closed = [line['closed'] for line in history]
+    half = closed[-1] / 2
+    return next(place for place, count in enumerate(closed) if count >= half)
 
 
 TITLES = {
@@ -164,12 +169,14 @@ def write_report(run: Run, out: str | Path, images: int = 4, samples: int = 1000
     Returns:
         The page, and title -> reason for what it leaves out.
     """
-    out, maker = Path(out), Sections(run, images, samples)
+    out = Path(out)
+    maker = Sections(run, images, samples)
     sections = []
     missing = {} if run.slim else {'Slim model': run.slim_error}
     for key, title in TITLES.items():
         try:
-            sections.append(section_of(key, title, getattr(maker, key), out))
+            drawn = getattr(maker, key)()
+            sections.append(section_of(key, title, drawn, out))
         except Absent as reason:
             missing[title] = str(reason)
             (out / f'{key}.png').unlink(missing_ok=True)
@@ -177,16 +184,16 @@ def write_report(run: Run, out: str | Path, images: int = 4, samples: int = 1000
     return out / 'index.html', missing
 
 
-def section_of(key: str, title: str, make: Callable[[], Drawn], out: Path) -> Section:
-    """Make a section and write its picture."""
-    drawn = make()
+def section_of(key: str, title: str, drawn: Drawn, out: Path) -> Section:
+    """A section, its picture written to the folder ``out``."""
     picture = b''
     if drawn.figure is not None:
         buffer = io.BytesIO()
         drawn.figure.savefig(buffer, format='png', dpi=DPI)
         picture = buffer.getvalue()
         write_bytes(out / f'{key}.png', picture)
-    return Section(key, title, drawn.note, base64.b64encode(picture).decode(), drawn.items)
+    encoded = base64.b64encode(picture)
+    return Section(key, title, drawn, encoded.decode())
 
 
 def html_of(run: Run, sections: list[Section], missing: dict[str, str]) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -19,22 +17,14 @@ from mmprune_gates.engine.datasets import check_datasets
 from mmprune_gates.engine.forwards import is_segmentor
 from mmprune_gates.engine.model_config import without_pretrained
 from mmprune_gates.report.network import first_line
-from mmprune_gates.report.pictures import confusion, side_by_side
+from mmprune_gates.report.pictures import Drawn, confusion, side_by_side
 from mmprune_gates.report.run import Absent, Run
 
 SHOWN = 20  # classes of a confusion matrix that can be read
 VOID = (1.0, 1.0, 1.0)
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """A picture of predictions, and what it shows in a sentence."""
-
-    figure: Figure
-    note: str
-
-
-def predictions_of(run: Run, images: int, samples: int) -> Predictions:
+def predictions_of(run: Run, images: int, samples: int) -> Drawn:
     """Predictions beside the truth (segmentation), or a confusion matrix (classification).
 
     Args:
@@ -57,8 +47,9 @@ def predictions_of(run: Run, images: int, samples: int) -> Predictions:
     try:
         model = load(model_config, weights)
         dataset = DATASETS.build(config.test_dataloader.dataset)
-        draw = segmentation if is_segmentor(model) else classification
-        return draw(model, dataset, name, images if is_segmentor(model) else samples)
+        if is_segmentor(model):
+            return segmentation(model, dataset, name, images)
+        return classification(model, dataset, name, samples)
     except Exception as error:  # data sets and pipelines can be anybody's code
         raise Absent(f'no predictions of the {name} model: {first_line(error)}') from error
 
@@ -69,9 +60,10 @@ def weights_of(run: Run) -> tuple[str, Config, Path]:
     Raises:
         Absent: There is neither.
     """
-    slim, weights = run.slim_dir / 'slim.py', run.slim_dir / 'slim.pth'
-    if run.slim is not None and slim.is_file() and weights.is_file():
-        return 'slim', Config.fromfile(slim), weights
+    config = run.slim_dir / 'slim.py'
+    weights = run.slim_dir / 'slim.pth'
+    if run.slim is not None and config.is_file() and weights.is_file():
+        return 'slim', Config.fromfile(config), weights
     if run.checkpoint is None:
         raise Absent(f'neither a slim model in {run.slim_dir} nor a checkpoint in {run.folder}')
     return 'gated', run.need_config(), run.checkpoint
@@ -99,61 +91,79 @@ def predicted(model: nn.Module, dataset: Any, index: int) -> tuple[Tensor, Any]:
 
 def spread(dataset: Any, count: int) -> list[int]:
     """Indices evenly spread over a data set."""
-    return sorted(set(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()))
+    size = len(dataset)
+    places = np.linspace(0, size - 1, min(count, size))
+    return places.astype(int).tolist()
 
 
-def segmentation(model: nn.Module, dataset: Any, name: str, count: int) -> Predictions:
+def segmentation(model: nn.Module, dataset: Any, name: str, count: int) -> Drawn:
     """Image, truth if there is one, and prediction, for a few images of the test set."""
-    classes = list(dataset.metainfo['classes'])
-    palette = np.array(dataset.metainfo['palette'], float) / 255
-    rows, seen = [], set()
+    classes = dataset.metainfo['classes']
+    palette = np.array(dataset.metainfo['palette']) / 255
+    rows = []
+    seen = set()
     for index in spread(dataset, count):
         image, result = predicted(model, dataset, index)
-        masks = {}
+        masks = {f'{name} model': result.pred_sem_seg}
         if 'gt_sem_seg' in result:
-            masks['ground truth'] = result.gt_sem_seg.data.squeeze(0).cpu().numpy()
-        masks[f'{name} model'] = result.pred_sem_seg.data.squeeze(0).cpu().numpy()
-        seen.update(*(np.unique(mask).tolist() for mask in masks.values()))
-        picture = {'image': image.permute(1, 2, 0).numpy().astype(np.uint8)[..., ::-1]}  # loaded as BGR
-        rows.append({**picture, **{title: coloured(mask, palette) for title, mask in masks.items()}})
-    legend = {classes[number]: palette[number] for number in sorted(seen) if number < len(classes)}
-    note = (
-        f"{len(rows)} of {len(dataset)} images of the test set, evenly spread. Colours: the data set's own, white: void"
-    )
-    return Predictions(side_by_side(rows, legend), note)
+            masks = {'ground truth': result.gt_sem_seg, **masks}
+        pixels = image.flip(0).permute(1, 2, 0)  # loaded as BGR
+        row = {'image': pixels.byte().numpy()}
+        for title, mask in masks.items():
+            numbers = mask.data.squeeze(0).cpu().numpy()
+            row[title] = coloured(numbers, palette)
+            seen.update(np.unique(numbers).tolist())
+        rows.append(row)
+    legend = {}
+    for number in sorted(seen):
+        if number < len(classes):
+            legend[classes[number]] = palette[number]
+    shown = f'{len(rows)} of {len(dataset)} images of the test set, evenly spread'
+    note = f"{shown}. Colours: the data set's own, white: void"
+    return Drawn(note, side_by_side(rows, legend))
 
 
 def coloured(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """(H, W) class numbers to (H, W, 3) colours; what is no class is white."""
-    table = np.tile(np.array(VOID), (256, 1))
+    table = np.tile(VOID, (256, 1))
     table[: len(palette)] = palette
     return table[np.clip(mask, 0, 255)]
 
 
-def classification(model: nn.Module, dataset: Any, name: str, count: int) -> Predictions:
+def classification(model: nn.Module, dataset: Any, name: str, count: int) -> Drawn:
     """Confusion matrix over images of the test set; of many classes those with the most errors."""
-    pairs = []
+    true = []
+    found = []
     for index in spread(dataset, count):
         _, result = predicted(model, dataset, index)
         if result.gt_label.numel() != 1:
             raise ValueError('images have several labels each, and a confusion matrix needs one')
-        pairs.append((int(result.gt_label), int(result.pred_label)))
-    classes = dataset.metainfo.get('classes') or range(1 + max(map(max, pairs)))
-    matrix = counted(pairs, len(classes))
-    right = int(matrix.trace())
-    note = f'{name} model, {right} of {len(pairs)} images right ({right / len(pairs):.2%})'
-    note += '' if len(pairs) == len(dataset) else f'; the test set has {len(dataset)}, these are evenly spread over it'
-    shown = np.arange(len(classes))
-    if len(classes) > SHOWN:
-        errors = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
-        shown = np.sort(np.argsort(-errors, kind='stable')[:SHOWN])
-        note += f'. Shown: the {SHOWN} of {len(classes)} classes with the most errors'
-    return Predictions(confusion(matrix[np.ix_(shown, shown)], [str(classes[number]) for number in shown]), note)
-
-
-def counted(pairs: list[tuple[int, int]], size: int) -> np.ndarray:
-    """(size, size) counts of (true, predicted)."""
+        true.append(int(result.gt_label))
+        found.append(int(result.pred_label))
+    classes = dataset.metainfo.get('classes')
+    if not classes:
+        highest = max(true + found)
+        classes = range(highest + 1)
+    size = len(classes)
     matrix = np.zeros((size, size), int)
-    for true, found in pairs:
-        matrix[true, found] += 1
-    return matrix
+    np.add.at(matrix, (true, found), 1)
+    right = matrix.trace()
+    total = len(true)
+    note = f'{name} model, {right} of {total} images right ({right / total:.2%})'
+    if total < len(dataset):
+        note += f'; the test set has {len(dataset)}, these are evenly spread over it'
+    shown = range(size)
+    if size > SHOWN:
+        shown = worst(matrix, SHOWN)
+        note += f'. Shown: the {SHOWN} of {size} classes with the most errors'
+    names = [str(classes[number]) for number in shown]
+    return Drawn(note, confusion(matrix[shown][:, shown], names))
+
+
+def worst(matrix: np.ndarray, count: int) -> np.ndarray:
+    """(count,) in order, the classes of a confusion matrix that take part in the most errors."""
+    right = matrix.diagonal()
+    missed = matrix.sum(1) - right
+    mistaken = matrix.sum(0) - right
+    most_first = np.argsort(-missed - mistaken, kind='stable')
+    return np.sort(most_first[:count])

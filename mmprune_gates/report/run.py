@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
@@ -19,10 +19,23 @@ from mmprune_gates.engine.record_hook import NAME, read_history
 METRICS = ('mIoU', 'accuracy/top1')  # the first that there is
 NO_METRIC = {'step', 'iter', 'epoch', 'time', 'data_time', 'memory', 'lr'}
 NUMBERED = re.compile(r'(iter|epoch)_(\d+)\.pth')
+SLIM_KEYS = {'macs', 'params', 'groups', 'blocks', 'provenance'}  # of slim.json, as far as a page needs them
+TO_RECORD = "record gates with custom_hooks = [..., dict(type='mmprune_gates.GateRecordHook')]"
+
+Data = dict[str, Any]  # read from JSON or a config
+Scalars = list[Data]  # lines of a log
 
 
 class Absent(Exception):
     """Something that a section needs is not there; the text says what, and what to do."""
+
+
+class Progress(NamedTuple):
+    """How far a run came, how far it was to go, and the unit of both."""
+
+    done: int
+    total: int
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -47,21 +60,24 @@ class Run:
     config_path: Path | None
     config: Config | None
     config_error: str
-    history: list[dict[str, Any]]
-    train: list[dict[str, float]]
-    val: list[dict[str, float]]
+    history: Scalars
+    train: Scalars
+    val: Scalars
     checkpoint: Path | None
     slim_dir: Path
-    slim: dict[str, Any] | None
+    slim: Data | None
     slim_error: str
     doubts: list[str] = field(default_factory=list)
 
     @property
-    def hook(self) -> dict[str, Any]:
+    def hook(self) -> Data:
         """Config of the hook that prunes; empty if the config is not known or has none."""
-        hooks = (self.config.get('custom_hooks') or []) if self.config is not None else []
-        pruning = [hook for hook in hooks if is_ours(hook) and 'target_macs' in hook]
-        return dict(pruning[0]) if pruning else {}
+        if self.config is None:
+            return {}
+        for hook in self.config.get('custom_hooks') or []:
+            if is_ours(hook) and 'target_macs' in hook:
+                return dict(hook)
+        return {}
 
     @property
     def target(self) -> float | None:
@@ -71,12 +87,22 @@ class Run:
     @property
     def metric(self) -> str | None:
         """Name of the validation metric to show."""
-        names = [name for name in (self.val[-1] if self.val else {}) if name not in NO_METRIC]
-        return next((name for name in METRICS if name in names), next(iter(names), None))
+        if not self.val:
+            return None
+        names = [name for name in self.val[-1] if name not in NO_METRIC]
+        for name in METRICS:
+            if name in names:
+                return name
+        return names[0] if names else None
 
     def measured(self) -> list[tuple[int, float]]:
         """Iteration and metric of each validation."""
-        return [(line['iter'], line[self.metric]) for line in self.val if self.metric in line]
+        metric = self.metric
+        return [(line['iter'], line[metric]) for line in self.val if metric in line]
+
+    def with_macs(self) -> Scalars:
+        """Scalars of the training iterations for which the pruning hook logged the share of MACs, ``macs_ratio``."""
+        return [line for line in self.train if 'macs_ratio' in line]
 
     def need_config(self) -> Config:
         """The config.
@@ -86,20 +112,27 @@ class Run:
         """
         if self.config is None:
             raise Absent(self.config_error)
-        if self.config.model.get('type') != GATED:
-            raise Absent(f'{self.config_path}: model.type is {self.config.model.get("type")!r}, not {GATED!r}')
+        kind = self.config.model.get('type')
+        if kind != GATED:
+            raise Absent(f'{self.config_path}: model.type is {kind!r}, not {GATED!r}')
         return self.config
 
-    def progress(self) -> tuple[int, int, str] | None:
-        """How far the run came, how far it was to go, and the unit of both; None if it is not known."""
-        length = (self.config.get('train_cfg') or {}) if self.config is not None else {}
-        if length.get('max_iters'):
-            seen = [line['iter'] for line in (*self.history, *self.train)]
-            return max([*seen, saved_at(self.checkpoint, 'iter')]), length['max_iters'], 'iterations'
-        if length.get('max_epochs'):
+    def progress(self) -> Progress | None:
+        """How far the run came; None if it is not known how far it was to go."""
+        if self.config is None:
+            return None
+        length = self.config.get('train_cfg') or {}
+        iters = length.get('max_iters')
+        epochs = length.get('max_epochs')
+        if iters:
+            saved = saved_at(self.checkpoint, 'iter')
+            logged = [line['iter'] for line in self.history + self.train]
+            return Progress(max([saved, *logged]), iters, 'iterations')
+        if epochs:
+            saved = saved_at(self.checkpoint, 'epoch')
             begun = [line['epoch'] - 1 for line in self.train if 'epoch' in line]
             validated = [line['step'] for line in self.val if 'step' in line]
-            return max([*begun, *validated, saved_at(self.checkpoint, 'epoch')]), length['max_epochs'], 'epochs'
+            return Progress(max([saved, *begun, *validated]), epochs, 'epochs')
         return None
 
 
@@ -148,43 +181,64 @@ def find_config(folder: Path) -> tuple[Path | None, Config | None, str]:
     Returns:
         Path and config, each None if there is none or it cannot be read, and why.
     """
-    paths = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime, reverse=True)
-    paths += sorted(folder.glob('*/vis_data/config.py'), reverse=True)
-    others: list[tuple[Path, Config]] = []
+    written = sorted(folder.glob('*.py'), key=modified, reverse=True)
+    logged = sorted(folder.glob('*/vis_data/config.py'), reverse=True)
+    paths = written + logged
+    other = None
     error = f'{folder} holds no config (NAME.py) of the run'
     for path in paths:
         try:
             config = load_config(argparse.Namespace(config=str(path), cfg_options={}))
+        except ValueError as reason:
+            error = str(reason)
+            continue
         except Exception as reason:  # a config is code
-            error = str(reason) if isinstance(reason, ValueError) else f'{path} cannot be read: {reason!r}'
+            error = f'{path} cannot be read: {reason!r}'
             continue
         if config.model.get('type') == GATED:
             return path, config, ''
-        others.append((path, config))
-    if others:
-        return *others[0], ''
-    return (paths[0] if paths else None), None, error
+        other = other or (path, config, '')
+    if other:
+        return other
+    newest = paths[0] if paths else None
+    return newest, None, error
 
 
-def read_scalars(folder: Path) -> tuple[list[dict], list[dict]]:
+def modified(path: Path) -> float:
+    """When a file was last written."""
+    return path.stat().st_mtime
+
+
+def scalar_files(folder: Path) -> list[Path]:
+    """The files of scalars in the work directory of a run, one of each start, in order."""
+    return sorted(folder.glob('*/vis_data/scalars.json'))
+
+
+def read_scalars(folder: Path) -> tuple[Scalars, Scalars]:
     """Scalars of training and of validation, from all starts of a run; a later start replaces what it repeats."""
-    train: list[dict] = []
-    val: list[dict] = []
-    for path in sorted(folder.glob('*/vis_data/scalars.json')):
-        lines = [line for line in map(parsed, path.read_text(errors='replace').splitlines()) if line]
-        begin = next((line['iter'] for line in lines if 'iter' in line), None)
-        if begin is not None:
-            train = [line for line in train if line['iter'] < begin]
-            val = [line for line in val if line['iter'] < begin]
+    train, val = [], []
+    for path in scalar_files(folder):
+        texts = path.read_text(errors='replace').splitlines()
+        lines = [line for line in map(parsed, texts) if line]
+        counted = [line['iter'] for line in lines if 'iter' in line]
+        if counted:
+            train = lines_before(counted[0], train)
+            val = lines_before(counted[0], val)
         for line in lines:
             if 'loss' in line and 'iter' in line:
                 train.append(line)
             elif line.keys() - NO_METRIC:
-                val.append({'iter': train[-1]['iter'] if train else 0, **line})
+                reached = train[-1]['iter'] if train else 0
+                val.append({'iter': reached, **line})
     return train, val
 
 
-def parsed(text: str) -> dict[str, Any] | None:
+def lines_before(begin: int, lines: Scalars) -> Scalars:
+    """The lines of iterations before one."""
+    return [line for line in lines if line['iter'] < begin]
+
+
+def parsed(text: str) -> Data | None:
     """A line of JSON as a dictionary; None if it is cut or is none."""
     try:
         line = json.loads(text)
@@ -197,40 +251,51 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that ``last_checkpoint`` names, if it is there, or else the one with the highest number."""
     pointer = folder / 'last_checkpoint'
     if pointer.is_file():
-        named = folder / Path(pointer.read_text().strip()).name  # the folder may have been moved since
-        if named.is_file():
-            return named
-    numbered = [path for path in folder.glob('*.pth') if NUMBERED.fullmatch(path.name)]
-    return max(numbered, key=lambda path: int(NUMBERED.fullmatch(path.name)[2]), default=None)
+        name = Path(pointer.read_text().strip()).name  # the folder may have been moved since
+        if (folder / name).is_file():
+            return folder / name
+    last, highest = None, -1
+    for path in folder.glob('*.pth'):
+        found = NUMBERED.fullmatch(path.name)
+        if found and int(found[2]) > highest:
+            last, highest = path, int(found[2])
+    return last
 
 
 def saved_at(checkpoint: Path | None, unit: str) -> int:
     """The number in the name of a checkpoint, 0 if it counts something else."""
-    found = NUMBERED.fullmatch(checkpoint.name) if checkpoint else None
-    return int(found[2]) if found and found[1] == unit else 0
+    if checkpoint is None:
+        return 0
+    found = NUMBERED.fullmatch(checkpoint.name)
+    if found and found[1] == unit:
+        return int(found[2])
+    return 0
 
 
-def read_slim(folder: Path) -> tuple[dict[str, Any] | None, str]:
+def read_slim(folder: Path) -> tuple[Data | None, str]:
     """Contents of ``slim.json``, or None and why."""
     path = folder / 'slim.json'
     if not path.is_file():
         return None, f'{path} does not exist: write it with tools/slim.py, and name its folder with --slim'
-    report = parsed(path.read_text(errors='replace').replace('\n', ' '))
-    if report is None or not {'macs', 'params', 'groups', 'blocks', 'provenance'} <= report.keys():
+    report = parsed(path.read_text(errors='replace'))
+    if report is None or not SLIM_KEYS <= report.keys():
         return None, f'{path} is no report of tools/slim.py, or is cut: write it again'
     return report, ''
 
 
 def doubts_about(run: Run) -> list[str]:
     """What a person should know before believing the page."""
-    doubts = list(run.slim.get('warnings', [])) if run.slim else []
+    doubts = []
     if run.slim:
-        source = run.folder / run.slim['provenance']['checkpoint']
-        if source.is_file() and digest(source) != run.slim['provenance']['checkpoint_sha256']:
+        made = run.slim['provenance']
+        source = run.folder / made['checkpoint']
+        doubts += run.slim.get('warnings', [])
+        if source.is_file() and digest(source) != made['checkpoint_sha256']:
             doubts.append(f'the slim model in {run.slim_dir} was made from another checkpoint than {source}')
     progress = run.progress()
-    if progress and progress[0] < progress[1]:
-        doubts.append(f'the run did not reach its end: {progress[0]} of {progress[1]} {progress[2]} are on record')
+    if progress and progress.done < progress.total:
+        done, total, unit = progress
+        doubts.append(f'the run did not reach its end: {done} of {total} {unit} are on record')
     return doubts
 
 
