@@ -275,7 +275,8 @@ def resumed(config, work, capsys):
 @pytest.mark.parametrize('half_line', ['{"iter": 2, "clo', '{"iter"', '5', '\x00\x00', '[1]', '{}'])
 def test_half_a_line_of_the_record_is_dropped(half, capsys, half_line):
     config, work = half
-    (work / 'gates.jsonl').write_text('{"iter": 1}\n' + half_line)
+    whole = json.dumps({'iter': 1, 'closed': 0, 'histogram': [], 'open': {}})
+    (work / 'gates.jsonl').write_text(f'{whole}\n{half_line}')
     assert resumed(config, work, capsys)[0] == 0
     lines = (work / 'gates.jsonl').read_text().splitlines()
     assert [json.loads(line)['iter'] for line in lines] == [1, 3, 4]

@@ -99,6 +99,7 @@ ALL_AT_ONCE = {
 }
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_resumed_run_of_two_ranks_with_everything_on_equals_an_uninterrupted_one(config, method, tmp_path):
     whole = config(method, 16, **ALL_AT_ONCE)

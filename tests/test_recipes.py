@@ -120,6 +120,7 @@ def for_one_step(config):
     config.experiment_name = config.visualizer.name = uuid.uuid4().hex  # shared by name within a process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 def test_it_trains_on_data_of_the_real_format(path, roots, tmp_path):
     torch.set_num_threads(1)

@@ -91,6 +91,7 @@ def test_a_run_that_shrinks_learns_what_one_that_does_not_learns(run, method, tm
     assert models[0] == models[1] and all('widths' in text for text in texts)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize('stop', [2, 14], ids=['before', 'after'])
 def test_a_run_resumes_from_before_and_after_the_shrink(run, method, stop, tmp_path):
@@ -105,6 +106,7 @@ def test_a_run_resumes_from_before_and_after_the_shrink(run, method, stop, tmp_p
         assert_same(a[part], b[part])
 
 
+@pytest.mark.slow
 @BOTH
 def test_every_tool_opens_a_checkpoint_of_a_shrunk_run_with_the_gated_config(run, method, tmp_path):
     config = run(method, 'run', shrink=True)

@@ -53,17 +53,25 @@ def reshape_run(runner, pruner: Pruner | None, state: Mapping[str, Any]) -> None
         pruner: Its pruner; None outside training.
         state: The pruner's state in the checkpoint.
     """
-    shrunk, model = state.get('shrunk', []), unwrapped(runner)
+    model = unwrapped(runner)
+    if not shrunk_in(state) or not has_gates(model):
+        return
     before = len(gates_of(model).shrunk)
     if pruner is None:
         reshape_model(model, state)
     else:
-        pruner.reshape(shrunk)
+        pruner.reshape(shrunk_in(state))
     for averaged in averaged_models(runner):
         reshape_model(averaged.module, state)
         follow_module(averaged)
     if len(gates_of(model).shrunk) > before:
         wrap_again(runner)
+
+
+def shrunk_in(state: Any) -> list[torch.Tensor]:
+    """What a saved state says of channels that had left; nothing if it is no state of ours."""
+    shrunk = state.get('shrunk') if isinstance(state, Mapping) else None
+    return shrunk if isinstance(shrunk, list) else []
 
 
 def reshape_model(model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -72,10 +80,9 @@ def reshape_model(model: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: The state is of another model.
     """
-    shrunk = state.get('shrunk') if isinstance(state, Mapping) else None
-    if not shrunk or not has_gates(model):
+    if not has_gates(model):
         return
-    for vector in shrunk[len(gates_of(model).shrunk) :]:
+    for vector in shrunk_in(state)[len(gates_of(model).shrunk) :]:
         graph = gates_of(model).graph
         fits = isinstance(vector, torch.Tensor) and vector.dtype == torch.bool and vector.shape == (graph.num_channels,)
         if not fits:
