@@ -26,6 +26,10 @@ def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -
 
 
 def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest over all outputs of the largest absolute difference relative to the largest expected value."""
-    pairs = zip(expected, found, strict=True)
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs)
+    """Largest absolute difference relative to the largest expected value, over all outputs; NaN if one is no number."""
+    errors = []
+    for own, other in zip(expected, found, strict=True):
+        largest = own.abs().max().clamp_min(1e-12)
+        difference = (own - other).abs().max()
+        errors.append(difference / largest)
+    return float(torch.stack(errors).max())

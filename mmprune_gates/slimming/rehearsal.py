@@ -179,9 +179,11 @@ def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> 
         emptied = nothing_of(graph, [block.last for block in can_be_empty])
         if not closing and not emptied:
             continue
-        only_closed = nothing_of(graph, [block.name for block in gated if block.last is None])
+        never_empty = [block.name for block in gated if block.last is None]
+        only_closed = nothing_of(graph, never_empty)
         fails = partial(fails_besides, rehearsal, graph, fewer)
-        if fails({**emptied, **only_closed}):
+        all_at_once = {**emptied, **only_closed}
+        if fails(all_at_once):
             needed.update(culprits(closing, fails))
             graph = graph.without_emptying(culprits(emptied, fails))
     return graph.with_frozen({name: f'{failed.line} needs it' for name, failed in needed.items()})
@@ -226,7 +228,8 @@ def culprits(masks: Masks, fails: Callable[[Masks], Failure | None]) -> dict[str
     pending = [list(masks)]
     while pending:
         names = pending.pop()
-        failed = fails({name: masks[name] for name in names})
+        own = {name: masks[name] for name in names}
+        failed = fails(own)
         if failed and len(names) == 1:
             found[names[0]] = failed
         elif failed:
@@ -265,5 +268,6 @@ def line_of_model_code(error: BaseException) -> str:
     """``file:number`` of the innermost line outside torch and this package; of any line if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_MODEL)]
-    last = (own or frames)[-1]
-    return f'{os.path.basename(last.filename)}:{last.lineno}'
+    innermost = own[-1] if own else frames[-1]
+    file = os.path.basename(innermost.filename)
+    return f'{file}:{innermost.lineno}'

@@ -114,10 +114,12 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor
         for name, dims in slot_masks(graph, kept).items():
             for dim, mask in dims.items():
                 rows = tensors[name].movedim(dim, 0)
-                rows[~mask.to(rows.device)] = 0
+                gone = ~mask.to(rows.device)
+                rows[gone] = 0
         like = next(model.parameters())
         for path, wide in graph.full_width.items():
-            module, mask = model.get_submodule(path), kept.at(wide.index)
+            module = model.get_submodule(path)
+            mask = kept.at(wide.index)
             scale_input(module, wide.dim, mask.to(like))
         for block in kept.closed:
             for site in map(model.get_submodule, block.sites):
@@ -147,15 +149,19 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
     def stays(name: str) -> bool:
         return not any(one.block.holds(name) for one in gone)
 
-    masks = slot_masks(graph, kept)
-    masks = {name: dims for name, dims in masks.items() if stays(name)}
+    masks = {}
+    for name, dims in slot_masks(graph, kept).items():
+        if stays(name):
+            masks[name] = dims
     widths = shrink_tensors(model, masks)
-    widths = {path: own for path, own in widths.items() if stays(path)}
+    for path in [path for path in widths if not stays(path)]:
+        del widths[path]
     like = next(model.parameters())
     for path, wide in graph.full_width.items():
         if not stays(path):
             continue
-        module, mask = model.get_submodule(path), kept.at(wide.index)
+        module = model.get_submodule(path)
+        mask = kept.at(wide.index)
         if has_full_width(module) or not mask.all():
             width = narrow(module, like, wide.dim, mask)
             widths[path] = {FULL_WIDTH: width}

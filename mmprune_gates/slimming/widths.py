@@ -212,11 +212,9 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
     for name, value in attributes.items():
         setattr(module, name, value)
     if isinstance(module, CONVOLUTIONS):
-        sides, groups = (module.in_channels, module.out_channels), module.groups
-        if sides[0] % groups or sides[1] % groups:
-            raise ValueError(
-                f'widths of {path!r}: {sides[0]} and {sides[1]} channels are no multiples of {groups} groups'
-            )
+        before, after, groups = module.in_channels, module.out_channels, module.groups
+        if before % groups or after % groups:
+            raise ValueError(f'widths of {path!r}: {before} and {after} channels are no multiples of {groups} groups')
     for name, shape in shapes_of(module).items():
         if getattr(module, name, None) is not None:
             replace_tensor(module, name, torch.ones(shape))
