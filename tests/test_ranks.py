@@ -120,6 +120,20 @@ def test_a_resumed_run_of_two_ranks_with_everything_on_equals_an_uninterrupted_o
     assert report['parity_error'] < 1e-6 and report['macs']['removed'] >= 0.6
 
 
+@pytest.mark.slow
+@BOTH
+def test_channels_leave_both_ranks_at_the_same_step(config, method):
+    two = config(method, 16)
+    two.custom_hooks[0].update(shrink=True, export=True)
+    if method == GDP:
+        two.custom_hooks[0].update(begin=0.05, end=0.3, settle=0.4)
+    first, second = trained(two)
+    assert len(first['pruner']['shrunk']) == 1
+    assert_same(first['pruner'], second['pruner'])
+    assert_same(without_statistics(first['model']), without_statistics(second['model']))
+    assert (Path(two.work_dir) / 'slim' / 'slim.json').is_file()
+
+
 @BOTH
 def test_ranks_that_drift_apart_stop_the_run(config, method):
     drifting = config(method, 8)
