@@ -182,11 +182,8 @@ def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) ->
 
 def _coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]:
     """Every convolution and linear layer: what it costs, its groups, and why a side of it is frozen."""
-    macs: dict[str, float] = defaultdict(float)
     whole = torch.ones(numbering.num_channels, dtype=torch.double)
-    costs = cost.per_op(whole)
-    for layer, value in zip(cost.layers, costs.tolist(), strict=True):
-        macs[layer] += value
+    macs = cost.per_layer(whole)
     layers = []
     for weight, use in flow.layers.items():
         out_groups, out_frozen = _coverage_of_side(flow, numbering, weight, use.out_dim)
@@ -194,7 +191,7 @@ def _coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]
         layer = Layer(
             name=use.layer,
             kind=use.kind,
-            macs=round(macs[use.layer]),
+            macs=round(macs.get(use.layer, 0)),
             out_groups=out_groups,
             in_groups=in_groups,
             out_frozen=out_frozen,

@@ -60,6 +60,13 @@ class Cost:
         factors = at(sums, self.factors, 1)
         return self.positions.to(value) * factors.prod(1)
 
+    def per_layer(self, value: Tensor) -> dict[str, float]:
+        """Module path -> cost of its ops when channel i counts by ``value[i]``."""
+        costs: dict[str, float] = {}
+        for layer, own in zip(self.layers, self.per_op(value).tolist(), strict=True):
+            costs[layer] = costs.get(layer, 0.0) + own
+        return costs
+
     def __call__(self, value: Tensor) -> Tensor:
         """Scalar cost; its gradient is the marginal cost of each channel, all others held fixed."""
         return self.per_op(value).sum()

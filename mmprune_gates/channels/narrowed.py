@@ -103,15 +103,13 @@ class _Left:
 
     def layers(self, layers: Sequence[Layer], names: set[str], cost: Cost) -> tuple[Layer, ...]:
         """Coverage of the layers that are still there."""
-        macs: dict[str, float] = {}
-        costs = cost.per_op(torch.ones(int(self.kept.vector.sum()), dtype=torch.double))
-        for layer, value in zip(cost.layers, costs.tolist(), strict=True):
-            macs[layer] = macs.get(layer, 0.0) + value
+        everything = torch.ones(int(self.kept.vector.sum()), dtype=torch.double)
+        macs = cost.per_layer(everything)
         found = []
         for layer in layers:
             if self.stays(layer.name):
                 out_groups = tuple(name for name in layer.out_groups if name in names)
                 in_groups = tuple(name for name in layer.in_groups if name in names)
-                total = round(macs.get(layer.name, 0.0))
+                total = round(macs.get(layer.name, 0))
                 found.append(replace(layer, macs=total, out_groups=out_groups, in_groups=in_groups))
         return tuple(found)

@@ -178,13 +178,13 @@ def made_by(graph: ChannelGraph, layer: Layer) -> Tensor | None:
 
 def costs_of(graph: ChannelGraph, value: Tensor) -> dict[str, tuple[float, float]]:
     """Stage -> MACs before and after."""
-    before = graph.cost.per_op(torch.ones_like(value)).tolist()
-    after = graph.cost.per_op(value).tolist()
+    before = graph.cost.per_layer(torch.ones_like(value))
+    after = graph.cost.per_layer(value)
     costs = {}
-    for path, whole, left in zip(graph.cost.layers, before, after, strict=True):
+    for path, whole in before.items():
         stage = stage_of(path)
         old, new = costs.get(stage, (0, 0))
-        costs[stage] = (old + whole, new + left)
+        costs[stage] = (old + whole, new + after[path])
     return costs
 
 
