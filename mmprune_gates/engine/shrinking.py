@@ -15,7 +15,7 @@ from mmprune_gates.engine.model_config import default_input_shape
 from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.gates import gates_of, has_gates
 from mmprune_gates.pruning import Pruner
-from mmprune_gates.pruning.shrink import shrink
+from mmprune_gates.pruning.shrink import shrink, still_to_leave
 
 
 def shrink_run(runner, pruner: Pruner) -> dict[str, Any]:
@@ -82,15 +82,8 @@ def reshape_model(model: nn.Module, state: Mapping[str, Any]) -> None:
     """
     if not has_gates(model):
         return
-    for vector in shrunk_in(state)[len(gates_of(model).shrunk) :]:
-        graph = gates_of(model).graph
-        fits = isinstance(vector, torch.Tensor) and vector.dtype == torch.bool and vector.shape == (graph.num_channels,)
-        if not fits:
-            raise ValueError(
-                f'the checkpoint says which of other channels have left the model: {type(model).__name__} has '
-                f'{graph.num_channels} in all groups; was it saved with another config?'
-            )
-        shrink(model, graph.keeping(vector))
+    for kept in still_to_leave(model, shrunk_in(state)):
+        shrink(model, kept)
 
 
 def averaged_models(runner) -> list[BaseAveragedModel]:

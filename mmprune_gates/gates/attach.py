@@ -57,13 +57,15 @@ class GateSet(nn.Module):
     def scale(self, module: nn.Module, placement: Placement) -> Scale:
         """What acts on a module at a placement."""
         groups = [group for group in self.graph.free if bool(inside(placement.index, group).any())]
-        sources = [(self[group.name], self.number(placement, group)) for group in groups]
-        channels = torch.cat([torch.arange(group.start, group.span.stop) for group in groups])
-        in_order = torch.arange(len(channels))
-        place = torch.full((self.graph.num_channels,), -1)
-        place[channels] = in_order
+        sources, place, size = [], torch.full((self.graph.num_channels,), -1), 0
+        for group in groups:
+            number = self.number(placement, group)
+            sources.append((self[group.name], number))
+            place[group.span] = torch.arange(size, size + group.size)
+            size += group.size
         picked = at(place, placement.index, -1)
-        return Scale(module, placement, sources, None if torch.equal(picked, in_order) else picked)
+        in_order = torch.equal(picked, torch.arange(size))
+        return Scale(module, placement, sources, None if in_order else picked)
 
     def members(self, group: Group) -> list[Placement]:
         """The placements of a group, in the order in which its gate numbers them."""
@@ -166,22 +168,21 @@ class GateSet(nn.Module):
         for group in graph.free:
             old = self[group.name].theta
             with torch.no_grad():
-                new = self.cut_of(f'{NAME}.by_group.{key(group.name)}.theta', left, kept)(old)
+                new = self.cut_of(group, left, kept)(old)
             left[group.name].theta = old if new.shape == old.shape else nn.Parameter(new, old.requires_grad)
         left.whole, left.shrunk = self.whole, [*self.shrunk, kept.vector]
         left.spec = merged(self.spec, spec)
         left.owner, left.warned = self.owner, self.warned
         return left
 
-    def cut_of(self, name: str, left: GateSet, kept: Kept) -> Callable[[Tensor], Tensor]:
-        """What makes a gate's parameter, or what an optimiser keeps of it, as narrow as in the gates that are left.
+    def cut_of(self, group: Group, left: GateSet, kept: Kept) -> Callable[[Tensor], Tensor]:
+        """What makes the theta of a gate, or what an optimiser keeps of it, as narrow as in the gates that are left.
 
         Args:
-            name: Of the parameter, in the model.
+            group: The group of the gate.
             left: The gates that are left; without the group's gate if none is.
             kept: What is kept.
         """
-        group = next(group for group in self.graph.free if key(group.name) == name.split('.')[-2])
         places = [(member.module, member.kind) for member in self.members(group)]
         rows = [places.index((member.module, member.kind)) for member in left.placements_of.get(group.name, [])]
         columns = kept[group.name].nonzero().flatten()

@@ -25,7 +25,7 @@ from mmprune_gates.gates import Evidence, Gate, GateSet, attach_gates, fold_gate
 from mmprune_gates.gates.attach import NAME, merged
 from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
-from mmprune_gates.pruning.shrink import shrink
+from mmprune_gates.pruning.shrink import shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
 
@@ -136,9 +136,12 @@ class Pruner:
 
         Args:
             shrunk: What was kept each time that channels left it, as in :meth:`state_dict`.
+
+        Raises:
+            ValueError: The state is of another model.
         """
-        for vector in shrunk[len(self.gates.shrunk) :]:
-            self.narrow(self.gates.graph.keeping(vector))
+        for kept in still_to_leave(self.model, shrunk):
+            self.narrow(kept)
 
     def watch(self, name: str):
         """A hook that keeps the gradient of a group's gate."""

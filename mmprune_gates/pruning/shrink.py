@@ -6,7 +6,7 @@ nor gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.channels.narrowed import narrowed
-from mmprune_gates.gates.attach import NAME, GateSet, attach_gate_set, detach_gates, gates_of
+from mmprune_gates.gates.attach import GateSet, attach_gate_set, detach_gates, gates_of
 from mmprune_gates.slimming.surgery import cut, slim_model, slot_masks
 
 Cut = Callable[[Tensor], Tensor]
@@ -56,6 +56,7 @@ def shrink(model: nn.Module, kept: Kept, optimizer: torch.optim.Optimizer | None
     if optimizer is not None:
         refuse_unknown_state(optimizer, model)
     masks = slot_masks(gates.graph, kept)
+    group_of = {gates[group.name].theta: group for group in gates.graph.free}
     before = dict(model.named_parameters())
     left = narrow_in_place(model, kept)
     after = dict(model.named_parameters())
@@ -63,8 +64,8 @@ def shrink(model: nn.Module, kept: Kept, optimizer: torch.optim.Optimizer | None
     for name, old in before.items():
         new = after.get(name)
         if new is not old:
-            of_gate = name.startswith(f'{NAME}.')
-            own = gates.cut_of(name, left, kept) if of_gate else dims_cut(masks.get(name, {}))
+            group = group_of.get(old)
+            own = dims_cut(masks.get(name, {})) if group is None else gates.cut_of(group, left, kept)
             replaced.append(Replaced(old, new, own))
     for one in replaced:
         if one.new is not None and one.old.grad is not None:
@@ -86,6 +87,27 @@ def narrow_in_place(model: nn.Module, kept: Kept) -> GateSet:
     left = gates.narrowed(graph, kept, spec)
     attach_gate_set(model, left)
     return left
+
+
+def still_to_leave(model: nn.Module, shrunk: Sequence[Tensor]) -> Iterator[Kept]:
+    """What a model with gates has to keep, one time after the other, to get the shape that a saved state speaks of.
+
+    Args:
+        model: The model; whoever asks removes what is not kept before the next one.
+        shrunk: What was kept each time that channels left the saved model: (num_channels,) bool of its graph then.
+
+    Raises:
+        ValueError: The state is of another model.
+    """
+    for vector in shrunk[len(gates_of(model).shrunk) :]:
+        graph = gates_of(model).graph
+        fits = isinstance(vector, Tensor) and vector.dtype == torch.bool and vector.shape == (graph.num_channels,)
+        if not fits:
+            raise ValueError(
+                f'the checkpoint says which of other channels have left the model: {type(model).__name__} has '
+                f'{graph.num_channels} in all groups; was it saved with another config?'
+            )
+        yield graph.keeping(vector)
 
 
 def dims_cut(masks: dict[int, Tensor]) -> Cut:
