@@ -40,17 +40,25 @@ class Evidence:
         for scale in self.gates.scales:
             scale.acted = False
 
-    def note(self, grads: Mapping[str, Tensor]) -> None:
+    def note(self, grads: Mapping[str, Tensor]) -> Tensor:
         """Take in the gradients of one iteration.
 
         Args:
             grads: Group name -> gradient of its gate's theta; groups without one are absent.
+
+        Returns:
+            Scalar bool, whether all that have come are finite; nothing waits for a GPU.
         """
         like = next(iter(grads.values()), torch.zeros(()))
         absent = like.new_full((max(self.sizes.values()),), torch.nan)
-        rows = [grads[name].flatten() if name in grads else absent[:size] for name, size in self.sizes.items()]
+        rows = []
+        for name, size in self.sizes.items():
+            row = grads[name].flatten() if name in grads else absent[:size]
+            rows.append(row)
         finite = torch.cat(rows).isfinite()
         self.seen = finite if self.seen is None else self.seen | finite
+        came = sum(self.sizes[name] for name in grads)
+        return finite.sum() == came
 
     def check(self) -> None:
         """Ask whether every gate has acted and has received a finite gradient since the last check, and begin anew.

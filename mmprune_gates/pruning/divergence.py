@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -27,13 +25,10 @@ class Divergence:
         self.model = model
         self.first: Tensor | None = None  # step of the first gradient that was not finite, since parameters were
 
-    def note(self, grads: Mapping[str, Tensor], step: int) -> None:
-        """Take in the gradients of one step, without waiting for a GPU."""
-        if not grads:
-            return
-        flat = torch.cat([grad.flatten() for grad in grads.values()])
-        never = torch.full((), torch.inf, dtype=torch.double, device=flat.device)
-        now = torch.where(flat.isfinite().all(), never, step)
+    def note(self, finite: Tensor, step: int) -> None:
+        """Take in whether the gradients of one step are finite, a scalar bool; nothing waits for a GPU."""
+        never = torch.full((), torch.inf, dtype=torch.double, device=finite.device)
+        now = torch.where(finite, never, step)
         self.first = now if self.first is None else torch.minimum(self.first.to(now.device), now)
 
     def check(self, step: int) -> None:

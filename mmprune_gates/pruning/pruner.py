@@ -164,8 +164,8 @@ class Pruner:
             Diverged: Parameters are not finite; asked every ``LOOK`` steps.
         """
         grads, self.grads = self.grads, {}
-        self.evidence.note(grads)
-        self.divergence.note(grads, self.done)
+        finite = self.evidence.note(grads)
+        self.divergence.note(finite, self.done)
         if self.done % LOOK == LOOK - 1:
             self.divergence.check(self.done + 1)
         return grads
