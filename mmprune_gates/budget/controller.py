@@ -56,6 +56,7 @@ class Controller:
         self.gates, self.target = gates, checked_target(target)
         self.candidates = Candidates.of(gates.graph, limits, cost)
         self.criterion = criterion
+        self.whole_macs = gates.whole.macs()
         everything = torch.zeros(gates.graph.num_channels)
         self.candidates.select(everything, target)  # raises here, not hours later, if out of reach
 
@@ -138,7 +139,7 @@ class Controller:
             value: (num_channels,) how much each channel counts, in [0, 1].
         """
         graph, cost, value = self.gates.graph, self.candidates.cost, value.double()
-        found = {'macs_ratio': float(graph.cost(value)) / self.gates.whole.macs()}
+        found = {'macs_ratio': float(graph.cost(value)) / self.whole_macs}
         if not isinstance(cost, MACs):
             found['cost_ratio'] = float(cost.price(value)) / self.candidates.total
         free = torch.cat([value[group.span] for group in graph.free])
@@ -150,7 +151,7 @@ class Controller:
         """What the gates have become, in words."""
         kept, whole = self.gates.kept_of_whole(self.gates.kept()), self.gates.whole
         masks = torch.cat(list(kept.values()))
-        macs, total = whole.macs(kept), whole.macs()
+        macs, total = whole.macs(kept), self.whole_macs
         return (
             f'{int(masks.sum())} of {len(masks)} channels open, {macs / 1e9:.3f} of {total / 1e9:.3f} GMACs '
             f'({macs / total:.4f}, target {self.target})'
