@@ -22,7 +22,7 @@ from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.engine.checkpoint import STATE, load_weights, read_checkpoint
-from mmprune_gates.engine.forwards import training_forward
+from mmprune_gates.engine.forwards import example_images, training_forward
 from mmprune_gates.engine.model_config import (
     GATE_KEYS,
     GATED,
@@ -134,8 +134,7 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     for doubt in doubts:
         print_log(f'{path}: {doubt}', 'current', logging.WARNING)
     own = {key: value for key, value in config.model.to_dict().items() if key not in ('type', *GATE_KEYS)}
-    shape = default_input_shape(own)
-    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    example = example_images(own)
     expected, exact = outputs(gated, example), exact_outputs(gated, training_forward, ((example,), {}))
     slimmed = copy.deepcopy(gated)
     gates = gates_of(slimmed)
@@ -146,13 +145,12 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     load_weights(rebuilt, {'state_dict': slimmed.state_dict()}, 'slim.pth')
     parity = relative_error(exact, exact_outputs(rebuilt, training_forward, ((example,), {})))
     refuse_unlike(exact, parity, path)
-    after = sum(parameter.numel() for parameter in rebuilt.parameters())
     return Slimmed(
         rebuilt,
         model_config,
         graph,
         kept,
-        (before, after),
+        (before, count_parameters(rebuilt)),
         parity,
         relative_error(expected, outputs(rebuilt, example)),
         doubts,

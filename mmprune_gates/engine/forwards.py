@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mmprune_gates.engine.model_config import default_input_shape
+
+
+def example_images(config: Mapping[str, Any]) -> Tensor:
+    """(2, C, H, W) random images, the same every time, that outputs of a model are compared on.
+
+    Args:
+        config: The model config, for the size that MACs are stated for.
+
+    Raises:
+        ValueError: It states no size.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, *default_input_shape(config), generator=generator)
 
 
 def inference_forward(model: nn.Module, inputs: Tensor):

@@ -10,8 +10,7 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseAveragedModel, is_model_wrapper
 from torch import nn
 
-from mmprune_gates.engine.forwards import training_forward
-from mmprune_gates.engine.model_config import default_input_shape
+from mmprune_gates.engine.forwards import example_images, training_forward
 from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.gates import gates_of, has_gates
 from mmprune_gates.pruning import Pruner
@@ -35,8 +34,8 @@ def shrink_run(runner, pruner: Pruner) -> dict[str, Any]:
     """
     pruner.check_ranks()
     kept, device = pruner.controller.kept, next(pruner.model.parameters()).device
-    example = torch.randn(2, *default_input_shape(runner.cfg.model), generator=torch.Generator().manual_seed(0))
-    pruner.forward, pruner.options = training_forward, ((example.to(device),), {})
+    example = example_images(runner.cfg.model).to(device)
+    pruner.forward, pruner.options = training_forward, ((example,), {})
     report = pruner.shrink()
     for averaged in averaged_models(runner):
         shrink(averaged.module, gates_of(averaged.module).graph.keeping(kept.vector))
