@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from digits_data import write_digits
+from helpers import repeatable
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
@@ -71,9 +72,7 @@ def tiny_gbn(tiny_config, tmp_path):
     def make(folder='run', **options):
         overrides = {key: options.pop(key) for key in list(options) if '.' in key or key == 'resume'}
         config = tiny_config(tmp_path / folder, SCENES, iterations=options.pop('iterations', 20), **overrides)
-        config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
-        config.train_dataloader.dataset.pipeline = config.test_pipeline
-        config.model.decode_head.dropout_ratio = config.model.auxiliary_head.dropout_ratio = 0
+        repeatable(config)
         short = dict(tick=2, tock=3, ticks=2, fraction=0.06, subset=0.4, target_macs=0.4)
         config.custom_hooks[0].update({**short, **options})
         return config

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same
+from helpers import assert_same, repeatable
 from mmengine.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +33,7 @@ def make_config(tiny_config, folder, method):
     config.randomness = dict(seed=0)
     config.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=3, save_optimizer=True)
     config.train_dataloader.update(num_workers=0, persistent_workers=False)
-    config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
-    config.train_dataloader.dataset.pipeline = config.test_pipeline
-    config.model.decode_head.dropout_ratio = config.model.auxiliary_head.dropout_ratio = 0
+    repeatable(config)
     own = config.custom_hooks[0]
     for key in ('steps', 'tick', 'tock', 'update'):
         own.pop(key, None)

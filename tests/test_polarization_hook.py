@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import repeatable
 from mmengine.runner import Runner
 
 from mmprune_gates.gates import gates_of
@@ -67,9 +68,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_config, tmp_path, update
     def config(folder, **more):
         made = tiny_config(tmp_path / folder, iterations=12, **{'default_hooks.checkpoint.interval': 3, **more})
         made.default_hooks.checkpoint.save_optimizer = True
-        made.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
-        made.train_dataloader.dataset.pipeline = made.test_pipeline
-        made.model.decode_head.dropout_ratio = made.model.auxiliary_head.dropout_ratio = 0
+        repeatable(made)
         options = {'steps': 2} if update == 'waterline' else {}
         return hook_options(made, update=update, target_macs=0.4, **options)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import repeatable
 from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
@@ -32,9 +33,7 @@ def short(tiny_config, tmp_path):
 
     def make(method, folder='run', iterations=14, hook=None, **overrides):
         config = tiny_config(tmp_path / folder, method, iterations, **overrides)
-        config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
-        config.train_dataloader.dataset.pipeline = config.test_pipeline
-        config.model.decode_head.dropout_ratio = config.model.auxiliary_head.dropout_ratio = 0
+        repeatable(config)
         config.custom_hooks = [config.custom_hooks[0]]
         config.custom_hooks[0].update({**SHORT[method], **(hook or {})})
         return config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same
+from helpers import assert_same, repeatable
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -38,9 +38,7 @@ def config(tiny_config, tmp_path):
         config.train_dataloader.batch_size = 2
         config.train_dataloader.num_workers = 0
         config.train_dataloader.persistent_workers = False
-        config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
-        config.train_dataloader.dataset.pipeline = config.test_pipeline
-        config.model.decode_head.dropout_ratio = config.model.auxiliary_head.dropout_ratio = 0
+        repeatable(config)
         return config
 
     return make

@@ -4,19 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
-import test as test_tool
 import torch
-import train as train_tool
-from helpers import assert_same
+from helpers import assert_same, repeatable
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from tiny_run import load_tool
 
 from mmprune_gates.engine.checkpoint import STATE
 from mmprune_gates.engine.export import export_slim
 from mmprune_gates.gates import gates_of
 
+train_tool, test_tool = load_tool('train'), load_tool('test')
 GDP, GBN = 'demo/gdp_deeplabv3plus_scenes.py', 'demo/gbn_deeplabv3plus_scenes.py'
 SHORT = {
     GDP: dict(steps=2, target_macs=0.4, begin=0.05, end=0.3, settle=0.4),
@@ -46,9 +46,7 @@ def run(tiny_config, tmp_path):
         config.randomness = dict(seed=0)
         config.default_hooks.checkpoint.update(interval=2, save_optimizer=True)
         config.train_dataloader.update(num_workers=0, persistent_workers=False)
-        config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
-        config.train_dataloader.dataset.pipeline = config.test_pipeline
-        config.model.decode_head.dropout_ratio = config.model.auxiliary_head.dropout_ratio = 0
+        repeatable(config)
         config.custom_hooks = [{**config.custom_hooks[0], **SHORT[method], **hook}, dict(type='mmengine.Losses')]
         config.custom_hooks.append(dict(type='mmprune_gates.GateRecordHook', interval=5))
         return config

@@ -1,6 +1,5 @@
 """tools/train.py and tools/test.py: real runs by config alone, and one clear message for bad input."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import torch
 import train
 from demo_data import generate_voc
 from PIL import Image
+from tiny_run import load_tool
 
 from mmprune_gates import cli
 from mmprune_gates.cli import reports_errors
@@ -19,14 +19,6 @@ from mmprune_gates.cli import reports_errors
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs' / 'gdp_deeplabv3plus_voc.py'
 pytestmark = pytest.mark.models
-
-
-def load_tool(name):
-    """A tool whose name the standard library has, too."""
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 tester = load_tool('test')
