@@ -65,14 +65,16 @@ class Controller:
         """Whether nothing will close any more."""
         return self.kept is not None
 
-    def choose(self, score: Tensor) -> None:
+    def choose(self, score: Tensor) -> Kept:
         """Decide for good which channels stay, such that the budget is met as closely as the limits allow.
 
         Args:
             score: (num_channels,) higher = keep.
         """
-        kept = self.candidates.select(score, self.target)
-        self.kept = self.candidates.fill(kept, score, self.target)
+        selected = self.candidates.select(score, self.target)
+        kept = self.candidates.fill(selected, score, self.target)
+        self.kept = kept
+        return kept
 
     def hold(self) -> None:
         """Set what is closed to exactly 0, whatever an optimiser did."""

@@ -58,8 +58,14 @@ class MACs(Cost):
 class Parameters(Cost):
     """Parameters of the model, norms and biases included."""
 
-    def bind(self, graph: ChannelGraph, model: nn.Module | None = None) -> Parameters:
-        """Write the size of each parameter as a product of its extents."""
+    def bind(self, graph: ChannelGraph, model: nn.Module | None = None) -> Cost:
+        """Write the size of each parameter as a product of its extents.
+
+        Raises:
+            ValueError: No model is given.
+        """
+        if model is None:
+            raise ValueError('Parameters needs the model, whose parameters it counts: bind(graph, model)')
         terms = []
         for name, parameter in model.named_parameters():
             if name.startswith(f'{NAME}.'):

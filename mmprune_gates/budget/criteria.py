@@ -79,10 +79,20 @@ class Criterion:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
 
+    def bound_model(self) -> nn.Module:
+        """The model that :meth:`bind` was given.
+
+        Raises:
+            ValueError: It was given none.
+        """
+        if self.model is None:
+            raise ValueError(f'{type(self).__name__} needs the model, whose weights it reads: bind(gates, model)')
+        return self.model
+
     def weights(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(parameter, channels along its first dimension) of all that makes channels, or norms them."""
         slots = self.gates.graph.slots
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.bound_model().named_parameters():
             index = slots.get(name, {}).get(0)
             if index is not None:
                 yield parameter, index
@@ -182,7 +192,7 @@ class NormScale(Criterion):
 
     def scores(self) -> Tensor:
         """(num_channels,) the sum."""
-        gammas = {id(module.weight) for module in self.model.modules() if isinstance(module, NORMS)}
+        gammas = {id(module.weight) for module in self.bound_model().modules() if isinstance(module, NORMS)}
         sizes = []
         for weight, index in self.weights():
             if id(weight) in gammas:

@@ -8,6 +8,9 @@ prone to close as a whole; it follows a slowly falling target; and a floor per g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -93,11 +96,11 @@ class Gradient(Polarizer):
             limited[group.span] = own
         return limited
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Adds price and turn."""
         return super().state_dict() | {'price': self.price, 'turn': self.turn}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         super().load_state_dict(state)
         self.price = float(state['price'])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Schedule:
     begin: float = 0.05
     end: float = 0.5
     settle: float = 0.55
-    eps: tuple[float, float] = (0.1, 1e-4)
+    eps: Sequence[float] = (0.1, 1e-4)
 
     def __post_init__(self) -> None:
         checked_target(self.target)
@@ -95,8 +95,8 @@ class Polarizer(Controller):
     ) -> None:
         super().__init__(gates, schedule.target, limits, cost, criterion)
         self.schedule = schedule
-        for gate in gates.by_group.values():
-            gate.straight_through = self.straight_through
+        for group in gates.graph.free:
+            gates[group.name].straight_through = self.straight_through
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
@@ -134,8 +134,8 @@ class Polarizer(Controller):
     @torch.no_grad()
     def settle(self) -> None:
         """Set every gate to exactly 0 or 1 such that the budget is met as closely as the limits allow."""
-        self.choose(self.ranking().cpu())
-        self.gates.set_theta(self.kept.vector.float())
+        kept = self.choose(self.ranking().cpu())
+        self.gates.set_theta(kept.vector.float())
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:

@@ -118,7 +118,8 @@ class Candidates:
 
         The chunks of a group are numbered from its lowest scores up, so that equal chunks close in that order.
         """
-        numbers, counts = torch.full((len(score),), -1), []
+        numbers = torch.full((len(score),), -1)
+        counts: list[int] = []
         divisor = self.limits.divisor
         for group in self.groups:
             size = group.size - self.limits.least(group)  # of all that may close
@@ -200,14 +201,14 @@ class Candidates:
         closed = ranks[~kept.vector & among].unique()
         for rank in closed.flip(0).tolist():
             chunk = ranks == rank
-            group = int(group_of[chunk][0])
-            if group in full:
+            owner = int(group_of[chunk][0])
+            if owner in full:
                 continue
             more = self.graph.keeping(kept.vector | chunk)
             if self.share(more) <= ratio:
                 kept = more
                 continue
-            full.add(group)
+            full.add(owner)
             if len(full) == len(self.groups):
                 break
         return kept
@@ -264,7 +265,7 @@ def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
     for name in owned:
         for index in graph.slots[name].values():
             found.update(index.tolist())
-    found.update(block.gate for block in graph.gated_blocks if any(map(block.holds, owned)))
+    found.update(block.gate for block in graph.blocks if block.gate is not None and any(map(block.holds, owned)))
     return found
 
 

@@ -62,6 +62,7 @@ class TickTock(Controller):
     """
 
     kept: Kept
+    criterion: Criterion
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class Waterline(Polarizer):
         steps: Iterations in which theta falls from 1 to 0 (and rises back from 0 to 1).
     """
 
+    criterion: Criterion
     straight_through = True  # this controller moves theta itself
     rules = {'momentum': MOMENTUM, 'exponent': NUMBER, 'steps': COUNT}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,8 @@ class GateSet(nn.Module):
         return inputs[0] if len(inputs) == 1 else inputs
 
     def __getitem__(self, group: str) -> Gate:
-        return self.by_group[key(group)]
+        gate: Any = self.by_group[key(group)]  # a ModuleDict says no more than Module
+        return gate
 
     def claim(self, owner: str) -> None:
         """Let one pruner or hook move the gates.

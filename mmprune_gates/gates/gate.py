@@ -50,6 +50,16 @@ class Gate(nn.Module):
         """(C,) what is left of each channel: 0 only where the gate is closed everywhere."""
         return self.forward()
 
+    def importance(self, grad: Tensor) -> Tensor:
+        """(C,) Taylor importance from the gradient of one mini-batch's loss with respect to ``theta``.
+
+        Raises:
+            NotImplementedError: This type of gate has none.
+        """
+        raise NotImplementedError(
+            f'{type(self).__name__} has no Taylor importance: use DecoratorGate, or a criterion other than Taylor'
+        )
+
     def slope(self) -> Tensor:
         """(C,) derivative of the value with respect to theta."""
         with torch.enable_grad():
