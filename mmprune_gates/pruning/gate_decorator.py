@@ -192,9 +192,19 @@ class GateDecorator(Pruner):
             if cycle.done + 1 >= cycle.length and cycle.criterion.scores() is not None:
                 self.check()
         self.done += 1
-        ended = cycle.step(self.total_steps - self.done if remaining is None else remaining)
+        ended = cycle.step(self.left() if remaining is None else remaining)
         self.prepare()
         return before if ended else None
+
+    def left(self) -> int:
+        """Steps that are left of the run.
+
+        Raises:
+            TypeError: Its length is not known.
+        """
+        if self.total_steps is None:
+            raise TypeError(f'{type(self).__name__}: give total_steps, or tell each step what remains')
+        return self.total_steps - self.done
 
     def prepare(self) -> None:
         """Set what learns in the next step, and how fast."""

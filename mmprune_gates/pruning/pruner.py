@@ -102,16 +102,14 @@ class Pruner:
             RuntimeError: Nothing is closed for good yet, or the output has changed.
             ValueError: The optimiser has state that cannot become narrower; nothing has changed then.
         """
-        kept = self.controller.kept
-        if kept is None:
-            raise RuntimeError(f'{type(self).__name__}: nothing can leave before gates are closed for good')
+        kept, options = self.chosen(), self.options
         macs, params = self.gates.graph.macs(), count_parameters(self.model)
         self.check()
-        expected = self.options and exact_outputs(self.model, self.forward, self.options)
+        expected = None if options is None else exact_outputs(self.model, self.forward, options)
         self.narrow(kept)
         error = 0.0
-        if expected is not None:
-            error = relative_error(expected, exact_outputs(self.model, self.forward, self.options))
+        if options is not None and expected is not None:
+            error = relative_error(expected, exact_outputs(self.model, self.forward, options))
         if not error <= TOLERANCE:
             raise RuntimeError(
                 f'the output has changed by {error:.2e} (relative, at most {TOLERANCE:.0e}) when channels left the '
@@ -122,6 +120,17 @@ class Pruner:
             'params': {'before': params, 'after': count_parameters(self.model)},
             'parity_error': error,
         }
+
+    def chosen(self) -> Kept:
+        """What stays for good.
+
+        Raises:
+            RuntimeError: Nothing is closed for good yet.
+        """
+        kept = self.controller.kept
+        if kept is None:
+            raise RuntimeError(f'{type(self).__name__}: nothing can leave before gates are closed for good')
+        return kept
 
     def narrow(self, kept: Kept) -> None:
         """Remove what is not kept, and go on with the gates that are left."""
@@ -170,8 +179,11 @@ class Pruner:
             self.divergence.check(self.done + 1)
         return grads
 
-    def step(self) -> None:
+    def step(self) -> str | None:
         """Go on after a step of the optimiser.
+
+        Returns:
+            The phase that has ended, if the method has named phases and one has.
 
         Raises:
             GatesDoNotAct: The gates have no effect, or no finite gradient; asked before gates move.
@@ -227,7 +239,7 @@ class Pruner:
         if not self.controller.settled:
             raise RuntimeError(f'{type(self).__name__}: the gates have not settled: {self.controller.summary()}')
         self.check()
-        graph, kept = self.gates.graph, self.controller.kept
+        graph, kept = self.gates.graph, self.chosen()
         before = count_parameters(self.model)
         expected = exact_outputs(self.model, self.forward, self.options)
         trial = copy.deepcopy(self.model)

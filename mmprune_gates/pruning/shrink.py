@@ -121,7 +121,7 @@ def refuse_unknown_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> 
     Raises:
         ValueError: It has other state; names it.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor) and value.numel() != 1 and value.shape != parameter.shape:
@@ -137,7 +137,8 @@ def follow_parameters(optimizer: torch.optim.Optimizer, replaced: list[Replaced]
     by_old = {one.old: one for one in replaced}
     for group in optimizer.param_groups:
         names = group.get('param_names')
-        parameters, left_names = [], []
+        parameters: list[Tensor] = []
+        left_names: list[str] = []
         for number, parameter in enumerate(group['params']):
             one = by_old.get(parameter)
             stays = parameter if one is None else one.new
