@@ -134,6 +134,10 @@ class Controller:
         if self.criterion is not None:
             self.criterion.load_state_dict(state['criterion'])
 
+    def scalars(self) -> dict[str, float]:
+        """Figures to log in every iteration."""
+        raise NotImplementedError
+
     def figures(self, value: Tensor) -> dict[str, float]:
         """Figures to log: share of MACs, share of the cost if that is another, and share of gates closed.
 

@@ -40,6 +40,7 @@ class GateDecoratorHook(PruningHook):
         ValueError: A value out of range; a model without such gates; a target out of reach under the limits.
     """
 
+    pruner: GateDecorator
     priority = 'ABOVE_NORMAL'  # before the hook that seeds the sampler of an epoch's data
 
     def __init__(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from mmprune_gates.engine.model_config import default_input_shape
+
+
+class Segmentor(Protocol):
+    """The parts of an encoder-decoder segmentor."""
+
+    decode_head: Any
+    extract_feat: Any
 
 
 def example_images(config: Mapping[str, Any]) -> Tensor:
@@ -43,12 +50,12 @@ def training_forward(model: nn.Module, inputs: Tensor):
     return outputs
 
 
-def is_segmentor(model: nn.Module) -> bool:
+def is_segmentor(model: nn.Module) -> TypeGuard[Segmentor]:
     """Whether a model has the parts of an encoder-decoder segmentor."""
     return hasattr(model, 'decode_head') and hasattr(model, 'extract_feat')
 
 
-def decode(model: nn.Module, features) -> list:
+def decode(model: Segmentor, features) -> list:
     """Outputs of the decode head, or of each stage of a cascade, which also sees the stage before."""
     first, *later = as_list(model.decode_head)
     outputs = [first(features)]
@@ -61,7 +68,7 @@ def decode(model: nn.Module, features) -> list:
     return outputs
 
 
-def at_points(head: nn.Module, features, coarse: Tensor) -> Tensor:
+def at_points(head, features, coarse: Tensor) -> Tensor:
     """A head that refines the stage before at chosen points (PointRend), at a few points in the middle."""
     from mmcv.ops import point_sample
 

@@ -29,9 +29,8 @@ def stock_model(model: Mapping[str, Any]) -> dict[str, Any]:
 def is_ours(hook: Mapping[str, Any] | object) -> bool:
     """Whether a custom hook, as a config or built, is one of this package."""
     kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
-    if not isinstance(kind, str):
-        kind = getattr(kind, '__module__', '')
-    return kind.startswith('mmprune_gates.')
+    name = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
+    return name.startswith('mmprune_gates.')
 
 
 def without_our_hooks(hooks: Sequence | None) -> list:
@@ -78,7 +77,7 @@ def without_pretrained(config: Any) -> Any:
         return type(config)(map(without_pretrained, config))
     if not isinstance(config, Mapping):
         return config
-    kept = {}
+    kept: dict[str, Any] = {}
     for key, value in config.items():
         initialisation = value if key == 'init_cfg' and isinstance(value, Mapping) else {}
         if key == 'pretrained' or initialisation.get('type') == 'Pretrained':

@@ -29,6 +29,7 @@ class PolarizationHook(PruningHook):
         ValueError: A value out of range; a model without gates; a target out of reach under the limits.
     """
 
+    pruner: GDP
     priority = 'NORMAL'
 
     def __init__(

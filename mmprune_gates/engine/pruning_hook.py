@@ -44,7 +44,7 @@ class PruningHook(Hook):
 
     shrink = False
     export = False
-    pruner: Pruner | None = None
+    pruner: Pruner = None  # type: ignore[assignment]  # what a run calls while it trains may rely on it
     loaded: dict[str, Any] | None = None
 
     @contextmanager
@@ -109,7 +109,7 @@ class PruningHook(Hook):
 
     def before_train(self, runner) -> None:
         """Restore a resumed run's state, and ask whether the gates are where they should be."""
-        if self.resumes(runner):
+        if self.loaded is not None and self.resumes(runner):
             self.restore(self.loaded)
             before, now = self.loaded['target'], self.pruner.controller.target
             if self.pruner.controller.settled and before != now:
@@ -149,7 +149,8 @@ class PruningHook(Hook):
         """
         self.advance(runner)
         self.publish(runner)
-        if self.shrink and self.pruner.controller.settled and not self.pruner.controller.kept.vector.all():
+        kept = self.pruner.controller.kept
+        if self.shrink and self.pruner.controller.settled and kept is not None and not kept.vector.all():
             self.let_channels_leave(runner)
         if any(self.saves_after_iter(runner, hook) for hook in runner.hooks):
             self.pruner.check_ranks()

@@ -18,10 +18,10 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, **SCOPE)
 CRITERIA = Registry('criterion', **SCOPE)
 COSTS = Registry('cost', **SCOPE)
 
-for kind in (budget.MeanGradient, budget.Taylor, budget.Magnitude, budget.NormScale, budget.Random):
-    CRITERIA.register_module(module=kind)
-for kind in (budget.MACs, budget.Parameters):
-    COSTS.register_module(module=kind)
+for criterion in (budget.MeanGradient, budget.Taylor, budget.Magnitude, budget.NormScale, budget.Random):
+    CRITERIA.register_module(module=criterion)
+for cost in (budget.MACs, budget.Parameters):
+    COSTS.register_module(module=cost)
 
 
 def built(registry: Registry, config: Any) -> Any:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 
-def subset_loader(runner, dataset: Dataset, share: float) -> DataLoader:
+def subset_loader(runner, dataset, share: float) -> DataLoader:
     """A loader like the run's own, of a random part of its data set; the same part in every run.
 
     Args:
         runner: The runner; its config says how data is loaded.
-        dataset: Its training data.
+        dataset: Its training data, a data set with a length.
         share: Share of the samples, in (0, 1]; at least one batch.
 
     Raises:
@@ -70,4 +70,5 @@ class Alternating:
         self.past = chain(repeat(part, given_part), repeat(full, given - given_part))
 
     def __next__(self) -> Any:
-        return next(next(self.past, None) or (self.part if self.in_part() else self.full))
+        past = next(self.past, None)
+        return next(past or (self.part if self.in_part() else self.full))
