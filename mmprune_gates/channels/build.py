@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +68,8 @@ def build_graph(flow: Flow, branches: Sequence[Branch], prune_channels: bool = T
     )
 
 
-def _resolved(found: Read | Site, numbering: Numbering) -> Read | Site:
-    """The same record with channel numbers in place of ids."""
+def _resolved(found: Any, numbering: Numbering) -> Any:
+    """The same read or site with channel numbers in place of ids."""
     return replace(found, index=numbering.channels(found.index))
 
 
@@ -83,7 +84,7 @@ def _find_slots(flow: Flow, numbering: Numbering) -> Slots:
     return dict(slots)
 
 
-def _find_reads(flow: Flow, numbering: Numbering) -> tuple[Read, ...]:
+def _find_reads(flow: Flow, numbering: Numbering) -> tuple[Read[Tensor], ...]:
     """Where channels are read: by layers, and by modules that keep their full width."""
     reads = list(flow.reads)
     for calls in flow.full_width.values():
@@ -91,14 +92,18 @@ def _find_reads(flow: Flow, numbering: Numbering) -> tuple[Read, ...]:
     return tuple(_resolved(read, numbering) for read in reads)
 
 
-def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site, ...]:
+def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site[Tensor], ...]:
     """Where a gate can stand behind what makes channels."""
     sites = [_resolved(site, numbering) for site in flow.sites.values()]
     return tuple(site for site in sites if (site.index >= 0).any())
 
 
 def _describe_blocks(
-    flow: Flow, branches: Sequence[Branch], numbering: Numbering, slots: Slots, full_width: Mapping[str, FullWidth]
+    flow: Flow,
+    branches: Sequence[Branch],
+    numbering: Numbering,
+    slots: Slots,
+    full_width: Mapping[str, FullWidth[Tensor]],
 ) -> tuple[Block, ...]:
     """All residual blocks, each with the groups that go with it and the one that makes it constant if it is empty."""
     holders = {path: set(numbering.groups_in(module.index)) for path, module in full_width.items()}
@@ -111,7 +116,7 @@ def _describe_blocks(
             block = replace(block, gate=int(numbering.channels(branch.gate)))
         last = _last_group(flow, block, numbering)
         inner = _inner_groups(block, numbering, holders)
-        if last in inner and _costs_nothing_without(flow, branch, numbering, inner):
+        if block.tail is not None and last in inner and _costs_nothing_without(flow, branch, numbering, inner):
             names = [numbering.groups[number].name for number in sorted(inner)]
             index = numbering.channels(block.tail.axis.ids)
             block = replace(block, inner=tuple(names), last=numbering.groups[last].name, index=index)

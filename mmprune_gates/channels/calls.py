@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ def call_options(example_inputs: Inputs) -> Options:
         TypeError: They are none of these, or hold no tensor that has a batch dimension.
     """
     if isinstance(example_inputs, Mapping):
-        options = (), dict(example_inputs)
+        options: Options = (), dict(example_inputs)
     elif isinstance(example_inputs, (tuple, list)):
         options = tuple(example_inputs), {}
     else:
@@ -87,7 +87,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     if value is None or isinstance(value, (bool, int, float, str, torch.Size)):
         return []
     if isinstance(value, Mapping):
-        parts = value.values()
+        parts: Iterable[Any] = value.values()
     elif isinstance(value, (list, tuple)):
         parts = value
     elif dataclasses.is_dataclass(value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -15,11 +16,12 @@ from torch.fx import Node
 from mmprune_gates.channels.calls import Options
 from mmprune_gates.channels.labels import GATED, ZERO, Axis, Ids, Shape, Value
 
-Index = Ids | Tensor  # ids of channels, an array, as long as models are walked; then their numbers, a tensor
+# Ids of channels, an array, as long as models are walked; then their numbers, a tensor.
+Index = TypeVar('Index', Ids, Tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Read:
+class Read(Generic[Index]):
     """A layer that reads channels, and whether gates at sites before it reach it unchanged.
 
     Attributes:
@@ -48,7 +50,7 @@ class Read:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullWidth(Read):
+class FullWidth(Read[Index]):
     """A module that computes across channels: in a slim model it still sees all of them, those gone as zeros.
 
     Its input and its output have the same channels at the same places.
@@ -61,7 +63,7 @@ class FullWidth(Read):
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Generic[Index]):
     """A norm, or a layer without one behind it, whose output a gate can scale.
 
     Attributes:
@@ -145,12 +147,12 @@ class Flow:
     num_ids: int = 0
     edges: list[tuple[Ids, Ids]] = field(default_factory=list)
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
-    reads: list[Read] = field(default_factory=list)
-    sites: dict[str, Site] = field(default_factory=dict)
+    reads: list[Read[Ids]] = field(default_factory=list)
+    sites: dict[str, Site[Ids]] = field(default_factory=dict)
     tainted: set[str] = field(default_factory=set)
     layers: dict[str, Use] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
-    full_width: dict[str, list[FullWidth]] = field(default_factory=lambda: defaultdict(list))
+    full_width: dict[str, list[FullWidth[Ids]]] = field(default_factory=lambda: defaultdict(list))
     calls: Counter[str] = field(default_factory=Counter)
     plain: dict[str, Options] = field(default_factory=dict)
     odd: set[str] = field(default_factory=set)

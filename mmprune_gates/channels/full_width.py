@@ -18,7 +18,7 @@ import torch
 from torch.fx import Graph, Node
 
 from mmprune_gates.channels.flow import Flow, FullWidth
-from mmprune_gates.channels.labels import GATED, LOST, Value
+from mmprune_gates.channels.labels import GATED, LOST, Ids, Value
 from mmprune_gates.channels.op import UNKNOWN, is_inplace, module_path, shapes
 
 UNLIKE = 'called in different ways by a module that computes across channels'
@@ -161,7 +161,7 @@ def settle(flow: Flow) -> None:
                 flow.unite(first.index, call.index)
 
 
-def _all_alike(flow: Flow, calls: list[FullWidth]) -> bool:
+def _all_alike(flow: Flow, calls: list[FullWidth[Ids]]) -> bool:
     """Whether these are all calls of a module, with as many channels along the same dimension."""
     path = calls[0].layer
     if path in flow.odd or len(calls) != flow.calls[path]:
@@ -170,14 +170,14 @@ def _all_alike(flow: Flow, calls: list[FullWidth]) -> bool:
     return len(layouts) == 1
 
 
-def _freeze_calls(flow: Flow, calls: list[FullWidth], reason: str) -> None:
+def _freeze_calls(flow: Flow, calls: list[FullWidth[Ids]], reason: str) -> None:
     """Freeze the channels that a module reads, in all its calls."""
     for call in calls:
         flow.frozen.append((call.index, f'{reason} ({call.layer})'))
 
 
 @torch.no_grad()
-def _is_finite(flow: Flow, call: FullWidth) -> bool:
+def _is_finite(flow: Flow, call: FullWidth[Ids]) -> bool:
     """Whether a module's output stays finite when all channels, or every other one, are zero."""
     original = flow.model.get_submodule(call.layer)
     module = copy.deepcopy(original).eval()

@@ -70,9 +70,9 @@ class ChannelGraph:
     groups: tuple[Group, ...]
     slots: Mapping[str, Mapping[int, Tensor]]
     layers: tuple[Layer, ...]
-    reads: tuple[Read, ...]
-    sites: tuple[Site, ...]
-    full_width: Mapping[str, FullWidth]
+    reads: tuple[Read[Tensor], ...]
+    sites: tuple[Site[Tensor], ...]
+    full_width: Mapping[str, FullWidth[Tensor]]
     blocks: tuple[Block, ...]
     filters: Tensor
     tainted: frozenset[str]
@@ -141,7 +141,7 @@ class ChannelGraph:
             for layer in self.layers
         )
         blocks = tuple(replace(block, gate=None) if reasons.get(block.name) else block for block in self.blocks)
-        whole = [block.last for block in blocks if any(map(reasons.get, block.inner))]
+        whole = [block.last for block in blocks if block.last and any(map(reasons.get, block.inner))]
         return replace(self, groups=groups, layers=layers, blocks=blocks).without_emptying(whole)
 
     def without_emptying(self, names: Container[str]) -> ChannelGraph:

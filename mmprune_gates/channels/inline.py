@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from operator import getitem
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -25,13 +26,13 @@ def inline(module: GraphModule, call: Node) -> None:
     """Replace one call of a graph by the nodes of that graph."""
     graph = module.graph
     body = next(source for source in call.all_input_nodes if source.op == 'get_attr')
-    inner = getattr(module, body.target)
+    inner = getattr(module, str(body.target))
     inline_contexts(inner)
     inputs = inner.graph.find_nodes(op='placeholder')
     first = call.args.index(body) + 1
     values = dict(zip(inputs, call.args[first:], strict=True))
     with graph.inserting_before(call):
-        results = graph.graph_copy(inner.graph, values)
+        results: Any = graph.graph_copy(inner.graph, values)
     for user in list(call.users):
         if user.target is not getitem:
             raise NotImplementedError(f'{call.target}: its results are used by {user.target} as a whole')

@@ -46,8 +46,6 @@ class Kept(Mapping):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Kept) and torch.equal(self.vector, other.vector)
 
-    __hash__ = None
-
     def at(self, index: Tensor) -> Tensor:
         """Bool of the shape of ``index``: which positions stay; those of no channel (-1) always do."""
         return at(self.vector, index, True)
@@ -55,8 +53,7 @@ class Kept(Mapping):
     @cached_property
     def emptied(self) -> tuple[Block, ...]:
         """The blocks that are constant, as nothing of their last group is kept."""
-        can = [block for block in self.blocks if block.last is not None]
-        return tuple(block for block in can if not self[block.last].any())
+        return tuple(block for block in self.blocks if block.last is not None and not self[block.last].any())
 
     @cached_property
     def idle(self) -> tuple[Group, ...]:

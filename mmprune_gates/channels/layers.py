@@ -148,8 +148,9 @@ def _produce(op: Op, made: Axis | None, dim: int) -> Axis | None:
     """The output axis of a layer: the channels its weight makes, laid along ``dim``."""
     if made is None:
         return None
-    if op.bias is not None:
-        op.flow.unite(made.ids, op.bias.along(0).ids)
+    bias = None if op.bias is None else op.bias.along(0)
+    if bias is not None:
+        op.flow.unite(made.ids, bias.ids)
     out = replace(made, dim=dim)
     return _gated(op, out, made.dim)
 
@@ -189,7 +190,8 @@ def _grouped_output(op: Op, transposed: bool, conv_groups: int) -> Axis | None:
         made = op.rigid(1, conv_groups, 'a single channel in each group')
     places = np.arange(op.shape[1]) % len(made.ids)
     out = _produce(op, made.take(places), 1)
-    return op.flow.weaken(out, ZERO)  # weight and bias hold its channels in different numbers: no gate there
+    # Weight and bias hold its channels in different numbers: no gate there.
+    return None if out is None else op.flow.weaken(out, ZERO)
 
 
 def _depthwise_output(op: Op, transposed: bool) -> Axis | None:

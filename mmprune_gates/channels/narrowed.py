@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from mmprune_gates.channels.flow import Read, Site
 from mmprune_gates.channels.graph import ChannelGraph, Layer
 from mmprune_gates.channels.groups import Block, Group, at, within
 from mmprune_gates.channels.kept import Kept
+
+Reader = TypeVar('Reader', bound=Read[Tensor])
 
 
 def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> ChannelGraph:
@@ -82,12 +85,12 @@ class _Left:
                 start += size
         return tuple(found)
 
-    def read(self, read: Read) -> Read:
+    def read(self, read: Reader) -> Reader:
         """A reader of fewer channels."""
         stays = self.kept.at(read.index)
         return replace(read, index=self.index(read.index), gated=read.gated[stays])
 
-    def site(self, site: Site) -> Site:
+    def site(self, site: Site[Tensor]) -> Site[Tensor]:
         """A site with fewer channels."""
         return replace(site, index=self.index(site.index))
 

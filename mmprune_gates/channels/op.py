@@ -60,7 +60,8 @@ class Op:
         args = self.node.args
         if position >= len(args):
             return None
-        return self.names.get(args[position])
+        source = args[position]
+        return self.names.get(source) if isinstance(source, Node) else None
 
     @property
     def tensors(self) -> list[Value]:

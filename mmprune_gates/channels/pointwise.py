@@ -203,12 +203,11 @@ def _reduced(op: Op, dims: int | list[int] | None, keep: bool) -> Result:
     """What is left of the first operand's axes once ``dims`` (all, if there are none) are gone, or of size 1."""
     if isinstance(dims, int):
         dims = [dims]
-    elif not dims:
-        dims = range(op.x.rank)
+    gone = dims or range(op.x.rank)
     reason = 'reduced over channels'
     if keep:
-        return op.spoilt(dims, reason)
-    return op.dropped(dims, reason)
+        return op.spoilt(gone, reason)
+    return op.dropped(gone, reason)
 
 
 def softmax(op: Op) -> Result:

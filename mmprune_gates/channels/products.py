@@ -34,7 +34,7 @@ def _products_of(op: Op) -> list[list[int]]:
 
 def _einsum_extents(op: Op) -> list[list[int]]:
     """Extents of an einsum of two operands without an ellipsis; others are not counted."""
-    equation = op.node.args[0].replace(' ', '')
+    equation = str(op.node.args[0]).replace(' ', '')
     inputs = equation.split('->')[0]
     operands = inputs.split(',')
     if '...' in equation or len(operands) != 2:

@@ -98,10 +98,11 @@ def find_tail(graph: Walked, end: Node, modules: tuple[str, ...]) -> Tail | None
     chain = [*steps, node]
     axes = graph.values[chain[0]].axes
     _, *parameters = operands(node)
-    names = [graph.names.get(parameter) for parameter in parameters]
-    if module is None or len(axes) != 1 or None in names:
+    names = [graph.names[parameter] for parameter in parameters if parameter in graph.names]
+    if module is None or len(axes) != 1 or len(names) != len(parameters):
         return None
-    weight, bias, *_ = [*names, None]  # not every layer has a bias
+    weight, *others = names
+    bias = others[0] if others else None
     return Tail(
         module=module,
         weight=weight,
@@ -147,7 +148,7 @@ def _bias_shape(layer: Node) -> Shape:
 def _written(graph: Walked, node: Node) -> tuple[Any, tuple]:
     """A call as a step: its op, and its arguments with tensors replaced by their names."""
 
-    def written(source: Node) -> Operand:
+    def written(source: Node) -> Any:
         return Operand(graph.names.get(source))
 
     return node.target, map_arg(node.args, written)

@@ -17,12 +17,12 @@ from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
 from mmprune_gates.channels.calls import Forward, Options, batch_size, noted_calls, run
 from mmprune_gates.channels.flow import Flow
-from mmprune_gates.channels.full_width import computes_across, find_calls, keep_whole, settle
+from mmprune_gates.channels.full_width import Call, computes_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names
-from mmprune_gates.channels.op import Op, as_list, is_inplace, shapes
+from mmprune_gates.channels.op import Op, as_list, is_inplace, operands, shapes
 from mmprune_gates.channels.rules import apply_rule
 from mmprune_gates.channels.walked import Walked
 
@@ -135,9 +135,9 @@ def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> li
     """Let labels flow through an exported graph, from its inputs to its outputs; returns its residual branches."""
     graph = program.graph
     values, names = _placeholders(flow, program)
-    calls = {}
-    for call in find_calls(flow, graph, names):
-        calls |= dict.fromkeys(call.nodes, call)
+    calls: dict[Node, Call] = {}
+    for found in find_calls(flow, graph, names):
+        calls |= dict.fromkeys(found.nodes, found)
 
     def follow(node: Node, into: Flow) -> None:
         values[node] = _labels(Op(into, node, values, names, batch, counted))
@@ -186,9 +186,9 @@ def _labels(op: Op) -> Any:
     It does not for views, nor across the graphs of contexts; the labels of what is read there would be out of date.
     """
     result = apply_rule(op)
-    if not is_inplace(op.node):
+    if not is_inplace(op.node) or isinstance(result, list):
         return result
-    operand = op.node.args[0]
+    operand = operands(op.node)[0]
     viewed = _is_view(operand) or any(map(_is_view, operand.users))
     read_later = any(user not in op.values and user is not op.node for user in operand.users)
     if (viewed or read_later) and _has_changed(op.values[operand], result):
@@ -198,9 +198,8 @@ def _labels(op: Op) -> Any:
 
 def _is_view(node: Node) -> bool:
     """Whether a tensor shares its elements with one computed before it."""
-    if node.target is getitem:
-        node = node.args[0]
-    return getattr(node.target, 'is_view', False)
+    made = node.args[0] if node.target is getitem else node
+    return isinstance(made, Node) and getattr(made.target, 'is_view', False)
 
 
 def _has_changed(before: Value, after: Value) -> bool:
