@@ -50,7 +50,8 @@ class GateSet(nn.Module):
             gate.set_members(len(self.members(group)))
             self.by_group[key(group.name)] = gate
         self.scales: list[Scale] = []
-        self.whole, self.shrunk = graph, []
+        self.whole = graph
+        self.shrunk: list[Tensor] = []
         self.spec: dict[str, dict] = {'widths': {}, 'removed': {}}
         self.owner: str | None = None
         self.warned = False
@@ -134,12 +135,14 @@ class GateSet(nn.Module):
     def set_eps(self, eps: float) -> None:
         """Anneal the gates that have a smoothness ``eps``."""
         for gate in self.by_group.values():
-            if hasattr(gate, 'eps'):
-                gate.eps.fill_(eps)
+            own = getattr(gate, 'eps', None)
+            if own is not None:
+                own.fill_(eps)
 
     def eps(self) -> float:
         """Smoothness of the gates; 0 where they have none."""
-        return next((float(gate.eps) for gate in self.by_group.values() if hasattr(gate, 'eps')), 0.0)
+        found = [getattr(gate, 'eps', None) for gate in self.by_group.values()]
+        return next((float(own) for own in found if own is not None), 0.0)
 
     def slope(self) -> Tensor:
         """(num_channels,) derivative of each gate's value with respect to its theta; 1 where there is no gate."""
@@ -239,12 +242,13 @@ def gates_of(model: nn.Module) -> GateSet:
     Raises:
         ValueError: It has none.
     """
-    if not has_gates(model):
+    gates = getattr(model, NAME, None)
+    if not isinstance(gates, GateSet):
         raise ValueError(
             f'{type(model).__name__} has no gates: build it from a config with '
             "model.type='mmprune_gates.GatedModel', or call attach_gates"
         )
-    return model.gates
+    return gates
 
 
 def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> GateSet:
@@ -261,7 +265,7 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
     if hasattr(model, NAME):
         raise ValueError(f'{type(model).__name__} already has an attribute {NAME!r}')
     if not graph.free:
-        reasons = sorted({group.frozen for group in graph.groups})
+        reasons = sorted({group.frozen for group in graph.groups if group.frozen is not None})
         raise ValueError(f'{type(model).__name__} has no prunable channel: {"; ".join(reasons) or "no layers"}')
     like = next(model.parameters())
     gates = GateSet(graph, make_gate).to(like.device, like.dtype)

@@ -7,13 +7,17 @@ they are (``ChannelGraph.full_width``).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mmprune_gates.gates.gate import laid
 
+Widened = Any  # a module with the buffers and the attribute named above, of which torch's types know nothing
 
-def keep_full_width(module: nn.Module, like: Tensor, dim: int, channels: int, kept: int) -> None:
+
+def keep_full_width(module: Widened, like: Tensor, dim: int, channels: int, kept: int) -> None:
     """Let a module take and give the first ``kept`` of its channels, unless it keeps its full width already.
 
     :func:`narrow` chooses other channels.
@@ -41,7 +45,7 @@ def has_full_width(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def scale_input(module: nn.Module, dim: int, scale: Tensor) -> None:
+def scale_input(module: Widened, dim: int, scale: Tensor) -> None:
     """Multiply what a module is called with by (C,) factors from now on; it takes and gives all channels."""
     if (scale == 1).all():
         return
@@ -50,7 +54,7 @@ def scale_input(module: nn.Module, dim: int, scale: Tensor) -> None:
     module.kept_scale.mul_(scale)
 
 
-def narrow(module: nn.Module, like: Tensor, dim: int, mask: Tensor) -> dict[str, int]:
+def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor) -> dict[str, int]:
     """Let a module take and give fewer channels than it does.
 
     Args:
@@ -71,7 +75,7 @@ def narrow(module: nn.Module, like: Tensor, dim: int, mask: Tensor) -> dict[str,
     return module.mmprune_gates_width | {'kept': len(stays)}
 
 
-def among_zeros(module: nn.Module, args: tuple) -> tuple:
+def among_zeros(module: Widened, args: tuple) -> tuple:
     """Forward pre-hook: the input, scaled, among zeros."""
     x, *rest = args
     width = module.mmprune_gates_width
@@ -85,7 +89,7 @@ def among_zeros(module: nn.Module, args: tuple) -> tuple:
     return (wide, *rest)
 
 
-def kept_part(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+def kept_part(module: Widened, args: tuple, output: Tensor) -> Tensor:
     """Forward hook: the kept channels of the output."""
     dim = module.mmprune_gates_width['dim']
     return output.index_select(dim, module.kept_index)

@@ -58,10 +58,11 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
     for read in by_reader.values():
         own = restrict(graph, read.index, readers)
         placements.append(before(read, own, graph))
-    for block in graph.gated_blocks:
+    gates = [(block.gate, block.sites) for block in graph.blocks if block.gate is not None]
+    for gate, sites in gates:
         for site in graph.sites:
-            if site.module in block.sites:
-                whole = torch.full_like(site.index, block.gate)
+            if site.module in sites:
+                whole = torch.full_like(site.index, gate)
                 placements.append(after(site, whole))
     return tuple(placement for placement in placements if bool((placement.index >= 0).any()))
 
@@ -117,10 +118,11 @@ def after(site: Site, index: Tensor) -> Placement:
 
 def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
     """A gate in front of a reader: on its weight or, if that has more elements, on its input where it can be."""
-    of_weight = graph.slots.get(read.weight, {}).get(read.in_dim)
+    dim = read.in_dim
+    of_weight = None if read.weight is None or dim is None else graph.slots.get(read.weight, {}).get(dim)
     on_weight = read.weight_size < read.input_size or not read.direct
-    if of_weight is None or not on_weight:
-        return Placement(read.layer, INPUT, read.dim, read.in_dim, index)
+    if dim is None or of_weight is None or not on_weight:
+        return Placement(read.layer, INPUT, read.dim, dim, index)
     gated = torch.isin(of_weight, index[index >= 0])
     index = torch.where(gated, of_weight, -1)
-    return Placement(read.layer, WEIGHT, read.in_dim, read.in_dim, index)
+    return Placement(read.layer, WEIGHT, dim, dim, index)

@@ -32,6 +32,8 @@ class PolarizationGate(Gate):
         eps: Initial smoothness; the form is the paper's, the value this project's choice.
     """
 
+    eps: Tensor
+
     def __init__(self, size: int, eps: float = 0.1) -> None:
         super().__init__(size)
         checked('PolarizationGate: eps', eps, POSITIVE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ class Scale:
 
     def attach(self, module: nn.Module) -> None:
         """Begin to act on a module."""
-        self.module = module
+        self.module: Any = module  # a norm or layer, of which Module does not say that it has a weight
         before = module.register_forward_pre_hook(self.before, prepend=True)  # on what the module is called with
         self.handles = before, module.register_forward_hook(self.after, always_call=True)
 
@@ -66,7 +68,9 @@ class Scale:
         return value if self.pick is None else at(value, self.pick, 1)
 
     def targets(self) -> tuple[tuple[str, int], ...]:
-        """Parameters to scale, and the dimension of each."""
+        """Parameters to scale, and the dimension of each; none of a module that keeps its full width."""
+        if self.placement.weight_dim is None:
+            return ()
         weight = ('weight', self.placement.weight_dim)
         has_bias = self.placement.kind in BEHIND and self.module.bias is not None
         return (weight, ('bias', 0)) if has_bias else (weight,)
