@@ -174,9 +174,9 @@ def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> 
     needed: dict[str, Failure] = {}
     for blocks in levels(graph.blocks):
         gated = [block for block in blocks if block.gate is not None]
-        can_be_empty = [block for block in blocks if block.last is not None]
         closing = nothing_of(graph, [block.name for block in gated])
-        emptied = nothing_of(graph, [block.last for block in can_be_empty])
+        lasts = [block.last for block in blocks if block.last is not None]
+        emptied = nothing_of(graph, lasts)
         if not closing and not emptied:
             continue
         never_empty = [block.name for block in gated if block.last is None]
@@ -212,7 +212,8 @@ def nothing_of(graph: ChannelGraph, names: Iterable[str]) -> Masks:
 
 def levels(blocks: Sequence[Block]) -> list[list[Block]]:
     """Blocks that are inside no other, then the others, which would not be missed if the first were gone."""
-    outer, inner = [], []
+    outer: list[Block] = []
+    inner: list[Block] = []
     for block in blocks:
         holders = [other for other in blocks if other is not block and block.is_inside(other)]
         level = inner if holders else outer

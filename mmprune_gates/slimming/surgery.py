@@ -50,9 +50,11 @@ def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
     tensors = named_tensors(model)
     gone = [Gone(block) for block in kept.closed]
     for block in kept.emptied:
-        whole = block.tail.constant(tensors).detach()
-        dim, stays = block.tail.axis.dim, kept.at(block.index)
-        constant = cut(whole, {dim: stays})
+        tail, index = block.tail, block.index
+        assert tail is not None and index is not None  # a block that can be emptied has both
+        whole = tail.constant(tensors).detach()
+        stays = kept.at(index)
+        constant = cut(whole, {tail.axis.dim: stays})
         gone.append(Gone(block, constant))
     outermost: list[Gone] = []
     for one in gone:
@@ -203,7 +205,7 @@ def replace_blocks(model: nn.Module, gone: Sequence[Gone]) -> dict[str, list[int
     for one in gone:
         for path in one.block.modules:
             removed[path] = None
-        if one.constant is not None:
+        if one.constant is not None and one.block.tail is not None:
             last = one.block.tail.module
             removed[last] = list(one.constant.shape)
             constants[last] = one.constant

@@ -26,14 +26,15 @@ Holders = list[tuple[nn.Module, str]]  # modules that hold one parameter, each u
 Widths = dict[str, dict[str, Any]]  # see above
 FULL_WIDTH = 'full_width'
 FULL_WIDTH_KEYS = {'dim': WHOLE, 'channels': COUNT, 'kept': COUNT}
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# Tensor -> the attribute that says how large it is, for each of its dimensions.
-NORM = dict.fromkeys(('weight', 'bias', 'running_mean', 'running_var'), ('num_features',))
-LINEAR = {'weight': ('out_features', 'in_features'), 'bias': ('out_features',)}
-PRELU = {'weight': ('num_parameters',)}
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
+Layout = dict[str, tuple[str, ...]]  # tensor -> the attribute that says how large it is, for each of its dimensions
+NORM: Layout = dict.fromkeys(('weight', 'bias', 'running_mean', 'running_var'), ('num_features',))
+LINEAR: Layout = {'weight': ('out_features', 'in_features'), 'bias': ('out_features',)}
+PRELU: Layout = {'weight': ('num_parameters',)}
 
 
-def conv_shapes(conv: nn.Module) -> Shapes:
+def conv_shapes(conv: Convolution) -> Shapes:
     """Shapes of a convolution's parameters from its attributes."""
     first, second = conv.out_channels, conv.in_channels
     if conv.transposed:
@@ -43,7 +44,7 @@ def conv_shapes(conv: nn.Module) -> Shapes:
     return {'weight': weight, 'bias': bias}
 
 
-def conv_attributes(conv: nn.Module) -> Attributes:
+def conv_attributes(conv: Convolution) -> Attributes:
     """Attributes of a convolution from the shape of its weight."""
     first, second = conv.weight.shape[:2]
     groups = conv.groups
@@ -57,7 +58,7 @@ def conv_attributes(conv: nn.Module) -> Attributes:
     return {'in_channels': first, 'out_channels': second, 'groups': groups}
 
 
-def layout_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
+def layout_of(module: nn.Module) -> Layout:
     """Which attributes say how large the tensors of a module are; empty where it is of another kind."""
     # A batch or instance norm of torch, or of a package that derives its own.
     if hasattr(module, 'num_features') and hasattr(module, 'running_mean'):
@@ -71,7 +72,7 @@ def layout_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def shapes_of(module: nn.Module) -> Shapes:
     """Shapes of a module's tensors from its attributes; empty where it has no such attributes."""
-    if isinstance(module, CONVOLUTIONS):
+    if isinstance(module, Convolution):
         return conv_shapes(module)
     shapes = {}
     for tensor, attributes in layout_of(module).items():
@@ -82,9 +83,9 @@ def shapes_of(module: nn.Module) -> Shapes:
 
 def attributes_of(module: nn.Module) -> Attributes:
     """Attributes of a module from the shapes of its tensors; empty where it has no such attributes."""
-    if isinstance(module, CONVOLUTIONS):
+    if isinstance(module, Convolution):
         return conv_attributes(module)
-    found = {}
+    found: Attributes = {}
     for name, attributes in layout_of(module).items():
         tensor = getattr(module, name, None)
         if tensor is not None:
@@ -189,7 +190,7 @@ def check_full_width(path: str, given: Mapping) -> None:
 
 def width_rules(module: nn.Module) -> dict[str, Rule]:
     """What the widths of a module must be: attributes that say how many channels it has, or shapes of its tensors."""
-    if isinstance(module, CONVOLUTIONS):
+    if isinstance(module, Convolution):
         return dict.fromkeys(conv_attributes(module), COUNT)
     layout = layout_of(module)
     if layout:
@@ -211,15 +212,16 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
         return
     for name, value in attributes.items():
         setattr(module, name, value)
-    if isinstance(module, CONVOLUTIONS):
+    if isinstance(module, Convolution):
         before, after, groups = module.in_channels, module.out_channels, module.groups
         if before % groups or after % groups:
             raise ValueError(f'widths of {path!r}: {before} and {after} channels are no multiples of {groups} groups')
     for name, shape in shapes_of(module).items():
         if getattr(module, name, None) is not None:
             replace_tensor(module, name, torch.ones(shape))
-    if hasattr(module, 'reset_parameters'):
-        module.reset_parameters()
+    reset = getattr(module, 'reset_parameters', None)
+    if reset is not None:
+        reset()
 
 
 def replace_tensor(module: nn.Module, name: str, value: Tensor) -> Tensor:
