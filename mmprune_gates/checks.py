@@ -30,12 +30,14 @@ class Rule:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; truth values are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and -inf < value < inf
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    return is_real and -inf < value < inf
 
 
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number of a size that counts of something have."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    is_integral = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_integral and -LARGEST < value < LARGEST
 
 
 def is_list(value: Any) -> bool:

@@ -88,7 +88,7 @@ def replace_missing_mmcv_operators() -> bool:
     """
     if not has_package('mmcv') or importlib.util.find_spec('mmcv._ext') is not None:
         return False
-    ext_loader = importlib.import_module('mmcv.utils.ext_loader')
+    ext_loader: Any = importlib.import_module('mmcv.utils.ext_loader')
     if ext_loader.load_ext is load_missing_operators:
         return False
     ext_loader.load_ext = load_missing_operators
@@ -116,7 +116,7 @@ def allow_checkpoint_classes() -> bool:
     if not has_package('mmengine'):
         return False
     allowed = torch.serialization.get_safe_globals()
-    missing = [item for item in _checkpoint_classes() if item not in allowed]
+    missing: list[Any] = [item for item in _checkpoint_classes() if item not in allowed]
     torch.serialization.add_safe_globals(missing)
     return bool(missing)
 
@@ -186,7 +186,7 @@ def count_given_inputs() -> bool:
     """
     if not has_package('mmengine'):
         return False
-    analysis = importlib.import_module('mmengine.analysis')
+    analysis: Any = importlib.import_module('mmengine.analysis')
     count = analysis.get_model_complexity_info
     try:
         count(torch.nn.Identity(), (1,), inputs=torch.zeros(1), show_table=False, show_arch=False)
@@ -211,8 +211,8 @@ def launch_without_gpus() -> bool:
     """
     if not has_package('mmengine') or _has_accelerator():
         return False
-    dist = importlib.import_module('mmengine.dist')
-    runner = importlib.import_module('mmengine.runner.runner')
+    dist: Any = importlib.import_module('mmengine.dist')
+    runner: Any = importlib.import_module('mmengine.runner.runner')
     start = dist.init_dist
     if hasattr(start, '__wrapped__'):
         return False

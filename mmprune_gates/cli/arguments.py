@@ -80,8 +80,8 @@ def load_config(args: argparse.Namespace) -> Config:
     try:
         config.merge_from_dict(args.cfg_options)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        reason = error.args[0] if error.args else error
-        raise ValueError(f'--cfg-options does not fit {args.config}: {reason}') from error
+        told = error.args[0] if error.args else error
+        raise ValueError(f'--cfg-options does not fit {args.config}: {told}') from error
     check_config(config, args.config)
     return config
 

@@ -76,7 +76,7 @@ class Jobs:
         path = folder / 'train.log'
         total = 1
         with path.open('w', buffering=1) as log, self.tool(command, subprocess.PIPE) as process:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 log.write(line)
                 found = STEP.search(line)
                 if found:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmprune_gates.engine.model_config import stock_model
-from mmprune_gates.report.run import Run, scalar_files
+from mmprune_gates.report.run import Data, Run, scalar_files
 from mmprune_gates.version import __version__
 
 COUNTED = {'macs': 'MACs', 'params': 'parameters', 'channels': 'channels'}  # key of slim.json -> what people call it
@@ -26,9 +26,9 @@ class Tile:
 
 def tiles_of(run: Run) -> list[Tile]:
     """The figures that matter, as far as they are known."""
-    tiles = slim_tiles(run) if run.slim else gated_tiles(run)
+    tiles = slim_tiles(run, run.slim) if run.slim else gated_tiles(run)
     points = run.measured()
-    if points:
+    if points and run.metric:
         _, value = points[-1]
         tiles.append(Tile(run.metric, f'{value:.2f}', 'last validation of the gated run'))
     progress = run.progress()
@@ -38,11 +38,11 @@ def tiles_of(run: Run) -> list[Tile]:
     return tiles
 
 
-def slim_tiles(run: Run) -> list[Tile]:
+def slim_tiles(run: Run, slim: Data) -> list[Tile]:
     """MACs, parameters and channels of the slim model, beside the dense one's."""
     tiles = []
     for key, name in COUNTED.items():
-        row = run.slim.get(key)
+        row = slim.get(key)
         if not row or not row['before']:
             continue
         before, after = row['before'], row['after']
@@ -102,7 +102,7 @@ def without_scope(kind: object) -> str:
 
 def facts_of(run: Run) -> dict[str, object]:
     """Where the page and the models come from."""
-    facts = {'work directory': run.folder}
+    facts: dict[str, object] = {'work directory': run.folder}
     if run.config is not None:
         randomness = run.config.get('randomness') or {}
         facts['config'] = run.config_path
@@ -116,18 +116,18 @@ def facts_of(run: Run) -> dict[str, object]:
     if run.checkpoint:
         facts['last checkpoint'] = run.checkpoint
     if run.slim:
-        facts |= facts_of_slim(run)
+        facts |= facts_of_slim(run, run.slim)
     facts['page written by'] = f'mmprune_gates {__version__}'
     return facts
 
 
-def facts_of_slim(run: Run) -> dict[str, object]:
+def facts_of_slim(run: Run, slim: Data) -> dict[str, object]:
     """Where a slim model comes from."""
-    made = run.slim['provenance']
-    macs = run.slim['macs']
-    params = run.slim['params']
+    made = slim['provenance']
+    macs = slim['macs']
+    params = slim['params']
     shape = tuple(macs['input_shape'])
-    error = run.slim['parity_error']
+    error = slim['parity_error']
     return {
         'slim model': run.slim_dir,
         'made from': '{checkpoint}, SHA-256 {checkpoint_sha256}'.format_map(made),

@@ -180,7 +180,7 @@ def costs_of(graph: ChannelGraph, value: Tensor) -> dict[str, tuple[float, float
     """Stage -> MACs before and after."""
     before = graph.cost.per_layer(torch.ones_like(value))
     after = graph.cost.per_layer(value)
-    costs = {}
+    costs: dict[str, tuple[float, float]] = {}
     for path, whole in before.items():
         stage = stage_of(path)
         old, new = costs.get(stage, (0, 0))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -185,7 +186,7 @@ def layers(widths: Sequence[Width]) -> Figure:
 def columns_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Stages in order, cut into at most :data:`COLUMNS` columns of similar height."""
     total = sum(map(room, stages))
-    columns = [[]]
+    columns: list[list[Stage]] = [[]]
     filled = 0
     for stage in stages:
         height = room(stage)
@@ -205,7 +206,7 @@ def room(stage: Stage) -> int:
 
 def draw_column(figure: FigureBase, stages: Sequence[Stage], rows: int) -> None:
     """Panels of stages, one below the other, on a part of a figure with the height of ``rows`` bars."""
-    heights = [room(stage) for stage in stages]
+    heights: list[float] = [room(stage) for stage in stages]
     spare = rows - sum(heights)
     heights.append(max(spare, 0.01))
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
@@ -285,7 +286,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-def side_by_side(rows: Sequence[dict[str, np.ndarray]], legend: dict[str, Sequence[float]]) -> Figure:
+def side_by_side(rows: Sequence[dict[str, np.ndarray]], legend: dict[str, Any]) -> Figure:
     """A row of pictures per image, with a title above each column.
 
     Args:

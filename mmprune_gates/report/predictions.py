@@ -81,7 +81,7 @@ def load(config: Config, weights: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def predicted(model: nn.Module, dataset: Any, index: int) -> tuple[Tensor, Any]:
+def predicted(model: Any, dataset: Any, index: int) -> tuple[Tensor, Any]:
     """The image of a sample as the model is given it, and the sample with truth and prediction."""
     sample = dataset[index]
     image = sample['inputs']
@@ -96,7 +96,7 @@ def spread(dataset: Any, count: int) -> list[int]:
     return places.astype(int).tolist()
 
 
-def segmentation(model: nn.Module, dataset: Any, name: str, count: int) -> Drawn:
+def segmentation(model: Any, dataset: Any, name: str, count: int) -> Drawn:
     """Image, truth if there is one, and prediction, for a few images of the test set."""
     classes = dataset.metainfo['classes']
     palette = np.array(dataset.metainfo['palette']) / 255
@@ -130,7 +130,7 @@ def coloured(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return table[np.clip(mask, 0, 255)]
 
 
-def classification(model: nn.Module, dataset: Any, name: str, count: int) -> Drawn:
+def classification(model: Any, dataset: Any, name: str, count: int) -> Drawn:
     """Confusion matrix over images of the test set; of many classes those with the most errors."""
     true = []
     found = []
@@ -152,7 +152,7 @@ def classification(model: nn.Module, dataset: Any, name: str, count: int) -> Dra
     note = f'{name} model, {right} of {total} images right ({right / total:.2%})'
     if total < len(dataset):
         note += f'; the test set has {len(dataset)}, these are evenly spread over it'
-    shown = range(size)
+    shown: range | np.ndarray = range(size)
     if size > SHOWN:
         shown = worst(matrix, SHOWN)
         note += f'. Shown: the {SHOWN} of {size} classes with the most errors'

@@ -216,7 +216,8 @@ def scalar_files(folder: Path) -> list[Path]:
 
 def read_scalars(folder: Path) -> tuple[Scalars, Scalars]:
     """Scalars of training and of validation, from all starts of a run; a later start replaces what it repeats."""
-    train, val = [], []
+    train: Scalars = []
+    val: Scalars = []
     for path in scalar_files(folder):
         texts = path.read_text(errors='replace').splitlines()
         lines = [line for line in map(parsed, texts) if line]
