@@ -158,8 +158,8 @@ def test_an_optimiser_with_other_state_is_refused_before_anything_changes():
     assert all(parameter is before[name] for name, parameter in run.model.named_parameters())
 
 
-def test_nothing_leaves_before_gates_are_closed_for_good():
-    with pytest.raises(RuntimeError, match='nothing can leave before gates are closed for good'):
+def test_nothing_leaves_where_nothing_is_closed():
+    with pytest.raises(RuntimeError, match='no gate is closed'):
         Run(Residual, 'gdp', 'sgd').pruner.shrink()
 
 

@@ -68,7 +68,7 @@ def test_gates_below_the_line_sink_to_zero_and_rise_again():
 
 def test_it_sees_the_gradient_of_the_gate_itself():
     update, gates = controller()
-    assert update.straight_through and all(gate.straight_through for gate in gates.by_group.values())
+    assert all(gate.straight_through for gate in gates.by_group.values())
 
 
 def test_the_state_is_plain_and_restores():

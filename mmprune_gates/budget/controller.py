@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,6 +64,10 @@ class Controller:
         """Whether nothing will close any more."""
         return self.kept is not None
 
+    def staying(self) -> Kept:
+        """What is left if all that may leave the model now does."""
+        return self.gates.graph.kept() if self.kept is None else self.kept
+
     def choose(self, score: Tensor) -> Kept:
         """Decide for good which channels stay, such that the budget is met as closely as the limits allow.
 
@@ -89,8 +92,7 @@ class Controller:
             kept: What is left.
         """
         self.gates, before = gates, self.candidates
-        cost = before.cost.bind(gates.graph, before.cost.model)
-        self.candidates = replace(Candidates.of(gates.graph, before.limits, cost), total=before.total)
+        self.candidates = before.narrowed(gates.graph, before.cost.bind(gates.graph, before.cost.model))
         if self.criterion is not None:
             self.criterion.narrow(gates, kept)
         if self.kept is not None:

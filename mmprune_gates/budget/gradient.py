@@ -1,13 +1,15 @@
-"""The ``gradient`` update, the paper's form: theta follows the task loss plus a price on the bilinear MACs.
+"""The ``gradient`` update, the paper's form: theta follows the gradient of task loss plus price times relaxed cost.
 
-GDP relaxes the bilinear cost by alternation: one side of the products is held fixed while the other moves. The
-exact update, the price's controller and the safeguards are this project's choice: the price acts on every other
-group in turn; it grows with a group's marginal MACs only by a power below one, so that a costly layer is less
-prone to close as a whole; it follows a slowly falling target; and a floor per group is never priced.
+Both terms reach a gate as one gradient, dL/dg + price * dC/dg, of which the cost's part is relaxed by alternation: with
+all other gates held fixed, the cost is linear in each gate. The sum is divided by the root of the mean square of dL/dg,
+as an optimiser with a diagonal preconditioner does it. The slope dg/dtheta of the gate multiplies both terms and this
+root alike, so it cancels. The price follows the target of the moment by dual ascent. What is the paper's and what is
+this project's choice stands in docs/gdp.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,29 +17,34 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.budget.costs import Cost
+from mmprune_gates.budget.criteria import MOMENTUM
 from mmprune_gates.budget.polarizer import Polarizer, Schedule
 from mmprune_gates.budget.selection import Limits
-from mmprune_gates.checks import NOT_NEGATIVE, NUMBER, POSITIVE
+from mmprune_gates.channels.kept import Kept
+from mmprune_gates.checks import NUMBER, POSITIVE
 from mmprune_gates.gates import GateSet
 
-SMALL = 1e-2  # theta below it is closed
+FIRST_PRICE = 0.01  # of the mean root square of dL/dg
+LEAD = 0.5  # of a theta's way from 1 to 0: how far ahead the price looks
+SLACK = 0.05  # relative distance from the target of the moment beyond which the price moves at its full pace
 
 
 class Gradient(Polarizer):
-    """Task gradient by the optimiser, price by this controller.
+    """One preconditioned gradient of task loss and cost; the price of the cost by dual ascent.
 
     Args:
-        gates: The gates; their thetas are in a group of the optimiser.
+        gates: The gates.
         schedule: Phases and target.
         limits: What must stay.
         cost: What has a price; multiply-accumulates by default.
-        price_step: How fast the price rises while the soft cost is above the target of the moment, and falls
-            while they are below, per iteration.
-        rate: Most a theta may fall in one iteration.
-        exponent: Power of a group's marginal cost, relative to the mean over groups, that its price scales with.
+        momentum: Of the means of dL/dg and of its square.
+        rate: Most that a theta moves in one iteration.
+        price_step: Most that the logarithm of the price moves in one iteration.
+        exponent: Power of a group's marginal cost, relative to the mean over groups, that its price scales with: below
+            1 a costly layer is less prone to close as a whole.
     """
 
-    rules = {'price_step': POSITIVE, 'rate': NOT_NEGATIVE, 'exponent': NUMBER}
+    rules = {'momentum': MOMENTUM, 'rate': POSITIVE, 'price_step': POSITIVE, 'exponent': NUMBER}
 
     def __init__(
         self,
@@ -45,68 +52,83 @@ class Gradient(Polarizer):
         schedule: Schedule,
         limits: Limits,
         cost: Cost | None = None,
-        price_step: float = 1e-3,
-        rate: float = 0.02,
+        momentum: float = 0.98,
+        rate: float = 0.05,
+        price_step: float = 0.05,
         exponent: float = 0.5,
     ) -> None:
+        self.check_options(momentum=momentum, rate=rate, price_step=price_step, exponent=exponent)
         super().__init__(gates, schedule, limits, cost)
-        self.check_options(price_step=price_step, rate=rate, exponent=exponent)
-        self.price_step, self.rate, self.exponent = price_step, rate, exponent
-        self.price, self.turn = 0.0, 0
+        self.momentum, self.rate, self.price_step, self.exponent = momentum, rate, price_step, exponent
+        self.mean = torch.zeros(gates.graph.num_channels)
+        self.square = torch.zeros(gates.graph.num_channels)
+        self.price = 0.0
+
+    @torch.no_grad()
+    def observe(self, grad: Tensor) -> None:
+        """Take in (num_channels,) dL/dg of one iteration, unless it overflows."""
+        if self.settled or not grad.isfinite().all():
+            return
+        grad, share = grad.float(), 1 - self.momentum
+        self.mean = self.mean.to(grad.device).lerp(grad, share)
+        self.square = self.square.to(grad.device).lerp(grad.square(), share)
 
     def ranking(self) -> Tensor:
-        """(num_channels,) theta itself."""
-        return self.gates.theta().cpu()
+        """(num_channels,) theta itself; where it is the same, the direction in which it would move."""
+        return (self.gates.theta() - 1e-3 * self.direction()).cpu()
 
     @torch.no_grad()
     def move(self, progress: float) -> None:
-        """Update the price, then the thetas of one side."""
-        theta = self.gates.theta()
-        value = self.gates.vector()
-        cost = self.candidates.cost
-        share = float(cost.price(value)) / self.candidates.total
-        above = share > self.schedule.target_at(progress)
-        step = self.price_step if above else -self.price_step
-        self.price = max(0.0, self.price + step)
-        force = self.price * self.priced(theta, cost.marginal(value)) * self.gates.slope()
-        moved = theta - force.clamp(max=self.rate)
-        self.turn += 1
-        self.gates.set_theta(self.limited(snapped(moved).clamp(max=1)))
+        """Update the price, then the thetas."""
+        if self.price == 0:
+            self.price = FIRST_PRICE * float(self.root().mean())
+        theta, direction = self.gates.theta(), self.direction()
+        self.update_price(theta - LEAD * direction, self.schedule.target_at(progress))
+        self.gates.set_theta((theta - self.rate * direction).clamp_(0, 1))
 
-    def priced(self, theta: Tensor, marginal: Tensor) -> Tensor:
-        """(num_channels,) relative price: zero for the side held fixed, for floors and for what must stay."""
-        price = torch.zeros_like(theta)
-        groups, limits = self.candidates.groups, self.candidates.limits
-        means = [marginal[group.span].mean() for group in groups]
-        mean = sum(means) / max(1, len(means))
-        for group in groups[self.turn % 2 :: 2]:
-            own = (marginal[group.span] / mean).pow(self.exponent)
-            largest = theta[group.span].topk(limits.least(group))
-            own[largest.indices] = 0
-            price[group.span] = own
-        return price
+    def update_price(self, ahead: Tensor, target: float) -> None:
+        """One step of the dual ascent: up while the cost will be above the target of the moment, else down.
 
-    def limited(self, theta: Tensor) -> Tensor:
-        """Theta with what must stay put back where the optimiser has moved it: 1, or open in a floor."""
-        limited = torch.ones_like(theta)
-        for group in self.candidates.groups:
-            own = theta[group.span].clone()
-            largest = own.topk(self.candidates.limits.least(group))
-            own[largest.indices] = largest.values.clamp_min(SMALL)
-            limited[group.span] = own
-        return limited
+        Args:
+            ahead: (num_channels,) where the thetas are heading: a gate shows what its theta does only near 0.
+            target: The target of the moment.
+        """
+        share = float(self.candidates.cost.price(ahead.clamp(0, 1).double())) / self.candidates.total
+        distance = math.log(share / target) / SLACK
+        self.price *= math.exp(self.price_step * min(1.0, max(-1.0, distance)))
+
+    def direction(self) -> Tensor:
+        """(num_channels,) the preconditioned gradient, in [-1, 1]: what is positive falls."""
+        marginal = self.candidates.cost.marginal(self.gates.vector().double())
+        theta, groups = self.gates.theta(), self.candidates.groups
+        means = [float(marginal[group.span].mean()) for group in groups]
+        usual = sum(means) / max(1, len(means))
+        mean, root, direction = self.mean.to(theta), self.root().to(theta), torch.zeros_like(theta)
+        for group, own in zip(groups, means, strict=True):
+            span, price = group.span, self.price * (own / usual) ** self.exponent
+            direction[span] = ((mean[span] + price) / root[span]).clamp(-1, 1)
+            must_stay = theta[span].topk(self.candidates.least(group)).indices
+            direction[group.start + must_stay] = -1  # they open
+        return direction
+
+    def root(self) -> Tensor:
+        """(num_channels,) root of the mean square of dL/dg, never 0."""
+        root = self.square.sqrt()
+        return root.clamp_min(1e-3 * float(root.mean()) + 1e-30)
+
+    def narrow(self, gates: GateSet, kept: Kept) -> None:
+        """Go on with the gates of what is left once channels have gone."""
+        super().narrow(gates, kept)
+        vector = kept.vector.to(self.mean.device)
+        self.mean, self.square = self.mean[vector], self.square[vector]
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds price and turn."""
-        return super().state_dict() | {'price': self.price, 'turn': self.turn}
+        """Adds price and means."""
+        own = {'price': self.price, 'mean': self.mean.cpu(), 'square': self.square.cpu()}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         super().load_state_dict(state)
         self.price = float(state['price'])
-        self.turn = int(state['turn'])
-
-
-def snapped(theta: Tensor) -> Tensor:
-    """Theta with values too small to matter set to exactly 0, where its gradient vanishes."""
-    return theta.masked_fill(theta < SMALL, 0)
+        self.mean, self.square = state['mean'].clone(), state['square'].clone()

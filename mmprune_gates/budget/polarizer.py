@@ -13,6 +13,7 @@ from mmprune_gates.budget.controller import Controller, checked_target
 from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.criteria import Criterion
 from mmprune_gates.budget.selection import Limits
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import NUMBER, POSITIVE, Rule, check_all, checked, pair_of
 from mmprune_gates.gates import GateSet
 
@@ -71,6 +72,8 @@ def within(progress: float, begin: float, end: float) -> float:
 class Polarizer(Controller):
     """Drives the gates of a model to a budget, one step per training iteration.
 
+    It alone moves the gates, by what is known of dL/dg: that is what reaches ``theta.grad``.
+
     Args:
         gates: The gates.
         schedule: Phases and target.
@@ -78,11 +81,9 @@ class Polarizer(Controller):
         cost, criterion: As in :class:`Controller`.
 
     Attributes:
-        straight_through: Whether it alone moves the gates; ``theta.grad`` is then dL/dg.
         rules: What its further arguments must be.
     """
 
-    straight_through = False
     rules: Mapping[str, Rule] = {}
 
     def __init__(
@@ -96,7 +97,7 @@ class Polarizer(Controller):
         super().__init__(gates, schedule.target, limits, cost, criterion)
         self.schedule = schedule
         for group in gates.graph.free:
-            gates[group.name].straight_through = self.straight_through
+            gates[group.name].straight_through = True
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
@@ -113,15 +114,16 @@ class Polarizer(Controller):
     def step(self, progress: float) -> None:
         """Move the gates after an optimiser step; ``progress`` is the share of the run that is done."""
         if self.kept is not None:
-            self.gates.set_theta(self.kept.vector.float())  # an optimiser's momentum may still push
             return
         self.gates.set_eps(self.schedule.eps_at(progress))
         if progress >= self.schedule.settle:
             self.settle()
         elif progress >= self.schedule.begin:
             self.move(progress)
-        else:
-            self.gates.set_theta(torch.ones(self.gates.graph.num_channels))  # whatever an optimiser did
+
+    def staying(self) -> Kept:
+        """What is left if all that may leave the model now does; what is closed for the moment then is so for good."""
+        return self.candidates.allowed(self.gates.kept()) if self.kept is None else self.kept
 
     def move(self, progress: float) -> None:
         """One step between ``begin`` and ``settle``."""

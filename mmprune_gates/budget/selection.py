@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import ceil
 
@@ -57,6 +57,7 @@ class Candidates:
         limits: The limits.
         cost: Prices what is kept.
         total: Cost of the whole model.
+        whole: Groups of the whole model, before any channel left it; shares of a group are shares of these.
     """
 
     graph: ChannelGraph
@@ -64,6 +65,7 @@ class Candidates:
     limits: Limits
     cost: Cost
     total: float
+    whole: Mapping[str, Group]
 
     @classmethod
     def of(cls, graph: ChannelGraph, limits: Limits, cost: Cost | None = None) -> Candidates:
@@ -83,7 +85,34 @@ class Candidates:
             excluded |= excluded_channels(graph, pattern)
         groups = [group for group in graph.free if excluded.isdisjoint(range(group.start, group.span.stop))]
         everything = graph.kept().vector.double()
-        return cls(graph, tuple(groups), limits, cost, total=float(cost.price(everything)))
+        whole = {group.name: group for group in graph.groups}
+        return cls(graph, tuple(groups), limits, cost, total=float(cost.price(everything)), whole=whole)
+
+    def narrowed(self, graph: ChannelGraph, cost: Cost) -> Candidates:
+        """The candidates of what is left once channels have gone.
+
+        Args:
+            graph: Graph of what is left.
+            cost: Bound to it.
+        """
+        return replace(Candidates.of(graph, self.limits, cost), total=self.total, whole=self.whole)
+
+    def least(self, group: Group) -> int:
+        """Channels of a group that stay at least."""
+        once = self.whole[group.name]
+        return min(group.size, self.limits.least(replace(once, empties=group.empties)))
+
+    def allowed(self, kept: Kept) -> Kept:
+        """What stays when of all that is closed only as much goes as the limits allow."""
+        stays, divisor = kept.vector.clone(), self.limits.divisor
+        for group in self.groups:
+            own = kept.vector[group.span]
+            open_ = int(own.sum())
+            if not group.is_block:
+                open_ = min(group.size, max(self.least(group), ceil(open_ / divisor) * divisor))
+            closed = (~own).nonzero().flatten()
+            stays[group.start + closed[: open_ - int(own.sum())]] = True
+        return self.graph.keeping(stays)
 
     def ranks(self, score: Tensor) -> Tensor:
         """(num_channels,) place of each channel's chunk in the order of closing; ``num_channels`` where never.
@@ -122,7 +151,7 @@ class Candidates:
         counts: list[int] = []
         divisor = self.limits.divisor
         for group in self.groups:
-            size = group.size - self.limits.least(group)  # of all that may close
+            size = group.size - self.least(group)  # of all that may close
             closing = score[group.span].argsort(stable=True)[:size]
             short = -size % divisor  # the first chunk brings the group to a multiple
             own = (torch.arange(size) + short) // divisor
@@ -224,7 +253,7 @@ class Candidates:
             if group in kept.idle:
                 continue
             open_ = int(kept.vector[group.span].sum())
-            least = self.limits.least(group) if group.name in may_shrink else group.size
+            least = self.least(group) if group.name in may_shrink else group.size
             uneven = open_ < group.size and open_ % self.limits.divisor
             if open_ < least or uneven:
                 raise RuntimeError(

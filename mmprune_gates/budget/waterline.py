@@ -34,7 +34,6 @@ class Waterline(Polarizer):
     """
 
     criterion: Criterion
-    straight_through = True  # this controller moves theta itself
     rules = {'momentum': MOMENTUM, 'exponent': NUMBER, 'steps': COUNT}
 
     def __init__(

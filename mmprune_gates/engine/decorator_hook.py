@@ -11,7 +11,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmprune_gates.budget import Cycle
 from mmprune_gates.budget.tick_tock import TICK
 from mmprune_gates.checks import SHARE, SWITCH, checked
-from mmprune_gates.engine.pruning_hook import PruningHook
+from mmprune_gates.engine.pruning_hook import SHRINK, PruningHook
 from mmprune_gates.engine.registry import COSTS, CRITERIA, HOOKS, built
 from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.engine.tick_data import Alternating, endless, epoch_length, subset_loader
@@ -32,7 +32,7 @@ class GateDecoratorHook(PruningHook):
         subset: Share of the training data that Ticks see.
         criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
         shrink: Whether closed channels leave the model when the target is met, so that the fine-tune costs what the
-            slim model costs.
+            slim model costs. A number: also before, whenever that share of the MACs can go.
         export: Whether ``WORK_DIR/slim`` is written when training ends.
         **settings: Further fields of :class:`~mmprune_gates.pruning.GateDecoratorSettings`.
 
@@ -50,11 +50,11 @@ class GateDecoratorHook(PruningHook):
         subset: float = 1.0,
         criterion: Any = None,
         cost: Any = None,
-        shrink: bool = False,
+        shrink: bool | float = False,
         export: bool = False,
         **settings: Any,
     ) -> None:
-        self.shrink = checked('GateDecoratorHook: shrink', shrink, SWITCH)
+        self.shrink = checked('GateDecoratorHook: shrink', shrink, SHRINK)
         self.export = checked('GateDecoratorHook: export', export, SWITCH)
         self.by_epoch = checked('GateDecoratorHook: by_epoch', by_epoch, SWITCH)
         self.subset = checked('GateDecoratorHook: subset', subset, SHARE)

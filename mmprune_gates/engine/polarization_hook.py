@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from mmprune_gates.checks import SWITCH, checked
-from mmprune_gates.engine.pruning_hook import PruningHook
+from mmprune_gates.engine.pruning_hook import SHRINK, PruningHook
 from mmprune_gates.engine.registry import COSTS, CRITERIA, HOOKS, built
 from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.pruning import GDP, GDPSettings
@@ -21,7 +21,8 @@ class PolarizationHook(PruningHook):
         update: ``waterline`` (this project's) or ``gradient`` (the paper's form).
         criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
         shrink: Whether closed channels leave the model when the gates have settled, so that the rest of the run costs
-            what the slim model costs.
+            what the slim model costs. A number: also before, whenever that share of the MACs can go; a gate that is
+            closed at that moment cannot open again.
         export: Whether ``WORK_DIR/slim`` is written when training ends.
         **settings: Further fields of :class:`~mmprune_gates.pruning.GDPSettings`, and arguments of the update.
 
@@ -38,11 +39,11 @@ class PolarizationHook(PruningHook):
         update: str = 'waterline',
         criterion: Any = None,
         cost: Any = None,
-        shrink: bool = False,
+        shrink: bool | float = False,
         export: bool = False,
         **settings: Any,
     ) -> None:
-        self.shrink = checked('PolarizationHook: shrink', shrink, SWITCH)
+        self.shrink = checked('PolarizationHook: shrink', shrink, SHRINK)
         self.export = checked('PolarizationHook: export', export, SWITCH)
         known = {field.name for field in fields(GDPSettings)} - {'options'}
         options = {name: settings.pop(name) for name in list(settings) if name not in known}

@@ -16,12 +16,14 @@ from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from mmengine.runner import find_latest_checkpoint
 from torch.nn.parallel import DistributedDataParallel
 
+from mmprune_gates.checks import Rule, is_number
 from mmprune_gates.engine.checkpoint import STATE
 from mmprune_gates.engine.export import export_slim
 from mmprune_gates.engine.running import loss_scale, unwrapped
 from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
+from mmprune_gates.pruning.pruner import LOOK
 
 # Keys of a config with which mmengine replaces or wraps modules of the model, and what they do.
 REPLACING = {
@@ -29,6 +31,10 @@ REPLACING = {
     'activation_checkpointing': 'wraps forwards',
     'compile': 'compiles the training step',
 }
+SHRINK = Rule(
+    'True, False, or a share of the MACs in (0, 1)',
+    lambda value: isinstance(value, bool) or (is_number(value) and 0 < value < 1),
+)
 BYPASSING = 'efficient_conv_bn_eval'  # computes convolution and norm at once, past the gates on either
 
 
@@ -38,11 +44,12 @@ class PruningHook(Hook):
     Attributes:
         pruner: What prunes; None before training.
         loaded: State of a checkpoint, until it is known whether the run resumes.
-        shrink: Whether closed channels leave the model once no further ones will close.
+        shrink: Whether closed channels leave the model once no further ones will close; a number: also before, whenever
+            that share of the MACs can go.
         export: Whether the slim product is written when training ends.
     """
 
-    shrink = False
+    shrink: bool | float = False
     export = False
     pruner: Pruner = None  # type: ignore[assignment]  # what a run calls while it trains may rely on it
     loaded: dict[str, Any] | None = None
@@ -149,11 +156,19 @@ class PruningHook(Hook):
         """
         self.advance(runner)
         self.publish(runner)
-        kept = self.pruner.controller.kept
-        if self.shrink and self.pruner.controller.settled and kept is not None and not kept.vector.all():
+        if self.is_time_to_leave():
             self.let_channels_leave(runner)
         if any(self.saves_after_iter(runner, hook) for hook in runner.hooks):
             self.pruner.check_ranks()
+
+    def is_time_to_leave(self) -> bool:
+        """Whether channels shall leave the model now."""
+        if self.shrink is False:
+            return False
+        if self.pruner.controller.settled:
+            return not self.pruner.controller.staying().vector.all()
+        looks = self.shrink is not True and self.pruner.done % LOOK == 0
+        return looks and self.pruner.leaving() >= self.shrink
 
     def let_channels_leave(self, runner) -> None:
         """Remove closed channels from the model of the run."""

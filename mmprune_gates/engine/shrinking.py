@@ -33,7 +33,7 @@ def shrink_run(runner, pruner: Pruner) -> dict[str, Any]:
         ValueError: The optimiser has state that cannot become narrower.
     """
     pruner.check_ranks()
-    kept, device = pruner.chosen(), next(pruner.model.parameters()).device
+    kept, device = pruner.controller.staying(), next(pruner.model.parameters()).device
     example = example_images(runner.cfg.model).to(device)
     pruner.forward, pruner.options = training_forward, ((example,), {})
     report = pruner.shrink()

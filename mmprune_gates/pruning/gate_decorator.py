@@ -137,7 +137,7 @@ class GateDecorator(Pruner):
         cost, criterion = self.bound(own.cost, own.criterion or Taylor(), mean_over_ranks)
         cycle = cycle or own.cycle
         self.controller = TickTock(self.gates, own.target_macs, own.limits, cycle, cost, criterion, own.macs_exponent)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.learning = self.learning_sets()
         if begin:
             self.begin()
@@ -152,22 +152,26 @@ class GateDecorator(Pruner):
         take_over_affine(self.gates)
         self.prepare()
 
-    def learning_sets(self) -> dict[str, set[int]]:
-        """Phase -> identities of the parameters that learn in it.
+    def learning_sets(self) -> dict[str, set[str]]:
+        """Phase -> names of the parameters that learn in it.
 
         Raises:
             ValueError: The classifier is not found.
         """
-        names = patterns('classifier', self.settings.classifier) or self.gates.graph.classifiers
-        if not (heads := matching_modules(self.model, names)):
+        wanted = patterns('classifier', self.settings.classifier) or self.gates.graph.classifiers
+        if not (heads := matching_modules(self.model, wanted)):
             raise ValueError(
                 'no layer makes an output of the model by itself; name the modules that learn in a Tick, for example '
                 "classifier=('decode_head.conv_seg',)"
             )
-        tick = {id(parameter) for module in (self.gates, *heads) for parameter in module.parameters()}
-        replaced = {id(scale.module.weight) for _, scale in gated_norms(self.gates)}  # phi stands in gamma's place
-        tock = {id(parameter) for parameter in self.trained} - replaced
-        return {TICK: tick, TOCK: tock, FINETUNE: tock}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        tick = {names[id(parameter)] for module in (self.gates, *heads) for parameter in module.parameters()}
+        replaced = {names[id(scale.module.weight)] for _, scale in gated_norms(self.gates)}  # by phi
+        return {TICK: tick, TOCK: self.trained - replaced, FINETUNE: self.trained - replaced}
+
+    def leaving(self) -> float:
+        """As of every pruner; nothing in a Tick: a distributed wrapper made then would never share what is frozen."""
+        return 0.0 if self.phase == TICK else super().leaving()
 
     def altered(self, name: str, grad: Tensor) -> Tensor:
         """With the penalty's gradient in a Tock."""
@@ -209,8 +213,10 @@ class GateDecorator(Pruner):
     def prepare(self) -> None:
         """Set what learns in the next step, and how fast."""
         learning = self.learning[self.phase]
-        for parameter in self.trained:
-            learns = id(parameter) in learning
+        for name, parameter in self.model.named_parameters():
+            if name not in self.trained:
+                continue
+            learns = name in learning
             if parameter.requires_grad and not learns:
                 parameter.grad = None  # else the optimiser would go on with it
             parameter.requires_grad_(learns)

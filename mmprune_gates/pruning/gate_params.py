@@ -12,8 +12,6 @@ from torch import nn
 from mmprune_gates.gates import GateSet
 from mmprune_gates.gates.attach import NAME
 
-OWN = 'mmprune_gates'  # key that marks the gates' own group
-
 
 def take_out(optimizer: torch.optim.Optimizer, gates: GateSet) -> None:
     """Take the gates' parameters out of an optimiser.
@@ -35,15 +33,10 @@ def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float)
     """
     take_out(optimizer, gates)
     own = dict(gates.named_parameters(prefix=NAME))
-    group = {'params': list(own.values()), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0, OWN: True}
+    group = {'params': list(own.values()), 'lr': lr, 'initial_lr': lr, 'weight_decay': 0.0}
     if any('param_names' in other for other in optimizer.param_groups):
         group['param_names'] = list(own)
     optimizer.add_param_group(group)
-
-
-def gates_group(optimizer: torch.optim.Optimizer) -> dict:
-    """The gates' own group, as :func:`own_param_group` has made it."""
-    return next(group for group in optimizer.param_groups if group.get(OWN))
 
 
 def matching_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:

@@ -16,16 +16,15 @@ from torch import Tensor, nn
 
 from mmprune_gates.budget import Cost, Criterion, Gradient, Limits, Polarizer, Schedule, Waterline
 from mmprune_gates.channels.calls import Inputs
-from mmprune_gates.checks import COUNT, MAPPING, NOT_NEGATIVE, check_all, checked, instance_of, one_of, optional
+from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, instance_of, one_of, optional
 from mmprune_gates.gates import PolarizationGate
-from mmprune_gates.pruning.gate_params import gates_group, own_param_group, take_out
+from mmprune_gates.pruning.gate_params import take_out
 from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
 
 UPDATES: dict[str, type[Polarizer]] = {'waterline': Waterline, 'gradient': Gradient}
 RULES = {
     'update': one_of(UPDATES),
-    'gate_lr': NOT_NEGATIVE,
     'cost': optional(instance_of(Cost)),
     'criterion': optional(instance_of(Criterion)),
     'options': optional(MAPPING),
@@ -41,7 +40,6 @@ class GDPSettings:
         update: ``waterline`` (this project's) or ``gradient`` (the paper's form).
         begin, end, settle, eps: Phases as shares of the run; see :class:`~mmprune_gates.budget.Schedule`.
         floor, divisor, exclude: What stays; see :class:`~mmprune_gates.budget.Limits`.
-        gate_lr: Learning rate of the gates' own optimiser group with ``update='gradient'``.
         cost: What the target is a share of; multiply-accumulates by default.
         criterion: What a channel is worth, with ``update='waterline'``.
         options: Further arguments of the update.
@@ -59,7 +57,6 @@ class GDPSettings:
     floor: float = 0.05
     divisor: int = 1
     exclude: str | Sequence[str] = ()
-    gate_lr: float = 0.01
     cost: Cost | None = None
     criterion: Criterion | None = None
     options: dict[str, Any] | None = None
@@ -69,7 +66,7 @@ class GDPSettings:
         known = self.known_options(self.update)
         if unknown := sorted((self.options or {}).keys() - known):
             raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(known)}')
-        if self.criterion is not None and not UPDATES[self.update].straight_through:
+        if self.criterion is not None and 'criterion' not in inspect.signature(UPDATES[self.update]).parameters:
             raise ValueError(f'update={self.update!r} ranks by the gates themselves and takes no criterion')
         UPDATES[self.update].check_options(**(self.options or {}))
         _ = self.schedule, self.limits  # refuse what is out of range
@@ -95,8 +92,7 @@ class GDP(Pruner):
     """Anneals and closes gates until a target is met, then lets the model settle.
 
     Args:
-        model, example_inputs, optimizer: As in :class:`Pruner`. With ``update='gradient'`` the optimiser also moves
-            the gates; else they are taken out of it.
+        model, example_inputs, optimizer: As in :class:`Pruner`. The gates are taken out of the optimiser.
         total_steps: Length of the run.
         trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``.
         **settings: Fields of :class:`GDPSettings`.
@@ -122,10 +118,7 @@ class GDP(Pruner):
         cost, criterion = self.bound(own.cost, own.criterion)
         options = dict(own.options or {}, **({'criterion': criterion} if criterion else {}))
         self.controller = update(self.gates, own.schedule, own.limits, cost, **options)
-        if not update.straight_through:
-            own_param_group(optimizer, self.gates, own.gate_lr)
-        else:
-            take_out(optimizer, self.gates)
+        take_out(optimizer, self.gates)
 
     def altered(self, name: str, grad: Tensor) -> Tensor:
         """None once the gates have settled."""
@@ -141,9 +134,8 @@ class GDP(Pruner):
             grad = self.gates.flat(grads)
             mean_over_ranks(grad)
             self.controller.observe(grad)
-        if self.controller.straight_through:
-            for parameter in self.gates.parameters():
-                parameter.grad = None  # no optimiser zeroes it
+        for parameter in self.gates.parameters():
+            parameter.grad = None  # no optimiser zeroes it
         self.done += 1
         progress, before = self.done / self.total_steps, self.phase
         self.phase = self.phase_at(progress)
@@ -153,12 +145,6 @@ class GDP(Pruner):
         self.controller.step(progress)
         if self.controller.settled and not was_settled:
             self.controller.check()
-        self.set_rate()
-
-    def set_rate(self) -> None:
-        """Set the gates' own learning rate, which no scheduler knows."""
-        if not self.controller.straight_through:
-            gates_group(self.optimizer)['lr'] = 0.0 if self.controller.settled else self.settings.gate_lr
 
     def load_state_dict(self, state) -> None:
         """Continue from a saved state."""

@@ -71,7 +71,7 @@ class Pruner:
             if example_inputs is None:
                 raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
             attach_gates(model, trace_channels(model, example_inputs, forward, train_forward, units), self.gate)
-        self.gates = gates_of(model)
+        self.gates, self.whole_params = gates_of(model), count_parameters(model)
         check_kind(self.gates, type(self))
         check_reached(model, self.gates, patterns('exclude', exclude))
         self.gates.claim(type(self).__name__)
@@ -90,19 +90,22 @@ class Pruner:
         self.handles = [self.gates[group.name].theta.register_hook(self.watch(group.name)) for group in free]
 
     def shrink(self) -> dict[str, Any]:
-        """Remove the channels that are closed for good from the model, the optimiser's state and all that follows.
+        """Remove the channels that are closed from the model, the optimiser's state and all that follows.
 
-        The run goes on as it would have, and pays for what is left only. Under a distributed wrapper the model has to
-        be wrapped again.
+        The run pays for what is left only. Once the method has settled it goes on as it would have; before, what is
+        closed for the moment leaves as well and cannot open again. Under a distributed wrapper the model has to be
+        wrapped again.
 
         Returns:
             MACs and parameters before and after, and the parity error where example inputs are known.
 
         Raises:
-            RuntimeError: Nothing is closed for good yet, or the output has changed.
+            RuntimeError: Nothing is closed, or the output has changed.
             ValueError: The optimiser has state that cannot become narrower; nothing has changed then.
         """
-        kept, options = self.chosen(), self.options
+        kept, options = self.controller.staying(), self.options
+        if kept.vector.all():
+            raise RuntimeError(f'{type(self).__name__}: no gate is closed, so nothing can leave the model')
         macs, params = self.gates.graph.macs(), count_parameters(self.model)
         self.check()
         expected = None if options is None else exact_outputs(self.model, self.forward, options)
@@ -121,16 +124,10 @@ class Pruner:
             'parity_error': error,
         }
 
-    def chosen(self) -> Kept:
-        """What stays for good.
-
-        Raises:
-            RuntimeError: Nothing is closed for good yet.
-        """
-        kept = self.controller.kept
-        if kept is None:
-            raise RuntimeError(f'{type(self).__name__}: nothing can leave before gates are closed for good')
-        return kept
+    def leaving(self) -> float:
+        """Share of the MACs of the model as it is now that :meth:`shrink` would remove."""
+        graph = self.gates.graph
+        return 1 - graph.macs(self.controller.staying()) / graph.macs()
 
     def narrow(self, kept: Kept) -> None:
         """Remove what is not kept, and go on with the gates that are left."""
@@ -239,8 +236,7 @@ class Pruner:
         if not self.controller.settled:
             raise RuntimeError(f'{type(self).__name__}: the gates have not settled: {self.controller.summary()}')
         self.check()
-        graph, kept = self.gates.graph, self.chosen()
-        before = count_parameters(self.model)
+        graph, kept = self.gates.graph, self.controller.staying()
         expected = exact_outputs(self.model, self.forward, self.options)
         trial = copy.deepcopy(self.model)
         fold_gates(trial)
@@ -255,7 +251,7 @@ class Pruner:
         spec = slim_model(self.model, graph, kept)
         return {
             'macs': {'before': gates.whole.macs(), 'after': graph.macs(kept)},
-            'params': {'before': before, 'after': count_parameters(self.model)},
+            'params': {'before': self.whole_params, 'after': count_parameters(self.model)},
             'parity_error': error,
             'kept': gates.kept_of_whole(kept).indices(),
             **merged(gates.spec, spec),

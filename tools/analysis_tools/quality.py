@@ -1,0 +1,88 @@
+r"""Train the same dense starts on by several methods: to the same MACs, in as many steps, over several seeds.
+
+Every run writes one JSON file below WORK_DIR/runs, so that a run that was stopped goes on where it was. A plan names
+the runs.
+
+Example::
+
+    python tools/analysis_tools/quality.py schedules --work-dir work_dirs/quality
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from mmprune_gates import cli  # cures come before the imports below
+
+# isort: split
+import torch
+from mmengine.logging import MMLogger
+from quality_methods import METHODS
+from quality_plans import PLANS, Run
+from quality_tasks import TASKS
+from quality_training import dense_start, further_training, train
+from rich.progress import track
+
+
+def quiet() -> None:
+    """One thread, and no log of what mmengine does."""
+    torch.set_num_threads(1)
+    MMLogger.get_instance('quality', log_level='ERROR')
+
+
+def carry_out(run: Run, work_dir: Path) -> None:
+    """Carry out one run and write its figures, unless they are there."""
+    path = work_dir / 'runs' / f'{run.name}.json'
+    if path.is_file():
+        return
+    quiet()
+    data = TASKS[run.task].on(work_dir / 'data')
+    method = METHODS[run.method](run.share, **run.options)
+    training = further_training(data, run.seed, work_dir / 'starts')
+    figures = train(training, method, run.seed)
+    score = data.score(training.model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {'score': score, 'seconds': round(training.seconds, 2), **figures, 'losses': training.losses}
+    cli.write_json(path, {**run.facts(), **facts})
+
+
+def prepare(task: str, seed: int, work_dir: Path) -> None:
+    """Write a task's data, and train its dense start."""
+    quiet()
+    dense_start(TASKS[task].on(work_dir / 'data'), seed, work_dir / 'starts')
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('plan', choices=PLANS)
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quality'))
+    parser.add_argument('--processes', type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    runs = PLANS[args.plan]()
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:
+        for task in dict.fromkeys(run.task for run in runs):
+            TASKS[task].on(args.work_dir / 'data')  # two processes would both write it
+        starts = dict.fromkeys((run.task, run.seed) for run in runs)
+        wait_for([pool.submit(prepare, *start, args.work_dir) for start in starts], 'dense starts')
+        wait_for([pool.submit(carry_out, run, args.work_dir) for run in runs], args.plan)
+
+
+def wait_for(tasks: list[Future], title: str) -> None:
+    """Wait until all are done; after an error no further one begins, and it is raised."""
+    try:
+        for done in track(as_completed(tasks), title, len(tasks)):
+            done.result()
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
+
+
+if __name__ == '__main__':
+    main()
