@@ -56,7 +56,7 @@ def run(site, folder, *arguments):
 
 def expected_files():
     """Names of all files that the package's folder in the wheel should hold."""
-    files = [*(ROOT / 'mmprune_gates').rglob('*.py'), *(ROOT / 'mmprune_gates').rglob('*.html')]
+    files = [file for kind in ('*.py', '*.html', 'py.typed') for file in (ROOT / 'mmprune_gates').rglob(kind)]
     package = {path for path in files if '.mim' not in path.parts}
     names = {str(path.relative_to(ROOT)) for path in package}
     mim = {*CONFIGS.rglob('*.py'), *CONFIGS.glob('*.yml')}

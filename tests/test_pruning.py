@@ -229,6 +229,19 @@ def test_finishing_needs_inputs():
         GDP(model, None, sgd(model), total_steps=4, target_macs=0.5).finish()
 
 
+def test_what_was_not_given_is_asked_for():
+    model = models()['dict outputs']
+    pruner = GateDecorator(model, torch.zeros(1, 3, 32, 32), sgd(model), target_macs=0.5)
+    with pytest.raises(TypeError, match='GateDecorator: give total_steps, or tell each step what remains'):
+        pruner.step()
+    with pytest.raises(ValueError, match='Parameters needs the model'):
+        Parameters().bind(pruner.gates.graph)
+    with pytest.raises(ValueError, match='NormScale needs the model'):
+        NormScale().bind(pruner.gates).scores()
+    with pytest.raises(NotImplementedError, match='PolarizationGate has no Taylor importance'):
+        PolarizationGate(4).importance(torch.ones(4))
+
+
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
