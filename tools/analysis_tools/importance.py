@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batches < 1:
         parser.error('--batches must be at least 1')
+    if args.json:
+        cli.check_writable(args.json)
     config = cli.runner_config(args)
     check_datasets(config, ('train_dataloader',))
     model = gated_model(config, args.checkpoint)
