@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import rank_parts  # noqa: F401  (registers what configs name)
 import torch
 from helpers import assert_same, repeatable
 from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 
 from mmprune_gates.engine.export import export_slim
@@ -130,6 +132,46 @@ def test_channels_leave_both_ranks_at_the_same_step(config, method):
     assert_same(first['pruner'], second['pruner'])
     assert_same(without_statistics(first['model']), without_statistics(second['model']))
     assert (Path(two.work_dir) / 'slim' / 'slim.json').is_file()
+
+
+@pytest.mark.slow
+def test_a_static_graph_changes_nothing_for_gdp(config):
+    plain = config(GDP, 16)
+    plain.custom_hooks[0].update(shrink=True, begin=0.05, end=0.3, settle=0.4)
+    static = copy.deepcopy(plain)
+    static.work_dir, static.experiment_name = f'{plain.work_dir}/static', 'static'
+    static.model_wrapper_cfg = dict(type='MMDistributedDataParallel', static_graph=True, broadcast_buffers=False)
+    for one, other in zip(trained(plain), trained(static), strict=True):
+        assert len(one['pruner']['shrunk']) == 1
+        assert_same(one['pruner'], other['pruner'])
+        assert_same(one['model'], other['model'])
+
+
+@pytest.fixture
+def one_rank():
+    """A process group of this process alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ('method', 'counts', 'words'),
+    [
+        (GDP, 2, 'PolarizationHook: torch has no static graph .* with accumulated gradients'),
+        (GBN, 1, 'GateDecoratorHook: Ticks and Tocks have different graphs: take static_graph=True out'),
+        (GBN, 2, 'GateDecoratorHook: torch has no static graph'),
+    ],
+)
+def test_static_graphs_that_cannot_be_are_refused_before_training(config, one_rank, method, counts, words):
+    static = config(method)
+    static.optim_wrapper.accumulative_counts = counts
+    static.model_wrapper_cfg = dict(static_graph=True, find_unused_parameters=True)
+    runner = Runner.from_cfg(static)
+    runner.model = MMDistributedDataParallel(runner.model, **static.model_wrapper_cfg)
+    with pytest.raises(ValueError, match=words):
+        runner.train()
 
 
 @BOTH
