@@ -2,6 +2,7 @@
 
 import copy
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,15 +47,20 @@ def config(tiny_config, tmp_path):
     return make
 
 
-def start(config, *arguments):
-    """Two ranks of tools/train.py; the finished process."""
+def written(config):
+    """File of a config, and the environment of ranks that train it."""
     path = Path(config.work_dir) / 'config.py'
     path.parent.mkdir(parents=True, exist_ok=True)
     config.dump(path)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    return path, {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
+
+
+def start(config, *arguments):
+    """Two ranks of tools/train.py; the finished process."""
+    path, environment = written(config)
     launch = ['torch.distributed.run', '--standalone', '--nproc_per_node=2']
     command = [sys.executable, '-W', 'ignore', '-m', *launch, ROOT / 'tools/train.py', path, '--launcher', 'pytorch']
-    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
-    environment = {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
     return subprocess.run(
         [str(part) for part in (*command, *arguments)], env=environment, capture_output=True, text=True, timeout=300
     )
@@ -64,6 +70,11 @@ def trained(config, *arguments):
     """What both ranks have in the end."""
     done = start(config, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
+    return saved(config)
+
+
+def saved(config):
+    """What both ranks have saved."""
     return [torch.load(f'{config.work_dir}/rank_{rank}.pth', weights_only=True) for rank in (0, 1)]
 
 
@@ -91,6 +102,62 @@ def test_two_ranks_end_with_the_same_gates_and_the_share_of_one_process(config, 
     gates = runner.model.gates
     alone = gates.graph.macs(gates.kept()) / gates.graph.macs()
     assert 1 - report['macs']['removed'] == pytest.approx(alone, abs=0.02) and alone <= 0.4
+
+
+def slurm(rank, folder):
+    """What srun sets for a rank; ``scontrol`` there knows one host, this one."""
+    program = folder / 'scontrol'
+    program.write_text('#!/bin/sh\n[ "$*" = "show hostname this-host" ] && echo 127.0.0.1\n')
+    program.chmod(0o755)
+    return {
+        'SLURM_PROCID': str(rank),
+        'SLURM_LOCALID': str(rank),
+        'SLURM_NTASKS': '2',
+        'SLURM_NODELIST': 'this-host',
+        'PATH': f'{folder}{os.pathsep}{os.environ["PATH"]}',
+    }
+
+
+def mpi(rank, folder):
+    """What Open MPI's mpirun sets for a rank, and the user for all."""
+    return {
+        'OMPI_COMM_WORLD_RANK': str(rank),
+        'OMPI_COMM_WORLD_LOCAL_RANK': str(rank),
+        'OMPI_COMM_WORLD_SIZE': '2',
+        'MASTER_ADDR': '127.0.0.1',
+    }
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as place:
+        place.bind(('127.0.0.1', 0))
+        return str(place.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('launcher', [slurm, mpi], ids=['slurm', 'mpi'])
+def test_ranks_of_other_launchers_train_on_the_cpu(config, launcher, tmp_path):
+    two = config(GDP, 6)
+    path, environment = written(two)
+    environment['MASTER_PORT'] = free_port()
+    command = [sys.executable, '-W', 'ignore', ROOT / 'tools/train.py', path, '--launcher', launcher.__name__]
+    ranks = []
+    for rank in (0, 1):
+        own = environment | launcher(rank, tmp_path)
+        ranks.append(subprocess.Popen([str(part) for part in command], env=own, stderr=subprocess.PIPE, text=True))
+    try:
+        for rank in ranks:
+            told = rank.communicate(timeout=200)[1]
+            assert rank.returncode == 0, told[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    first, second = saved(two)
+    assert (first['local_rank'], second['local_rank']) == (0, 1)
+    assert_same(first['pruner'], second['pruner'])
+    assert_same(without_statistics(first['model']), without_statistics(second['model']))
+    assert not torch.equal(*(rank['model']['backbone.layer1.0.bn1.running_mean'] for rank in (first, second)))
 
 
 ALL_AT_ONCE = {

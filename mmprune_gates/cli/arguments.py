@@ -118,7 +118,10 @@ def runner_config(args: argparse.Namespace) -> Config:
         ValueError: It cannot be read, one of our hooks refuses its arguments, or the launcher has not started this.
     """
     check_launcher(args.launcher)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    local_rank = str(args.local_rank)
+    if args.launcher == 'mpi':  # mmengine reads it for the device of a process, but not for that of its model
+        local_rank = os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', local_rank)
+    os.environ.setdefault('LOCAL_RANK', local_rank)
     config = load_config(args)
     config.launcher = args.launcher
     if args.work_dir is not None or config.get('work_dir') is None:
