@@ -208,6 +208,7 @@ TOOL_ARGUMENTS = {
         'absent.py other.pth': 'config absent.py cannot be read',
         'one.py other.pth': 'model must be a dictionary, got 1',
         'gbn.py absent.pth': 'absent.pth does not exist',
+        'gbn.py other.pth --cfg-options train_dataloader=None': 'gbn.py has no train_dataloader',
         'gbn.py text': 'checkpoint text is truncated or not a checkpoint',
         'gbn.py other.pth': 'other.pth does not fit ImageClassifier',
         'gdp.py other.pth': 'DecoratorGate',

@@ -19,7 +19,7 @@ def accumulates(optim_wrapper: BaseOptimWrapper) -> bool:
 
 def has_static_graph(runner) -> bool:
     """Whether the model is wrapped for distributed training by a wrapper that takes its graph to be always the same."""
-    return is_model_wrapper(runner.model) and getattr(runner.model, 'static_graph', False)
+    return is_model_wrapper(runner.model) and bool(getattr(runner.model, 'static_graph', False))
 
 
 def loss_scale(optim_wrapper: BaseOptimWrapper) -> float:

@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         cli.check_writable(args.json)
     config = cli.runner_config(args)
+    if not config.get('train_dataloader'):
+        raise ValueError(f'{args.config} has no train_dataloader: give the config of a training run')
     check_datasets(config, ('train_dataloader',))
     model = gated_model(config, args.checkpoint)
     batches = training_batches(config, model, args.batches)
