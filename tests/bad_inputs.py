@@ -171,7 +171,80 @@ ARGUMENTS = {
     ('--work-dir', '/proc/nowhere/work'): '/proc/nowhere',
     ('--resume', 'absent.pth'): 'absent.pth does not exist',
     ('--resume', '.'): 'does not exist',
+    ('--launcher', 'pytorch'): 'RANK is not set; start the ranks with torchrun',
+    ('--launcher', 'slurm'): 'SLURM_PROCID is not set; start the ranks with srun',
+    ('--launcher', 'mpi'): "OMPI_COMM_WORLD_RANK is not set; start the ranks with Open MPI's mpirun",
 }
+
+# Tool -> its arguments -> a word of its message. In the folder: configs dense.py, gdp.py, gbn.py and one.py, which sets
+# a number as model; a checkpoint other.pth of another model; text, which is neither.
+NOWHERE = '/proc/nowhere'
+TOOL_ARGUMENTS = {
+    'latency': {
+        'absent.py gdp.py': 'config absent.py cannot be read',
+        'gdp.py absent.py': 'config absent.py cannot be read',
+        'gdp.py text': 'config text cannot be read',
+        'one.py gdp.py': 'model must be a dictionary, got 1',
+        'dense.py gdp.py': 'model.input_shape',
+        'gdp.py gdp.py --shape 3 0 16': '--shape must be three positive whole numbers',
+        'gdp.py gdp.py --shape 4 16 16': 'the model of gdp.py does not take inputs of shape (1, 4, 16, 16)',
+        'gdp.py gdp.py --device cuda:99': '--device cuda:99 cannot be used',
+        'gdp.py gdp.py --device nothing': '--device nothing cannot be used',
+        f'gdp.py gdp.py --json {NOWHERE}/figures.json': NOWHERE,
+        'gdp.py gdp.py --json .': 'it is a folder',
+    },
+    'benchmark': {
+        'absent.py': 'config absent.py cannot be read',
+        'text': 'config text cannot be read',
+        'one.py': 'model must be a dictionary, got 1',
+        'dense.py': "model.type is 'ImageClassifier', not mmprune_gates.GatedModel",
+        'gdp.py --crop 0 16': 'three positive whole numbers',
+        'gdp.py --cfg-options optim_wrapper=None': 'gdp.py has no optim_wrapper',
+        'gdp.py --cfg-options optim_wrapper.optimizer.type=NoOptimizer': 'NoOptimizer',
+        'gdp.py --cfg-options custom_hooks.0.target_macs=4': 'target_macs',
+        f'gdp.py --json {NOWHERE}/figures.json': NOWHERE,
+    },
+    'importance': {
+        'absent.py other.pth': 'config absent.py cannot be read',
+        'one.py other.pth': 'model must be a dictionary, got 1',
+        'gbn.py absent.pth': 'absent.pth does not exist',
+        'gbn.py other.pth --cfg-options train_dataloader=None': 'gbn.py has no train_dataloader',
+        'gbn.py text': 'checkpoint text is truncated or not a checkpoint',
+        'gbn.py other.pth': 'other.pth does not fit ImageClassifier',
+        'gdp.py other.pth': 'DecoratorGate',
+        'dense.py other.pth': 'has no gates',
+        f'gbn.py other.pth --json {NOWHERE}/figures.json': NOWHERE,
+    },
+    'compare_baselines': {
+        'absent.py gdp.py --work-dir out': 'config absent.py cannot be read',
+        'dense.py text --work-dir out': 'config text cannot be read',
+        'one.py gdp.py --work-dir out': 'model must be a dictionary, got 1',
+        'dense.py dense.py --work-dir out': "PRUNE_CONFIG dense.py: model.type is 'ImageClassifier'",
+        'gdp.py gdp.py --work-dir out': 'START_CONFIG gdp.py trains a',
+        'dense.py gdp.py --work-dir out --cfg-options train_cfg.max_iters=a': 'train_cfg.max_iters must be',
+        'dense.py gdp.py --work-dir text': 'text',
+        f'dense.py gdp.py --work-dir {NOWHERE}': NOWHERE,
+    },
+    'report': {
+        'absent': 'absent is not a folder',
+        'text': 'text is not a folder',
+        'empty': 'empty holds no run',
+        f'run --out {NOWHERE}': NOWHERE,
+        'run --out text': 'text',
+    },
+    'demo_data': {
+        'text': 'text',
+        NOWHERE: NOWHERE,
+        'out --size 3 4': 'the size must be at least',
+        'out --num-train -1': 'every number 0 or more',
+    },
+    'digits_data': {
+        'text': 'text exists and was not written by',
+        'text/digits': 'text/digits',
+        f'{NOWHERE}/digits': NOWHERE,
+    },
+}
+MEASURING = [(tool, line, words) for tool, lines in TOOL_ARGUMENTS.items() for line, words in lines.items()]
 
 # Lines at the end of slim.py -> a word of the message of test.py.
 STEM, FIRST, NORM = "model['widths']['backbone.stem']", "model['widths']['backbone.branch.0']", 'backbone.branch.1'

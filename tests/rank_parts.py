@@ -1,5 +1,6 @@
 """Parts of configs that runs on several ranks import by name."""
 
+import os
 from contextlib import contextmanager
 
 import torch
@@ -31,7 +32,8 @@ class SaveRank(Hook):
     def after_train(self, runner):
         """Model and pruner of this rank."""
         pruner = next(hook.pruner for hook in runner.hooks if hasattr(hook, 'pruner'))
-        state = {'model': unwrapped(runner).state_dict(), 'pruner': pruner.state_dict()}
+        local_rank = int(os.environ['LOCAL_RANK'])
+        state = {'model': unwrapped(runner).state_dict(), 'pruner': pruner.state_dict(), 'local_rank': local_rank}
         torch.save(state, f'{runner.work_dir}/rank_{get_rank()}.pth')
 
 

@@ -1,12 +1,13 @@
 """Bad input by the hundred: each ends with one message that names the cause, exit code 1, and no file written."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import ARGUMENTS, CONFIGS, HOOKS, MODELS
+from bad_inputs import ARGUMENTS, CONFIGS, HOOKS, MEASURING, MODELS
 from PIL import Image
-from tiny_run import DECORATOR, TOOLS, draw_images, write_config
+from tiny_run import DECORATOR, DENSE, TOOLS, draw_images, write_config
 
 from mmprune_gates.checks import NUMBER, SHARE, checked, patterns
 
@@ -111,6 +112,26 @@ def test_what_is_no_config(tmp_path, monkeypatch, capsys, tool, name, text):
         (tmp_path / name).write_bytes(text.encode(errors='surrogateescape'))
     assert TOOLS[tool]([name]) == 1
     assert f'config {name} ' in message(capsys)
+
+
+# tools that measure, report, or write data --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('tool', 'arguments', 'words'), MEASURING)
+def test_a_tool_that_measures_reports_or_writes_data(images, tmp_path, monkeypatch, capsys, tool, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    for name, change in (('gdp.py', ''), ('gbn.py', DECORATOR), ('dense.py', DENSE)):
+        write_config(tmp_path / name, images, change)
+    (tmp_path / 'one.py').write_text('model = 1\n')
+    (tmp_path / 'text').write_text('hello\n')
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'run').mkdir()
+    write_config(tmp_path / 'run' / 'gdp.py', images)
+    torch.save({'state_dict': {'other': torch.ones(1)}}, tmp_path / 'other.pth')
+    before = sorted(tmp_path.rglob('*'))
+    assert importlib.import_module(tool).main(arguments.split()) == 1
+    assert words in message(capsys)
+    assert sorted(tmp_path.rglob('*')) == before
 
 
 # data ------------------------------------------------------------------------------------------------------

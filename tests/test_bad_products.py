@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import ARGUMENTS, CONFIGS, HOOKS, MODELS, PRODUCTS
+from bad_inputs import ARGUMENTS, CONFIGS, HOOKS, MEASURING, MODELS, PRODUCTS
 from test_bad_checkpoints import CONTENTS, RUNS, run  # noqa: F401  (a fixture)
 from test_bad_checkpoints import FILES as BROKEN
 from test_bad_input import message
@@ -42,9 +42,9 @@ def product(run, tmp_path_factory):  # noqa: F811
 
 
 def test_how_many_inputs_are_tried():
-    number = sum(map(len, (HOOKS, MODELS, CONFIGS, ARGUMENTS, PRODUCTS, BROKEN, CONTENTS, RUNS)))
+    number = sum(map(len, (HOOKS, MODELS, CONFIGS, ARGUMENTS, MEASURING, PRODUCTS, BROKEN, CONTENTS, RUNS)))
     print(f'{number} bad inputs in tables, besides data, folders and disks')
-    assert number >= 550
+    assert number >= 600
 
 
 def contents(folder):

@@ -2,14 +2,17 @@
 
 import copy
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import rank_parts  # noqa: F401  (registers what configs name)
 import torch
 from helpers import assert_same, repeatable
 from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 
 from mmprune_gates.engine.export import export_slim
@@ -44,15 +47,20 @@ def config(tiny_config, tmp_path):
     return make
 
 
-def start(config, *arguments):
-    """Two ranks of tools/train.py; the finished process."""
+def written(config):
+    """File of a config, and the environment of ranks that train it."""
     path = Path(config.work_dir) / 'config.py'
     path.parent.mkdir(parents=True, exist_ok=True)
     config.dump(path)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    return path, {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
+
+
+def start(config, *arguments):
+    """Two ranks of tools/train.py; the finished process."""
+    path, environment = written(config)
     launch = ['torch.distributed.run', '--standalone', '--nproc_per_node=2']
     command = [sys.executable, '-W', 'ignore', '-m', *launch, ROOT / 'tools/train.py', path, '--launcher', 'pytorch']
-    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
-    environment = {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
     return subprocess.run(
         [str(part) for part in (*command, *arguments)], env=environment, capture_output=True, text=True, timeout=300
     )
@@ -62,6 +70,11 @@ def trained(config, *arguments):
     """What both ranks have in the end."""
     done = start(config, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
+    return saved(config)
+
+
+def saved(config):
+    """What both ranks have saved."""
     return [torch.load(f'{config.work_dir}/rank_{rank}.pth', weights_only=True) for rank in (0, 1)]
 
 
@@ -89,6 +102,62 @@ def test_two_ranks_end_with_the_same_gates_and_the_share_of_one_process(config, 
     gates = runner.model.gates
     alone = gates.graph.macs(gates.kept()) / gates.graph.macs()
     assert 1 - report['macs']['removed'] == pytest.approx(alone, abs=0.02) and alone <= 0.4
+
+
+def slurm(rank, folder):
+    """What srun sets for a rank; ``scontrol`` there knows one host, this one."""
+    program = folder / 'scontrol'
+    program.write_text('#!/bin/sh\n[ "$*" = "show hostname this-host" ] && echo 127.0.0.1\n')
+    program.chmod(0o755)
+    return {
+        'SLURM_PROCID': str(rank),
+        'SLURM_LOCALID': str(rank),
+        'SLURM_NTASKS': '2',
+        'SLURM_NODELIST': 'this-host',
+        'PATH': f'{folder}{os.pathsep}{os.environ["PATH"]}',
+    }
+
+
+def mpi(rank, folder):
+    """What Open MPI's mpirun sets for a rank, and the user for all."""
+    return {
+        'OMPI_COMM_WORLD_RANK': str(rank),
+        'OMPI_COMM_WORLD_LOCAL_RANK': str(rank),
+        'OMPI_COMM_WORLD_SIZE': '2',
+        'MASTER_ADDR': '127.0.0.1',
+    }
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as place:
+        place.bind(('127.0.0.1', 0))
+        return str(place.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('launcher', [slurm, mpi], ids=['slurm', 'mpi'])
+def test_ranks_of_other_launchers_train_on_the_cpu(config, launcher, tmp_path):
+    two = config(GDP, 6)
+    path, environment = written(two)
+    environment['MASTER_PORT'] = free_port()
+    command = [sys.executable, '-W', 'ignore', ROOT / 'tools/train.py', path, '--launcher', launcher.__name__]
+    ranks = []
+    for rank in (0, 1):
+        own = environment | launcher(rank, tmp_path)
+        ranks.append(subprocess.Popen([str(part) for part in command], env=own, stderr=subprocess.PIPE, text=True))
+    try:
+        for rank in ranks:
+            told = rank.communicate(timeout=200)[1]
+            assert rank.returncode == 0, told[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    first, second = saved(two)
+    assert (first['local_rank'], second['local_rank']) == (0, 1)
+    assert_same(first['pruner'], second['pruner'])
+    assert_same(without_statistics(first['model']), without_statistics(second['model']))
+    assert not torch.equal(*(rank['model']['backbone.layer1.0.bn1.running_mean'] for rank in (first, second)))
 
 
 ALL_AT_ONCE = {
@@ -130,6 +199,46 @@ def test_channels_leave_both_ranks_at_the_same_step(config, method):
     assert_same(first['pruner'], second['pruner'])
     assert_same(without_statistics(first['model']), without_statistics(second['model']))
     assert (Path(two.work_dir) / 'slim' / 'slim.json').is_file()
+
+
+@pytest.mark.slow
+def test_a_static_graph_changes_nothing_for_gdp(config):
+    plain = config(GDP, 16)
+    plain.custom_hooks[0].update(shrink=True, begin=0.05, end=0.3, settle=0.4)
+    static = copy.deepcopy(plain)
+    static.work_dir, static.experiment_name = f'{plain.work_dir}/static', 'static'
+    static.model_wrapper_cfg = dict(type='MMDistributedDataParallel', static_graph=True, broadcast_buffers=False)
+    for one, other in zip(trained(plain), trained(static), strict=True):
+        assert len(one['pruner']['shrunk']) == 1
+        assert_same(one['pruner'], other['pruner'])
+        assert_same(one['model'], other['model'])
+
+
+@pytest.fixture
+def one_rank():
+    """A process group of this process alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ('method', 'counts', 'words'),
+    [
+        (GDP, 2, 'PolarizationHook: torch has no static graph .* with accumulated gradients'),
+        (GBN, 1, 'GateDecoratorHook: Ticks and Tocks have different graphs: take static_graph=True out'),
+        (GBN, 2, 'GateDecoratorHook: torch has no static graph'),
+    ],
+)
+def test_static_graphs_that_cannot_be_are_refused_before_training(config, one_rank, method, counts, words):
+    static = config(method)
+    static.optim_wrapper.accumulative_counts = counts
+    static.model_wrapper_cfg = dict(static_graph=True, find_unused_parameters=True)
+    runner = Runner.from_cfg(static)
+    runner.model = MMDistributedDataParallel(runner.model, **static.model_wrapper_cfg)
+    with pytest.raises(ValueError, match=words):
+        runner.train()
 
 
 @BOTH

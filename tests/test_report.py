@@ -1,6 +1,7 @@
 """The page of a run shows what the run has, agrees with slim.json, and says what it leaves out."""
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -13,9 +14,8 @@ import torch
 from digits_data import write_digits
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, VISBACKENDS
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmengine.visualization import BaseVisBackend
 from PIL import Image
 from report import main
 
@@ -45,29 +45,6 @@ class Killed(Hook):
         """Raise."""
         if runner.iter + 1 == self.at:
             raise InterruptedError('killed')
-
-
-@VISBACKENDS.register_module()
-class Kept(BaseVisBackend):
-    """A backend for scalars and images, in files."""
-
-    @property
-    def experiment(self):
-        """Nothing to hold."""
-        return self._init_env()
-
-    def _init_env(self):
-        Path(self._save_dir).mkdir(parents=True, exist_ok=True)
-
-    def add_scalars(self, scalar_dict, step=0, file_path=None, **kwargs):
-        """Append a line."""
-        self._init_env()
-        with Path(self._save_dir, 'kept.jsonl').open('a') as file:
-            file.write(json.dumps(sorted(scalar_dict)) + '\n')
-
-    def add_image(self, name, image, step=0, **kwargs):
-        """Write a picture."""
-        Image.fromarray(image).save(Path(self._save_dir, f'{name}_{step}.png'))
 
 
 def scenes_config(tiny_config, folder, method, **overrides):
@@ -341,12 +318,21 @@ def test_what_is_left_out_is_also_printed(finished, tmp_path, capsys):
     assert lines[-1] == f'{tmp_path}/out/index.html written'
 
 
-def test_any_backend_gets_the_scalars_and_the_last_histogram(tiny_config, tmp_path):
-    config = scenes_config(tiny_config, tmp_path, 'gdp')
-    config.visualizer.vis_backends = [dict(type='mmengine.Kept')]
+@pytest.mark.parametrize(('method', 'own'), [('gdp', 'gate_eps'), ('gbn', 'ticks')])
+def test_tensorboard_gets_the_scalars_and_the_last_histogram(tiny_config, tmp_path, method, own):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = scenes_config(tiny_config, tmp_path, method)
+    config.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
     train(config)
     (folder,) = tmp_path.glob('*/vis_data')
-    keys = json.loads((folder / 'kept.jsonl').read_text().splitlines()[0])
-    assert {'macs_ratio', 'gates_closed', 'gate_eps', 'loss'} <= set(keys)
-    with Image.open(folder / 'gates_14.png') as picture:
-        assert picture.mode == 'RGB' and min(picture.size) > 200 and np.ptp(np.asarray(picture)) > 100
+    events = EventAccumulator(str(folder)).Reload()
+    assert {'loss', 'macs_ratio', 'gates_closed', own} <= set(events.Tags()['scalars'])
+    lines = map(json.loads, (folder / 'scalars.json').read_text().splitlines())
+    expected = {line['step']: line['macs_ratio'] for line in lines if 'macs_ratio' in line}
+    found = {event.step: event.value for event in events.Scalars('macs_ratio')}
+    assert len(found) == 14 and found == pytest.approx(expected)
+    (image,) = events.Images('gates')
+    with Image.open(io.BytesIO(image.encoded_image_string)) as picture:
+        assert image.step == 14 and picture.mode == 'RGB'
+        assert min(picture.size) > 200 and np.ptp(np.asarray(picture)) > 100

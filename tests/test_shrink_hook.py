@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same, repeatable
+from helpers import assert_same, relative_error, repeatable
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from tiny_run import load_tool
 
 from mmprune_gates.engine.checkpoint import STATE
 from mmprune_gates.engine.export import export_slim
+from mmprune_gates.engine.forwards import inference_forward
 from mmprune_gates.gates import gates_of
 
 train_tool, test_tool = load_tool('train'), load_tool('test')
@@ -54,11 +55,13 @@ def run(tiny_config, tmp_path):
     return make
 
 
-def train(config):
+def train(config, **options):
+    """A finished run; ``options`` are those of ``Module.to``."""
     path = Path(config.work_dir) / 'config.py'
     path.parent.mkdir(parents=True, exist_ok=True)
     config.dump(path)
     runner = Runner.from_cfg(Config.fromfile(path))
+    runner.model.to(**options)
     runner.train()
     return runner
 
@@ -87,6 +90,46 @@ def test_a_run_that_shrinks_learns_what_one_that_does_not_learns(run, method, tm
     texts = [(folder / 'slim' / 'slim.py').read_text() for folder in (tmp_path / 'narrow', tmp_path)]
     models = [Config.fromfile(folder / 'slim' / 'slim.py').model for folder in (tmp_path / 'narrow', tmp_path)]
     assert models[0] == models[1] and all('widths' in text for text in texts)
+
+
+def is_channels_last(tensor):
+    """Whether a tensor of four dimensions is laid out so; told by its strides, which 1 x 1 weights leave open."""
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def outputs_of_convolutions(model, inputs):
+    """What a model computes, and what each of its convolutions did on the way."""
+    found = []
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    handles = [module.register_forward_hook(lambda *call: found.append(call[-1])) for module in convolutions]
+    with torch.no_grad():
+        output = inference_forward(model.eval(), inputs)
+    for handle in handles:
+        handle.remove()
+    assert len(found) >= len(convolutions) - 2  # the auxiliary head has two, which do not infer
+    return output, found
+
+
+@BOTH
+@pytest.mark.parametrize('shrink', [False, True], ids=['whole', 'shrinks'])
+def test_a_run_in_channels_last_stays_so_and_slims_exactly(run, method, shrink, tmp_path):
+    runner = train(run(method, 'run', shrink=shrink, export=True), memory_format=torch.channels_last)
+    assert len(gates_of(runner.model).shrunk) == shrink
+    states = [list(state.values()) for state in runner.optim_wrapper.optimizer.state.values()]
+    tensors = [*runner.model.parameters(), *(value for state in states for value in state)]
+    images = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.dim() == 4]
+    assert len(images) > 60 and all(map(is_channels_last, images))
+    x = torch.randn(2, 3, 32, 48)
+    assert all(map(is_channels_last, outputs_of_convolutions(runner.model, x)[1]))
+    folder = tmp_path / 'run' / 'slim'
+    report = json.loads((folder / 'slim.json').read_text())
+    assert report['warnings'] == [] and report['parity_error'] < 1e-6 and report['macs']['removed'] >= 0.6
+    slim = MODELS.build(Config.fromfile(folder / 'slim.py').model)
+    slim.load_state_dict(torch.load(folder / 'slim.pth', weights_only=True)['state_dict'])
+    expected, before = outputs_of_convolutions(slim, x)
+    found, after = outputs_of_convolutions(slim.to(memory_format=torch.channels_last), x)
+    assert not all(map(is_channels_last, before)) and all(map(is_channels_last, after))
+    assert relative_error([found], [expected]) < 1e-5
 
 
 @pytest.mark.slow

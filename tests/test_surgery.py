@@ -8,7 +8,7 @@ from helpers import call, random_kept, relative_error, removal_errors, toy, trac
 from toy_nets import NETS, Plain, TiedWeights, TwoNames
 
 from mmprune_gates import masked_copy, slim_model
-from mmprune_gates.slimming.surgery import slot_masks
+from mmprune_gates.slimming.surgery import cut, slot_masks
 
 nets = pytest.mark.parametrize('net', NETS.values(), ids=NETS)
 pruned = pytest.mark.parametrize('net', [n for n in NETS.values() if n.free], ids=[n for n in NETS if NETS[n].free])
@@ -135,3 +135,12 @@ def test_a_model_that_is_slim_already_is_refused():
     with pytest.raises(ValueError, match=r'a\.0\.weight has shape \(4, 3, 3, 3\); traced with 8 at dimension 0'):
         slim_model(model, graph, kept)
     assert [tensor.shape for tensor in model.parameters()] == shapes
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_what_is_cut_keeps_its_layout_in_memory(layout):
+    weight = torch.arange(8 * 6 * 3 * 3.0).view(8, 6, 3, 3)
+    masks = {0: torch.arange(8) % 3 > 0, 1: torch.arange(6) != 2}
+    found = cut(weight.to(memory_format=layout), masks)
+    assert torch.equal(found, weight[masks[0]][:, masks[1]])
+    assert found.is_contiguous(memory_format=layout)

@@ -44,6 +44,11 @@ DECORATOR = """
 model['gates'] = dict(type='DecoratorGate')
 custom_hooks = [dict(type='mmprune_gates.GateDecoratorHook', target_macs=0.6, by_epoch=False)]
 """
+DENSE = """
+model['type'] = model.pop('architecture')
+del model['input_shape']
+custom_hooks = []
+"""
 
 
 @MODELS.register_module(force=True)

@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     if min(args.images, args.samples) < 1:
         parser.error('--images and --samples must be at least 1')
     run = read_run(args.work_dir, args.slim)
-    page, missing = write_report(run, args.out or args.work_dir / 'report', args.images, args.samples)
+    out = args.out or args.work_dir / 'report'
+    cli.check_writable(out, is_folder=True)
+    page, missing = write_report(run, out, args.images, args.samples)
     for title, reason in missing.items():
         print(f'left out: {title}: {reason}')
     print(f'{page} written')

@@ -20,6 +20,12 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 LOOPS = ('train_cfg', 'val_cfg', 'test_cfg')
 DICTIONARIES = (*LOADERS, *LOOPS, 'optim_wrapper', 'default_hooks', 'visualizer', 'env_cfg', 'custom_imports')
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+# What starts the ranks of a launcher, and an environment variable that it sets.
+STARTERS = {
+    'pytorch': ('torchrun', 'RANK'),
+    'slurm': ('srun', 'SLURM_PROCID'),
+    'mpi': ("Open MPI's mpirun", 'OMPI_COMM_WORLD_RANK'),
+}
 
 
 class Options(DictAction):
@@ -109,9 +115,13 @@ def runner_config(args: argparse.Namespace) -> Config:
     """The config of a run: launcher, work folder, and what mmpretrain's own tools add to its data loaders.
 
     Raises:
-        ValueError: It cannot be read, or one of our hooks refuses its arguments.
+        ValueError: It cannot be read, one of our hooks refuses its arguments, or the launcher has not started this.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    check_launcher(args.launcher)
+    local_rank = str(args.local_rank)
+    if args.launcher == 'mpi':  # mmengine reads it for the device of a process, but not for that of its model
+        local_rank = os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', local_rank)
+    os.environ.setdefault('LOCAL_RANK', local_rank)
     config = load_config(args)
     config.launcher = args.launcher
     if args.work_dir is not None or config.get('work_dir') is None:
@@ -125,6 +135,19 @@ def runner_config(args: argparse.Namespace) -> Config:
             HOOKS.build(arguments)  # refuses bad ones
     check_optimizer(config)
     return config
+
+
+def check_launcher(launcher: str) -> None:
+    """Refuse a launcher that has not started this process.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if launcher not in STARTERS:
+        return
+    program, variable = STARTERS[launcher]
+    if variable not in os.environ:
+        raise ValueError(f'--launcher {launcher}: {variable} is not set; start the ranks with {program}')
 
 
 def complete_loaders(config: Config) -> None:

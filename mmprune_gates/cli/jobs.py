@@ -153,6 +153,9 @@ def progress_of(found: re.Match, epochs: int | None) -> dict:
 
 
 def failed(tool: str, log: Path) -> SystemExit:
-    """What to raise where a command line failed: the last line it wrote, and where the rest is."""
+    """What to raise where a command line failed: its message or else its last line, and where the rest is."""
     lines = log.read_text().strip().splitlines() or ['no output']
-    return SystemExit(f'tools/{tool} failed: {lines[-1]} (see {log})')
+    begin = f'{tool}: error: '
+    told = [line.removeprefix(begin) for line in lines if line.startswith(begin)]
+    last = (told or lines)[-1]
+    return SystemExit(f'tools/{tool} failed: {last} (see {log})')

@@ -13,7 +13,7 @@ from mmprune_gates.budget.tick_tock import TICK
 from mmprune_gates.checks import SHARE, SWITCH, checked
 from mmprune_gates.engine.pruning_hook import SHRINK, PruningHook
 from mmprune_gates.engine.registry import COSTS, CRITERIA, HOOKS, built
-from mmprune_gates.engine.running import unwrapped
+from mmprune_gates.engine.running import has_static_graph, unwrapped
 from mmprune_gates.engine.tick_data import Alternating, endless, epoch_length, subset_loader
 from mmprune_gates.pruning import GateDecorator, GateDecoratorSettings
 
@@ -70,8 +70,10 @@ class GateDecoratorHook(PruningHook):
         """Gate Decorator on the model and optimiser of a run.
 
         Raises:
-            ValueError: A distributed run that does not look for unused parameters.
+            ValueError: A distributed run that does not look for unused parameters in every iteration.
         """
+        if has_static_graph(runner):
+            raise ValueError('Ticks and Tocks have different graphs: take static_graph=True out of model_wrapper_cfg')
         if is_model_wrapper(runner.model) and not getattr(runner.model, 'find_unused_parameters', True):
             raise ValueError('weights are frozen in Ticks: set find_unused_parameters=True in the config')
         cycle = self.set_up_data(runner)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmprune_gates.checks import Rule, is_number
 from mmprune_gates.engine.checkpoint import STATE
 from mmprune_gates.engine.export import export_slim
-from mmprune_gates.engine.running import loss_scale, unwrapped
+from mmprune_gates.engine.running import accumulates, has_static_graph, loss_scale, unwrapped
 from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
@@ -82,6 +82,7 @@ class PruningHook(Hook):
         with self.own_errors():
             self.refuse_bypass(runner)
             self.refuse_sharding(runner)
+            self.refuse_static_accumulation(runner)
             self.pruner = self.make_pruner(runner)
         if any(isinstance(hook, EMAHook) for hook in runner.hooks):
             self.warn(
@@ -112,6 +113,18 @@ class PruningHook(Hook):
                 f'the model is wrapped in {type(runner.model).__name__}, and gates act through DistributedDataParallel '
                 'only: sharded parameters (FSDP, DeepSpeed) hold no whole channels. Take model_wrapper_cfg, or the '
                 'strategy, out of the config'
+            )
+
+    def refuse_static_accumulation(self, runner) -> None:
+        """Refuse a wrapper whose static graph torch cannot learn, as the first iteration does not reduce gradients.
+
+        Raises:
+            ValueError: The model has one.
+        """
+        if has_static_graph(runner) and accumulates(runner.optim_wrapper):
+            raise ValueError(
+                'torch has no static graph (model_wrapper_cfg.static_graph) with accumulated gradients '
+                '(optim_wrapper.accumulative_counts): take one of the two out of the config'
             )
 
     def before_train(self, runner) -> None:

@@ -12,6 +12,16 @@ def unwrapped(runner) -> torch.nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+def accumulates(optim_wrapper: BaseOptimWrapper) -> bool:
+    """Whether an optimiser wrapper adds up the gradients of several iterations."""
+    return float(optim_wrapper.scale_loss(torch.ones(()))) != 1
+
+
+def has_static_graph(runner) -> bool:
+    """Whether the model is wrapped for distributed training by a wrapper that takes its graph to be always the same."""
+    return is_model_wrapper(runner.model) and bool(getattr(runner.model, 'static_graph', False))
+
+
 def loss_scale(optim_wrapper: BaseOptimWrapper) -> float:
     """What a loss is multiplied by before its backward: gradient accumulation and mixed precision."""
     scaler = getattr(optim_wrapper, 'loss_scaler', None)

@@ -67,11 +67,14 @@ def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
 
 
 def cut(tensor: Tensor, masks: Mapping[int, Tensor]) -> Tensor:
-    """What masks keep of a tensor, by dimension."""
+    """What masks keep of a tensor, by dimension; it lies in memory in the same order of dimensions (channels_last)."""
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    in_memory = tensor.permute(order)  # index_select makes the tensors that it returns contiguous
     for dim, mask in masks.items():
         places = mask.nonzero().flatten()
-        tensor = tensor.index_select(dim, places.to(tensor.device))
-    return tensor
+        in_memory = in_memory.index_select(order.index(dim), places.to(tensor.device))
+    back = [order.index(dim) for dim in range(tensor.dim())]
+    return in_memory.permute(back)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import mmprune_gates  # noqa: F401  (cures come before the imports below)
 from mmengine.config import Config
 
 from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.checks import COUNT, checked
 from mmprune_gates.engine.builders import uniform
 from mmprune_gates.engine.model_config import (
     GATED,
@@ -66,11 +67,11 @@ def run_length(config: Config) -> tuple[int, str]:
     """How long a config trains: a number, and 'iterations' or 'epochs'.
 
     Raises:
-        ValueError: Its train_cfg does not say.
+        ValueError: Its train_cfg does not say, or no number.
     """
     for key, unit in UNITS.items():
         if value := (config.get('train_cfg') or {}).get(key):
-            return value, unit
+            return checked(f'{config.filename}: train_cfg.{key}', value, COUNT), unit
     raise ValueError(f'{config.filename}: set train_cfg.max_iters or train_cfg.max_epochs; neither is there')
 
 

@@ -79,6 +79,7 @@ class Trainee:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = cli.config_parser(__doc__)
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--crop', type=int, nargs=2, metavar=('H', 'W'), help="default: the config's input size")
     parser.add_argument('--batch', type=int, default=2)
@@ -91,7 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error('--batch must be at least 1 and --pairs at least 2')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: no GPU is available')
-    config = cli.load_config(args)
+    if args.json:
+        cli.check_writable(args.json)
+    config = cli.runner_config(args)
     report = {'config': args.config, **compare(config, args), 'torch': torch.__version__}
     report['threads'] = torch.get_num_threads()
     print('\n'.join(table(report)))
@@ -132,10 +135,12 @@ def pair(config: Config, args: argparse.Namespace) -> tuple[Trainee, Trainee, tu
     """The gated and the ungated model of a config with the same weights, and the shape of their input.
 
     Raises:
-        ValueError: The config has no gates.
+        ValueError: The config has no gates, or no optimiser.
     """
     if config.model.get('type') != GATED:
         raise ValueError(f'{args.config}: model.type is {config.model.get("type")!r}, not {GATED}')
+    if not config.get('optim_wrapper'):
+        raise ValueError(f'{args.config} has no optim_wrapper: give the config of a training run')
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = without_pretrained(config.model.to_dict())
     shape = (3, *args.crop) if args.crop else default_input_shape(model)

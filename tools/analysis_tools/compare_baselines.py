@@ -186,6 +186,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f'--jobs must be at least 1, got {args.jobs}')
+    if not all(0 <= seed < 2**32 for seed in args.seeds):
+        parser.error(f'--seeds must be in [0, 2**32), got {args.seeds}')
     args.seeds = list(dict.fromkeys(args.seeds))
     return args
 
@@ -205,12 +207,13 @@ def load(path: str, options: dict) -> Config:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = arguments(argv)
+    cli.check_writable(args.work_dir, is_folder=True)
     start, prune = (load(path, args.cfg_options) for path in (args.start_config, args.prune_config))
     comparison = Comparison(start, prune, args.seeds, args.work_dir, args.jobs)
     results = comparison.run_all()
     figures = figures_of(start, prune, results, args.metric, args.title)
     cli.write_json(args.work_dir / 'comparison.json', figures)
-    (args.work_dir / 'comparison.md').write_text(markdown(figures))
+    cli.write_text(args.work_dir / 'comparison.md', markdown(figures))
     draw(args.work_dir / 'comparison.png', figures)
     show(comparison.console, figures)
     print(f'{args.work_dir / "comparison.json"}, .md and .png written')

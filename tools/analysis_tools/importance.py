@@ -50,7 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batches < 1:
         parser.error('--batches must be at least 1')
+    if args.json:
+        cli.check_writable(args.json)
     config = cli.runner_config(args)
+    if not config.get('train_dataloader'):
+        raise ValueError(f'{args.config} has no train_dataloader: give the config of a training run')
     check_datasets(config, ('train_dataloader',))
     model = gated_model(config, args.checkpoint)
     batches = training_batches(config, model, args.batches)

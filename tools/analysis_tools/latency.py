@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from mmprune_gates import cli  # cures come before the imports below
 
@@ -23,16 +21,52 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmprune_gates.checks import IMAGE, checked
 from mmprune_gates.engine.forwards import inference_forward
 from mmprune_gates.engine.model_config import default_input_shape, without_pretrained
 
 
-def build(config_path: str) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The model of a config, untrained, ready to infer, and its config."""
-    config = Config.fromfile(config_path)
+def load(path: str) -> Config:
+    """A config with a model.
+
+    Raises:
+        ValueError: It cannot be read, or has none.
+    """
+    return cli.load_config(argparse.Namespace(config=path, cfg_options={}))
+
+
+def build(config: Config) -> nn.Module:
+    """The model of a config, untrained, ready to infer."""
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = MODELS.build(without_pretrained(config.model.to_dict()))
-    return revert_sync_batchnorm(model).eval(), config.model
+    return revert_sync_batchnorm(model).eval()
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: It is not.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'--device {name} cannot be used: {error}') from error
+
+
+@torch.no_grad()
+def check_runs(path: str, model: nn.Module, inputs: torch.Tensor) -> None:
+    """Refuse an input that a model does not take.
+
+    Raises:
+        ValueError: Its forward fails.
+    """
+    try:
+        inference_forward(model, inputs)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f'the model of {path} does not take inputs of shape {tuple(inputs.shape)} ({error}); give --shape C H W'
+        ) from error
 
 
 @torch.no_grad()
@@ -66,8 +100,8 @@ def compare(first: nn.Module, second: nn.Module, inputs: torch.Tensor, pairs: in
     }
 
 
-def main() -> None:
-    """Run the command line."""
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('first', help='config of a model, usually the dense one')
     parser.add_argument('second', help='config of another, usually slim.py')
@@ -76,20 +110,36 @@ def main() -> None:
     parser.add_argument('--pairs', type=int, default=30)
     parser.add_argument('--threads', type=int, default=1, help='CPU threads')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--json', type=Path, help='also write the figures here')
-    args = parser.parse_args()
+    parser.add_argument('--json', metavar='FILE', help='also write the figures here')
+    args = parser.parse_args(argv)
+    if min(args.batch, args.threads) < 1 or args.pairs < 2:
+        parser.error('--batch and --threads must be at least 1 and --pairs at least 2')
+    return args
+
+
+@cli.reports_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = parse(argv)
+    if args.json:
+        cli.check_writable(args.json)
+    check_device(args.device)
     torch.set_num_threads(args.threads)
-    (first, config), (second, _) = build(args.first), build(args.second)
-    shape = args.shape or default_input_shape(config)
+    configs = [load(path) for path in (args.first, args.second)]
+    shape = checked('--shape', args.shape, IMAGE) if args.shape else default_input_shape(configs[0].model)
+    first, second = (build(config).to(args.device) for config in configs)
     inputs = torch.randn(args.batch, *shape, device=args.device)
-    found = compare(first.to(args.device), second.to(args.device), inputs, args.pairs)
+    check_runs(args.first, first, inputs)
+    check_runs(args.second, second, inputs)
+    found = compare(first, second, inputs, args.pairs)
     if args.json:
         cli.write_json(args.json, found)
     low, high = found['ratio_quartiles']
     print(f'input {tuple(inputs.shape)}, {found["threads"]} threads, {args.pairs} alternating pairs')
     print(f'first {found["first_ms"]:.2f} ms, second {found["second_ms"]:.2f} ms')
     print(f'ratio {found["ratio"]:.2f} (quartiles {low:.2f} to {high:.2f})')
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

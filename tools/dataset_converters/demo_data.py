@@ -21,6 +21,8 @@ from demo_scenes import draw_scene
 from once import write_once
 from PIL import Image
 
+from mmprune_gates import cli
+
 VOID = 255
 VERSION = 2  # raise when the pictures of a given seed change
 MIN_SIDE = 16
@@ -119,6 +121,7 @@ def generate_voc(
     return write_once(Path(root) / 'VOC2012', params, lambda folder: _write_all(folder, params))
 
 
+@cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description='Write a small synthetic data set in VOC2012 format.')
@@ -129,13 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--size', type=int, nargs=2, default=(64, 96), metavar=('H', 'W'))
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args(argv)
-    try:
-        counts = dict(num_train=args.num_train, num_val=args.num_val, num_aug=args.aug)
-        target = generate_voc(args.out, size=tuple(args.size), seed=args.seed, **counts)
-    except (FileExistsError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(target)
+    counts = dict(num_train=args.num_train, num_val=args.num_val, num_aug=args.aug)
+    print(generate_voc(args.out, size=tuple(args.size), seed=args.seed, **counts))
     return 0
 
 

@@ -18,6 +18,8 @@ import numpy as np
 from once import write_once
 from PIL import Image
 
+from mmprune_gates import cli
+
 VERSION = 1  # raise when the files change
 SEED = 0
 VAL_SHARE = 0.25
@@ -64,20 +66,16 @@ def write_digits(root: str | Path) -> Path:
     return write_once(Path(root), params, write)
 
 
+@cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', help='folder of the data set')
     args = parser.parse_args(argv)
     try:
-        target = write_digits(args.out)
-    except FileExistsError as error:
-        print(error, file=sys.stderr)
-        return 1
+        print(write_digits(args.out))
     except ImportError as error:
-        print(f"{error}: the digits come with scikit-learn (pip install 'mmprune_gates[demo]')", file=sys.stderr)
-        return 1
-    print(target)
+        raise ValueError(f"{error}: the digits come with scikit-learn (pip install 'mmprune_gates[demo]')") from error
     return 0
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmprune_gates.engine.files import check_writable
+
 
 def write_once(target: Path, params: dict[str, Any], write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a folder, or reuse it when it already holds the same data.
@@ -25,9 +27,11 @@ def write_once(target: Path, params: dict[str, Any], write: Callable[[Path], Non
 
     Raises:
         FileExistsError: The folder exists and holds something else.
+        OSError: It cannot be written.
     """
     if _is_there(target, params):
         return target
+    check_writable(target, is_folder=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f'.{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}'
     try:
