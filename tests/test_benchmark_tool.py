@@ -5,6 +5,7 @@ import json
 import benchmark
 import pytest
 import torch
+from mmengine.runner import Runner
 
 pytestmark = pytest.mark.models
 
@@ -32,6 +33,27 @@ def test_figures(config, tmp_path, capsys, dtype, units):
     assert 1 <= report['saved_activation_bytes']['ratio'] < 1.1
     table = capsys.readouterr().out
     assert f'cpu, {dtype}, batch 2 of (32, 48), 3 pairs' in table and 'saved activations, MB' in table
+
+
+def test_a_third_model_whose_channels_have_left(tiny_config, tmp_path, capsys):
+    run = tiny_config(tmp_path / 'run')
+    run.custom_hooks[0].update(shrink=True, steps=2, target_macs=0.3)
+    run.dump(tmp_path / 'run.py')
+    Runner.from_cfg(run).train()
+    options = [str(tmp_path / 'run.py'), '--crop', '32', '48', '--pairs', '3', '--json', str(tmp_path / 'out.json')]
+    assert benchmark.main([*options, '--shrunk', str(tmp_path / 'run' / 'iter_12.pth')]) == 0
+    report = json.loads((tmp_path / 'out.json').read_text())
+    assert len(report['seconds']['shrunk']) == 3
+    pairs = zip(report['seconds']['shrunk'], report['seconds']['ungated'], strict=True)
+    assert report['shrunk_time_ratio']['median'] == sorted(a / b for a, b in pairs)[1]
+    assert report['saved_activation_bytes']['shrunk_ratio'] < 1
+    assert 'shrunk / ungated, time' in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_which_nothing_has_left_is_refused(gated_run, capsys):
+    config, checkpoint = (str(path) for path in gated_run)
+    assert benchmark.main([config, '--shrunk', checkpoint]) == 1
+    assert 'no channels have left the model there' in capsys.readouterr().err
 
 
 def test_the_gates_move_while_they_are_timed(config):

@@ -10,7 +10,8 @@ from torch import nn
 from toy_nets import Chunk, Decoder, Plain, Residual, TwoHeads, conv_bn
 
 from mmprune_gates import trace_channels
-from mmprune_gates.budget import Candidates, Limits
+from mmprune_gates.budget import Candidates, Limits, MACs
+from mmprune_gates.channels.narrowed import narrowed
 
 NETS = {'Residual': Residual, 'Decoder': Decoder, 'Chunk': Chunk, 'TwoHeads': TwoHeads}
 
@@ -250,3 +251,30 @@ def test_scores_per_mac():
     value = kept.double().requires_grad_()
     WIDE.cost(value).backward()
     assert torch.allclose(candidates.per_cost(score, kept, 0.5) * value.grad.sqrt(), score.double())
+
+
+@given(
+    divisor=st.integers(1, 5),
+    floor=st.sampled_from([0.0, 0.05, 0.3]),
+    closed=st.integers(0, 1000).map(lambda seed: scores(WIDE, seed) < 0.7),
+)
+def test_what_may_leave_is_closed_and_within_the_limits(divisor, floor, closed):
+    candidates = Candidates.of(WIDE, Limits(floor=floor, divisor=divisor))
+    kept = WIDE.keeping(~closed)
+    allowed = candidates.allowed(kept)
+    assert not (kept.vector & ~allowed.vector).any()
+    for group in WIDE.free:
+        open_, before = int(allowed[group.name].sum()), int(kept[group.name].sum())
+        assert open_ >= min(group.size, candidates.limits.least(group))
+        assert open_ == group.size or open_ % divisor == 0
+        assert open_ < max(before, candidates.limits.least(group)) + divisor  # no more than it must
+
+
+def test_shares_of_a_group_stay_those_of_the_whole_one():
+    candidates = Candidates.of(WIDE, Limits(floor=0.5))
+    stays = torch.ones(WIDE.num_channels, dtype=torch.bool)
+    stays[WIDE.group('b.0').start] = False
+    left = narrowed(WIDE, WIDE.keeping(stays), [])
+    again = candidates.narrowed(left, MACs().bind(left))
+    assert again.total == candidates.total
+    assert [again.least(left.group(name)) for name in ('a.0', 'b.0', 'c.0')] == [5, 6, 2]

@@ -189,6 +189,70 @@ def test_a_run_resumes_from_before_and_after_the_channels_have_left(method, stop
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
+def test_gate_decorator_learns_the_same_where_channels_leave_in_every_tock():
+    whole, narrow = (Run(Residual, 'gate decorator', 'sgd', fraction=0.1, ticks=1, target_macs=0.3) for _ in range(2))
+    times = 0
+    while not narrow.pruner.controller.settled:
+        whole.go(1), narrow.go(1)
+        if narrow.pruner.leaving():
+            assert narrow.pruner.phase != 'tick'
+            narrow.pruner.shrink()
+            times += 1
+    assert times > 1
+    whole.go(AFTER), narrow.go(AFTER)
+    assert all(abs(a - b) < 1e-10 * abs(a) for a, b in zip(whole.losses, narrow.losses, strict=True))
+    reports = [run.pruner.finish() for run in (whole, narrow)]
+    for key in ('macs', 'params', 'kept', 'widths', 'removed'):
+        assert reports[0][key] == reports[1][key]
+
+
+def ramp(update, **limits):
+    """A run of GDP whose channels leave whenever a tenth of the MACs can go."""
+    options = {'waterline': dict(steps=2), 'gradient': dict(rate=0.2)}[update]
+    return Run(Residual, 'gdp', 'adamw', total_steps=60, update=update, options=options, **limits)
+
+
+def go_and_leave(run, steps):
+    """Train on; returns how often channels left."""
+    times = 0
+    for _ in range(steps):
+        run.go(1)
+        if run.pruner.leaving() >= 0.1:
+            run.pruner.shrink()
+            times += 1
+    return times
+
+
+@pytest.mark.parametrize('update', ['waterline', 'gradient'])
+@pytest.mark.parametrize('limits', [dict(floor=0.3, target_macs=0.4), dict(divisor=2, target_macs=0.3)], ids=str)
+def test_channels_leave_while_the_target_falls_and_limits_are_those_of_the_whole_model(update, limits):
+    run = ramp(update, **limits)
+    times = go_and_leave(run, 60)
+    assert times > 1 and run.pruner.controller.settled
+    report = run.pruner.finish()
+    assert report['macs']['after'] <= limits['target_macs'] * report['macs']['before']
+    for group in run.pruner.gates.whole.free:
+        kept = len(report['kept'][group.name])
+        assert kept >= limits.get('floor', 0.05) * group.size
+        assert kept == group.size or kept % limits.get('divisor', 1) == 0
+
+
+@pytest.mark.parametrize('update', ['waterline', 'gradient'])
+def test_a_run_resumes_between_two_times_that_channels_leave(update):
+    whole = ramp(update, target_macs=0.3)
+    while not whole.pruner.gates.shrunk:
+        go_and_leave(whole, 1)
+    saved = copy.deepcopy([part.state_dict() for part in (whole.pruner, whole.model, whole.optimizer)])
+    again = ramp(update, target_macs=0.3)
+    again.step_number = whole.step_number
+    for part, state in zip((again.pruner, again.model, again.optimizer), saved, strict=True):
+        part.load_state_dict(state)
+    steps = 60 - whole.step_number
+    assert go_and_leave(whole, steps) == go_and_leave(again, steps) > 0
+    assert again.losses == whole.losses[-steps:]
+    assert again.pruner.finish()['kept'] == whole.pruner.finish()['kept']
+
+
 @pytest.mark.parametrize('method', ['gdp', 'gate decorator'])
 def test_blocks_leave_as_well(method):
     whole, narrow = pair(Blocks, method, 'sgd', trace=dict(units='blocks'))

@@ -1,6 +1,7 @@
 """Runs whose channels leave the model: logs, checkpoints, resume, averaged weights, the product at the end."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from tiny_run import load_tool
 
+from mmprune_gates.engine import pruning_hook
 from mmprune_gates.engine.checkpoint import STATE
 from mmprune_gates.engine.export import export_slim
 from mmprune_gates.engine.forwards import inference_forward
@@ -182,3 +184,38 @@ def test_averaged_weights_follow_and_slim_exactly(run, method, tmp_path):
         Config.fromfile(tmp_path / 'run' / 'config.py'), tmp_path / 'run' / 'iter_20.pth', tmp_path / 'slim'
     )
     assert report['macs']['removed'] >= 0.6 and report['parity_error'] < 1e-6
+
+
+def test_channels_leave_while_the_target_falls(run, tmp_path):
+    runner = train(run(GDP, 'run', shrink=0.1, end=0.7, settle=0.8, target_macs=0.3, export=True))
+    gates = gates_of(runner.model)
+    assert len(gates.shrunk) == 2  # in iteration 10, and when the gates have settled
+    assert gates.graph.macs() <= 0.3 * gates.whole.macs()
+    log = next((tmp_path / 'run').rglob('*.log')).read_text()
+    assert log.count('closed channels have left the model') == 2 and 's per iteration until now' in log
+    report = json.loads((tmp_path / 'run' / 'slim' / 'slim.json').read_text())
+    assert report['macs']['after'] == gates.graph.macs() and report['macs']['before'] == gates.whole.macs()
+
+
+def test_what_the_shrink_gains_is_logged(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning_hook, 'TIMED', 5)
+    train(run(GDP, 'run', shrink=True))
+    log = next((tmp_path / 'run').rglob('*.log')).read_text()
+    assert re.search(r's per iteration until now\n(.*\n)*?.* s per iteration since channels left the model', log)
+
+
+@pytest.mark.parametrize('settles', [True, False])
+def test_the_best_checkpoint_is_one_whose_gates_had_settled(run, settles, tmp_path):
+    if settles:
+        config = run(GDP, 'run', shrink=True, export=True)
+    else:
+        config = run(GBN, 'run', fraction=0.001, export=True)  # the run is too short for it
+    config.train_cfg.val_interval = 4
+    config.default_hooks.checkpoint.update(save_best='mIoU', rule='greater')
+    runner = train(config)
+    best = Path(next(hook.best_ckpt_path for hook in runner.hooks if hasattr(hook, 'best_ckpt_path')))
+    log = next((tmp_path / 'run').rglob('*.log')).read_text()
+    assert '4 iter is saved to best_mIoU_iter_4.pth' in log
+    assert torch.load(best, weights_only=True)[STATE]['settled'] is settles
+    assert (tmp_path / 'run' / f'slim_{best.stem}' / 'slim.pth').is_file() is settles
+    assert ('was saved before the last gates had closed' in log) is not settles

@@ -17,13 +17,12 @@ from mmengine.runner import find_latest_checkpoint
 from torch.nn.parallel import DistributedDataParallel
 
 from mmprune_gates.checks import Rule, is_number
-from mmprune_gates.engine.checkpoint import STATE
+from mmprune_gates.engine.checkpoint import STATE, read_checkpoint
 from mmprune_gates.engine.export import export_slim
 from mmprune_gates.engine.running import accumulates, has_static_graph, loss_scale, unwrapped
 from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
-from mmprune_gates.pruning.pruner import LOOK
 
 # Keys of a config with which mmengine replaces or wraps modules of the model, and what they do.
 REPLACING = {
@@ -35,6 +34,8 @@ SHRINK = Rule(
     'True, False, or a share of the MACs in (0, 1)',
     lambda value: isinstance(value, bool) or (is_number(value) and 0 < value < 1),
 )
+LOOK_EVERY = 10  # iterations between two looks at what could leave the model
+TIMED = 50  # iterations whose time is stated
 BYPASSING = 'efficient_conv_bn_eval'  # computes convolution and norm at once, past the gates on either
 
 
@@ -44,6 +45,7 @@ class PruningHook(Hook):
     Attributes:
         pruner: What prunes; None before training.
         loaded: State of a checkpoint, until it is known whether the run resumes.
+        left_at: Iteration in which channels last left the model, until the log has said what that gained.
         shrink: Whether closed channels leave the model once no further ones will close; a number: also before, whenever
             that share of the MACs can go.
         export: Whether the slim product is written when training ends.
@@ -53,6 +55,7 @@ class PruningHook(Hook):
     export = False
     pruner: Pruner = None  # type: ignore[assignment]  # what a run calls while it trains may rely on it
     loaded: dict[str, Any] | None = None
+    left_at: int | None = None
 
     @contextmanager
     def own_errors(self) -> Iterator[None]:
@@ -84,10 +87,10 @@ class PruningHook(Hook):
             self.refuse_sharding(runner)
             self.refuse_static_accumulation(runner)
             self.pruner = self.make_pruner(runner)
-        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        if self.shrink is False and any(isinstance(hook, EMAHook) for hook in runner.hooks):
             self.warn(
                 'EMAHook averages the gates as well, and averages never reach exactly 0: slim a checkpoint of the '
-                'weights that were trained, or begin to average after the gates have settled (begin_iter)'
+                'weights that were trained, or set shrink=True, with which closed channels leave the averages too'
             )
 
     def refuse_bypass(self, runner) -> None:
@@ -167,10 +170,16 @@ class PruningHook(Hook):
         Raises:
             GatesDoNotAct, Diverged, RanksDiffer: The run cannot go on.
         """
+        was_settled = self.pruner.controller.settled
         self.advance(runner)
         self.publish(runner)
+        if self.pruner.controller.settled and not was_settled:
+            forget_best(runner)
         if self.is_time_to_leave():
             self.let_channels_leave(runner)
+        elif self.left_at is not None and runner.iter == self.left_at + TIMED:
+            runner.logger.info(f'{seconds_per_iteration(runner)} since channels left the model')
+            self.left_at = None
         if any(self.saves_after_iter(runner, hook) for hook in runner.hooks):
             self.pruner.check_ranks()
 
@@ -180,7 +189,7 @@ class PruningHook(Hook):
             return False
         if self.pruner.controller.settled:
             return not self.pruner.controller.staying().vector.all()
-        looks = self.shrink is not True and self.pruner.done % LOOK == 0
+        looks = self.shrink is not True and self.pruner.done % LOOK_EVERY == 0
         return looks and self.pruner.leaving() >= self.shrink
 
     def let_channels_leave(self, runner) -> None:
@@ -190,17 +199,27 @@ class PruningHook(Hook):
         runner.logger.info(
             f'Iteration {runner.iter + 1}: closed channels have left the model: {macs["before"] / 1e9:.3f} to '
             f'{macs["after"] / 1e9:.3f} GMACs, {params["before"] / 1e6:.3f} to {params["after"] / 1e6:.3f} million '
-            f'parameters, relative error {report["parity_error"]:.1e}'
+            f'parameters, relative error {report["parity_error"]:.1e}; {seconds_per_iteration(runner)} until now'
         )
+        self.left_at = runner.iter
 
     def after_train(self, runner) -> None:
-        """Write the slim product, if it is wanted."""
-        if self.export and is_main_process():
-            checkpoint = find_latest_checkpoint(runner.work_dir)
-            if checkpoint is None:
-                self.warn('export=True, but the run has saved no checkpoint to export')
-                return
-            export_slim(runner.cfg, checkpoint, Path(runner.work_dir) / 'slim')
+        """Write the slim product of the last checkpoint, and of the best ones, if it is wanted."""
+        if not self.export or not is_main_process():
+            return
+        last, work_dir = find_latest_checkpoint(runner.work_dir), Path(runner.work_dir)
+        if last is None:
+            self.warn('export=True, but the run has saved no checkpoint to export')
+            return
+        export_slim(runner.cfg, last, work_dir / 'slim')
+        for checkpoint in best_checkpoints(runner):
+            if read_checkpoint(checkpoint).get(STATE, {}).get('settled'):
+                export_slim(runner.cfg, checkpoint, work_dir / f'slim_{Path(checkpoint).stem}')
+            else:
+                self.warn(
+                    f'{checkpoint} was saved before the last gates had closed, and is not exported: there was no '
+                    'validation after that. Set val_interval in train_cfg'
+                )
 
     def advance(self, runner) -> None:
         """One step of the pruner."""
@@ -254,3 +273,30 @@ class PruningHook(Hook):
     def warn(self, text: str) -> None:
         """Log a warning under the hook's name."""
         print_log(f'{type(self).__name__}: {text}', 'current', logging.WARNING)
+
+
+def seconds_per_iteration(runner) -> str:
+    """Mean time of the last iterations, in words."""
+    seconds = runner.message_hub.get_scalar('train/time').mean(TIMED)
+    return f'{seconds:.4f} s per iteration'
+
+
+def forget_best(runner) -> None:
+    """Let the search for the best checkpoint begin anew: what was best until now is no pruned model."""
+    for hook in best_savers(runner):
+        for key in ('best_score', *(f'best_score_{metric}' for metric in hook.key_indicators)):
+            runner.message_hub.pop_info(key, None)
+
+
+def best_savers(runner) -> list[CheckpointHook]:
+    """The hooks that save the best checkpoint by some metric."""
+    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_best]
+
+
+def best_checkpoints(runner) -> list[str]:
+    """Paths of the best checkpoints that the run has saved by some metric, of which each is there."""
+    paths = []
+    for hook in best_savers(runner):
+        by_metric = getattr(hook, 'best_ckpt_path_dict', {})
+        paths += [*by_metric.values(), getattr(hook, 'best_ckpt_path', None)]
+    return [path for path in paths if path and Path(path).is_file()]

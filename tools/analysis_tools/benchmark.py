@@ -4,6 +4,9 @@ Both take training steps (forward, losses, backward, optimiser) in turn, in one 
 config's pruning hooks, in the phase in which they move the gates (GDP) or in a Tock or Tick (Gate Decorator). Reports
 the ratio of the times of each pair, the bytes of activations that the forward saves for the backward, and on a GPU the
 peak memory of a step.
+
+With --shrunk, a checkpoint of a run whose channels have left the model (shrink=True) is a third model, in turn with the
+other two: what a step costs from then on.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 from mmprune_gates import cli  # cures come before the imports below
 
@@ -28,9 +32,11 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmprune_gates.budget.tick_tock import TICK, TOCK
+from mmprune_gates.engine.checkpoint import STATE, read_checkpoint
 from mmprune_gates.engine.decorator_hook import GateDecoratorHook
 from mmprune_gates.engine.model_config import GATED, default_input_shape, stock_model, without_pretrained
 from mmprune_gates.engine.registry import HOOKS
+from mmprune_gates.engine.shrinking import shrunk_in
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16}
 WARM_UP = 2
@@ -86,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--pairs', type=int, default=10)
     parser.add_argument('--amp-dtype', default='fp32', choices=DTYPES)
     parser.add_argument('--phase', choices=(TICK, TOCK), default=TOCK, help='of a run with GateDecoratorHook')
+    parser.add_argument('--shrunk', metavar='CHECKPOINT', help='of a gated run whose channels have left the model')
     parser.add_argument('--json', metavar='FILE', help='also write everything there')
     args = parser.parse_args(argv)
     if args.batch < 1 or args.pairs < 2:
@@ -106,29 +113,63 @@ def main(argv: list[str] | None = None) -> int:
 def compare(config: Config, args: argparse.Namespace) -> dict:
     """Figures of the gated and the ungated model, from steps in turn: each goes first every other time."""
     gated, ungated, shape = pair(config, args)
+    models = {'gated': gated, 'ungated': ungated}
+    if args.shrunk:
+        models['shrunk'] = shrunk(config, shape, args)
     batch = inputs_and_samples(config, shape, args.batch, args.device)
     dtype = DTYPES[args.amp_dtype]
     for number in range(WARM_UP + args.pairs):
-        for one in (gated, ungated) if number % 2 else (ungated, gated):
+        turns = list(models.values())
+        for one in turns if number % 2 else reversed(turns):
             one.step(*batch, dtype)
-    times = {'gated': gated.seconds[WARM_UP:], 'ungated': ungated.seconds[WARM_UP:]}
-    ratios = sorted(a / b for a, b in zip(*times.values(), strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    times = {name: one.seconds[WARM_UP:] for name, one in models.items()}
     report = {
         'device': torch.cuda.get_device_name() if args.device == 'cuda' else 'cpu',
         'crop': list(shape[1:]),
         'batch': args.batch,
         'dtype': args.amp_dtype,
         'seconds': times,
-        'time_ratio': {'median': middle, 'quartiles': [low, high], 'range': [ratios[0], ratios[-1]]},
+        'time_ratio': time_ratio(times['gated'], times['ungated']),
     }
+    if args.shrunk:
+        report['shrunk_time_ratio'] = time_ratio(times['shrunk'], times['ungated'])
     measures = {'saved_activation_bytes': saved_bytes}
     if args.device == 'cuda':
         measures['step_peak_bytes'] = peak_bytes
     for name, measure in measures.items():
-        a, b = (measure(one, batch, dtype) for one in (gated, ungated))
-        report[name] = {'gated': a, 'ungated': b, 'ratio': a / b}
+        found = {kind: measure(one, batch, dtype) for kind, one in models.items()}
+        report[name] = {**found, 'ratio': found['gated'] / found['ungated']}
+        if args.shrunk:
+            report[name]['shrunk_ratio'] = found['shrunk'] / found['ungated']
     return report
+
+
+def time_ratio(times: list[float], others: list[float]) -> dict[str, Any]:
+    """How much longer steps take than others at the same turn: median, quartiles and range of the ratios."""
+    ratios = sorted(a / b for a, b in zip(times, others, strict=True))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {'median': middle, 'quartiles': [low, high], 'range': [ratios[0], ratios[-1]]}
+
+
+def shrunk(config: Config, shape: tuple[int, ...], args: argparse.Namespace) -> Trainee:
+    """The gated model of a checkpoint after channels have left it.
+
+    Raises:
+        OSError, ValueError: The checkpoint is broken, is of another model, or nothing has left the model in it.
+    """
+    contents = read_checkpoint(args.shrunk)
+    if not shrunk_in(contents.get(STATE)):
+        raise ValueError(
+            f'--shrunk {args.shrunk}: no channels have left the model there; give a checkpoint of a run with '
+            'shrink=True, saved after that'
+        )
+    model = without_pretrained(config.model.to_dict())
+    found = trainee(config, {**model, 'input_shape': shape}, args)
+    for hook in found.hooks:
+        hook.after_load_checkpoint(found.runner, contents)
+        hook.restore(contents[STATE])
+    found.model.load_state_dict(contents['state_dict'])
+    return found
 
 
 def pair(config: Config, args: argparse.Namespace) -> tuple[Trainee, Trainee, tuple[int, ...]]:
@@ -242,20 +283,28 @@ def synchronize(device: torch.device) -> None:
 
 def table(report: dict) -> list[str]:
     """The report as lines."""
-    ratio, seconds = report['time_ratio'], report['seconds']
+    seconds = report['seconds']
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     lines = [
         f'{report["device"]}, {report["dtype"]}, batch {report["batch"]} of {tuple(report["crop"])}, '
-        f'{len(report["seconds"]["gated"])} pairs, {report["threads"]} threads',
-        f'{"":24}{"gated":>12}{"ungated":>12}{"ratio":>9}',
-        f'{"step, s (median)":24}{middle["gated"]:12.4f}{middle["ungated"]:12.4f}{ratio["median"]:9.4f}'
-        f'   quartiles {ratio["quartiles"][0]:.4f} to {ratio["quartiles"][1]:.4f}, '
-        f'range {ratio["range"][0]:.4f} to {ratio["range"][1]:.4f}',
+        f'{len(seconds["gated"])} pairs, {report["threads"]} threads',
+        f'{"":24}' + ''.join(f'{name:>12}' for name in seconds),
+        f'{"step, s (median)":24}' + ''.join(f'{value:12.4f}' for value in middle.values()),
     ]
     for name, what in (('saved_activation_bytes', 'saved activations, MB'), ('step_peak_bytes', 'peak of a step, MB')):
         if name in report:
-            own = report[name]
-            lines.append(f'{what:24}{own["gated"] / 1e6:12.2f}{own["ungated"] / 1e6:12.2f}{own["ratio"]:9.4f}')
+            lines.append(f'{what:24}' + ''.join(f'{report[name][kind] / 1e6:12.2f}' for kind in seconds))
+    for name, key in (('gated', 'time_ratio'), ('shrunk', 'shrunk_time_ratio')):
+        if key in report:
+            low, high = report[key]['quartiles']
+            least, most = report[key]['range']
+            lines.append(
+                f'{name} / ungated, time: {report[key]["median"]:.4f}, quartiles {low:.4f} to {high:.4f}, range '
+                f'{least:.4f} to {most:.4f}'
+            )
+    for name, key in (('gated', 'ratio'), ('shrunk', 'shrunk_ratio')):
+        if key in report['saved_activation_bytes']:
+            lines.append(f'{name} / ungated, saved activations: {report["saved_activation_bytes"][key]:.4f}')
     return lines
 
 

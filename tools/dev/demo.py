@@ -26,6 +26,7 @@ CONFIGS = ROOT / 'configs' / 'demo'
 START = CONFIGS / 'dense_deeplabv3plus_scenes.py'
 DENSE = CONFIGS / 'dense_continued_deeplabv3plus_scenes.py'
 GDP = CONFIGS / 'gdp_deeplabv3plus_scenes.py'
+STEPS = 40  # of each kind that are timed in turn
 
 
 class Demo(Jobs):
@@ -59,6 +60,14 @@ class Demo(Jobs):
                  '--cfg-options', *self.options)  # fmt: skip
         return cli.read_json(out)['mIoU']
 
+    def step_times(self) -> dict[str, float]:
+        """Time of a training step with gates, and after channels have left, over one of the dense model."""
+        out = self.work_dir / 'step.json'
+        self.run('step', 'analysis_tools/benchmark.py', GDP, '--shrunk', self.last('gdp'), '--batch', 8,
+                 '--pairs', STEPS, '--json', out)  # fmt: skip
+        report = cli.read_json(out)
+        return {'gated': report['time_ratio']['median'], 'shrunk': report['shrunk_time_ratio']['median']}
+
 
 def summarise(demo: Demo, target: float) -> dict:
     """Test the three models, measure latency, and gather the figures of ``summary.json``."""
@@ -70,6 +79,8 @@ def summarise(demo: Demo, target: float) -> dict:
     out = demo.work_dir / 'latency.json'
     demo.run('latency', 'analysis_tools/latency.py', DENSE, slim / 'slim.py', '--json', out)
     latency = cli.read_json(out)
+    step = demo.step_times()
+    settle = Config.fromfile(GDP).custom_hooks[0].settle
     return {
         'miou_dense': demo.miou('dense', DENSE, demo.last('dense')),
         'miou_gated': demo.miou('gated', GDP, demo.last('gdp')),
@@ -82,6 +93,8 @@ def summarise(demo: Demo, target: float) -> dict:
         'params_slim': report['params']['after'],
         'latency_ratio': latency['ratio'],
         'latency_ratio_quartiles': latency['ratio_quartiles'],
+        'train_time_ratio': settle * step['gated'] + (1 - settle) * step['shrunk'],
+        'step_time_ratios': step,
         'parity_error': report['parity_error'],
         'gates_zero': last['closed'],
         'gates_open': sum(last['histogram'][half:]),
@@ -99,6 +112,7 @@ def show(console: Console, summary: dict) -> None:
         dense, slim = summary[f'{key}_dense'], summary[f'{key}_slim']
         table.add_row(name, f'{dense / 1e6:.2f} M', f'{slim / 1e6:.2f} M ({slim / dense:.1%})')
     table.add_row('CPU latency', '1', f'1 / {summary["latency_ratio"]:.2f}')
+    table.add_row('training', '1', f'{summary["train_time_ratio"]:.2f}')
     console.print(table)
     console.print(
         f'gated mIoU {summary["miou_gated"]:.2f}; gates: {summary["gates_zero"]} exactly 0, '
