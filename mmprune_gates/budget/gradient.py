@@ -1,10 +1,13 @@
 """The ``gradient`` update, the paper's form: theta follows the gradient of task loss plus price times relaxed cost.
 
-Both terms reach a gate as one gradient, dL/dg + price * dC/dg, of which the cost's part is relaxed by alternation: with
-all other gates held fixed, the cost is linear in each gate. The sum is divided by the root of the mean square of dL/dg,
-as an optimiser with a diagonal preconditioner does it. The slope dg/dtheta of the gate multiplies both terms and this
-root alike, so it cancels. The price follows the target of the moment by dual ascent. What is the paper's and what is
-this project's choice stands in docs/gdp.md.
+The cost is relaxed by alternation: with all other gates held fixed it is linear in each gate. Loss and cost reach a
+gate as one gradient, dL/dg + price * dC/dg + resistance, which is divided by r, the root of the mean square of dL/dg,
+as an optimiser with a diagonal preconditioner does it. The slope dg/dtheta multiplies all of it alike, so it cancels.
+
+The resistance is that of a loss which grows by r/2 (1 - theta)^2 as a gate closes: at a trained optimum the mean of
+dL/dg is about zero, and only its size tells gates apart. With it, a gate closes where its price exceeds r; else it
+rests in between, where the gate's shape makes it nearly 1. The price follows the target of the moment by dual ascent.
+What is the paper's and what is this project's choice stands in docs/gdp.md.
 """
 
 from __future__ import annotations
@@ -24,8 +27,7 @@ from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import NUMBER, POSITIVE
 from mmprune_gates.gates import GateSet
 
-FIRST_PRICE = 0.01  # of the mean root square of dL/dg
-LEAD = 0.5  # of a theta's way from 1 to 0: how far ahead the price looks
+FIRST_PRICE = 0.1  # of the mean of r
 SLACK = 0.05  # relative distance from the target of the moment beyond which the price moves at its full pace
 
 
@@ -37,7 +39,7 @@ class Gradient(Polarizer):
         schedule: Phases and target.
         limits: What must stay.
         cost: What has a price; multiply-accumulates by default.
-        momentum: Of the means of dL/dg and of its square.
+        momentum: Of the running means of dL/dg and of its square.
         rate: Most that a theta moves in one iteration.
         price_step: Most that the logarithm of the price moves in one iteration.
         exponent: Power of a group's marginal cost, relative to the mean over groups, that its price scales with: below
@@ -54,7 +56,7 @@ class Gradient(Polarizer):
         cost: Cost | None = None,
         momentum: float = 0.98,
         rate: float = 0.05,
-        price_step: float = 0.05,
+        price_step: float = 0.1,
         exponent: float = 0.5,
     ) -> None:
         self.check_options(momentum=momentum, rate=rate, price_step=price_step, exponent=exponent)
@@ -74,45 +76,46 @@ class Gradient(Polarizer):
         self.square = self.square.to(grad.device).lerp(grad.square(), share)
 
     def ranking(self) -> Tensor:
-        """(num_channels,) theta itself; where it is the same, the direction in which it would move."""
-        return (self.gates.theta() - 1e-3 * self.direction()).cpu()
+        """(num_channels,) theta; where it is the same, what would rise most is kept."""
+        return self.gates.theta().cpu() - 1e-3 * self.direction()
 
     @torch.no_grad()
     def move(self, progress: float) -> None:
         """Update the price, then the thetas."""
+        self.update_price(self.schedule.target_at(progress))
+        moved = self.gates.theta().cpu() - self.rate * self.direction()
+        self.gates.set_theta(moved.clamp_(0, 1))
+
+    def update_price(self, target: float) -> None:
+        """One step of the dual ascent: up while the relaxed cost is above the target of the moment, else down."""
         if self.price == 0:
             self.price = FIRST_PRICE * float(self.root().mean())
-        theta, direction = self.gates.theta(), self.direction()
-        self.update_price(theta - LEAD * direction, self.schedule.target_at(progress))
-        self.gates.set_theta((theta - self.rate * direction).clamp_(0, 1))
-
-    def update_price(self, ahead: Tensor, target: float) -> None:
-        """One step of the dual ascent: up while the cost will be above the target of the moment, else down.
-
-        Args:
-            ahead: (num_channels,) where the thetas are heading: a gate shows what its theta does only near 0.
-            target: The target of the moment.
-        """
-        share = float(self.candidates.cost.price(ahead.clamp(0, 1).double())) / self.candidates.total
+        share = float(self.candidates.cost.price(self.value())) / self.candidates.total
         distance = math.log(share / target) / SLACK
         self.price *= math.exp(self.price_step * min(1.0, max(-1.0, distance)))
 
+    @torch.no_grad()
     def direction(self) -> Tensor:
-        """(num_channels,) the preconditioned gradient, in [-1, 1]: what is positive falls."""
-        marginal = self.candidates.cost.marginal(self.gates.vector().double())
-        theta, groups = self.gates.theta(), self.candidates.groups
-        means = [float(marginal[group.span].mean()) for group in groups]
-        usual = sum(means) / max(1, len(means))
-        mean, root, direction = self.mean.to(theta), self.root().to(theta), torch.zeros_like(theta)
-        for group, own in zip(groups, means, strict=True):
-            span, price = group.span, self.price * (own / usual) ** self.exponent
-            direction[span] = ((mean[span] + price) / root[span]).clamp(-1, 1)
-            must_stay = theta[span].topk(self.candidates.least(group)).indices
+        """(num_channels,) the preconditioned gradient, in [-1, 1]: where it is positive theta falls."""
+        marginal = self.candidates.cost.marginal(self.value())
+        theta, mean, root = self.gates.theta().cpu(), self.mean.cpu(), self.root().cpu()
+        groups, direction = self.candidates.groups, torch.zeros_like(theta)
+        costs = [float(marginal[group.span].mean()) for group in groups]
+        usual = sum(costs) / max(1, len(costs))
+        for group, cost in zip(groups, costs, strict=True):
+            own, price = group.span, self.price * (cost / usual) ** self.exponent
+            resistance = root[own] * (theta[own] - 1)
+            direction[own] = ((mean[own] + price + resistance) / root[own]).clamp(-1, 1)
+            must_stay = theta[own].topk(self.candidates.least(group)).indices
             direction[group.start + must_stay] = -1  # they open
         return direction
 
+    def value(self) -> Tensor:
+        """(num_channels,) gate values, float64."""
+        return self.gates.vector().detach().cpu().double()
+
     def root(self) -> Tensor:
-        """(num_channels,) root of the mean square of dL/dg, never 0."""
+        """(num_channels,) r, never 0."""
         root = self.square.sqrt()
         return root.clamp_min(1e-3 * float(root.mean()) + 1e-30)
 

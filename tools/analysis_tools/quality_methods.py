@@ -42,6 +42,7 @@ class GatesGDP(Method):
         self.pruner.step()
         if controller.settled and not was_settled:
             self.figures |= settling(gates, before, controller.kept) | {'step': step}
+            self.figures['score_settled'] = self.training.data.score(self.training.model)
             if not controller.kept.vector.all():
                 self.pruner.shrink()
 

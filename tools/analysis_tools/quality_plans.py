@@ -40,13 +40,37 @@ class Run:
         return asdict(self)
 
 
-def try_out() -> list[Run]:
-    """One run of each task."""
-    return [
-        Run(task, method, share, 100)
-        for task in ('scenes', 'digits')
-        for method, share in (('dense', 1), ('gdp', 0.3), ('gdp', 0.15))
-    ]
+SCHEDULES = ((0.1, 0.15), (0.2, 0.25), (0.35, 0.4), (0.5, 0.55))
+UPDATES = {'waterline': {}, 'gradient': {'update': 'gradient'}}
 
 
-PLANS: dict[str, Callable[[], list[Run]]] = {'try': try_out}
+def dense() -> list[Run]:
+    """The dense starts, trained on without gates."""
+    return [Run(task, 'dense', 1, seed) for task in ('digits', 'scenes') for seed in FRESH]
+
+
+def schedules() -> list[Run]:
+    """When to cut: the ramp's end and the settling of the gates, as shares of the run."""
+    runs = dense()
+    for task in ('digits', 'scenes'):
+        for seed in FRESH:
+            for share in (0.3, 0.15):
+                for end, settle in SCHEDULES:
+                    options = {'end': end, 'settle': settle}
+                    runs.append(Run(task, 'gdp', share, seed, f'waterline-{end:g}-{settle:g}', options))
+    return runs
+
+
+def updates() -> list[Run]:
+    """The two updates of the gates with the same schedule."""
+    runs = dense()
+    for task in ('digits', 'scenes'):
+        for seed in FRESH:
+            for share in (0.3, 0.15, 0.05):
+                for name, own in UPDATES.items():
+                    options = {'end': 0.2, 'settle': 0.25, **own}
+                    runs.append(Run(task, 'gdp', share, seed, f'{name}-0.2-0.25', options))
+    return runs
+
+
+PLANS: dict[str, Callable[[], list[Run]]] = {'schedules': schedules, 'updates': updates}
