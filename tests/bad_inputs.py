@@ -22,14 +22,18 @@ POLARIZATION = {
     'floor': NO_SHARE,
     'divisor': NO_COUNT,
     'exclude': NO_PATTERNS,
-    'gate_lr': NO_RATE,
     'momentum': (*NO_SHARE, '1'),
     'exponent': NO_NUMBER,
     'steps': NO_COUNT,
     'criterion': ("'Magnitude'", '5', '[]', "dict(type='NoCriterion')", "dict(type='MACs')"),
     'cost': ("'MACs'", '5', '[]', "dict(type='NoCost')", "dict(type='Magnitude')"),
 }
-GRADIENT = {'price_step': (*NO_RATE, '0'), 'rate': NO_RATE, 'exponent': NO_NUMBER}
+GRADIENT = {
+    'momentum': (*NO_SHARE, '1'),
+    'price_step': (*NO_RATE, '0'),
+    'rate': (*NO_RATE, '0'),
+    'exponent': NO_NUMBER,
+}
 TICK_TOCK = {
     'target_macs': NO_SHARE,
     'by_epoch': ("'a'", 'None', '1'),

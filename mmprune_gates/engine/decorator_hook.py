@@ -50,7 +50,7 @@ class GateDecoratorHook(PruningHook):
         subset: float = 1.0,
         criterion: Any = None,
         cost: Any = None,
-        shrink: bool | float = False,
+        shrink: bool | float = True,
         export: bool = False,
         **settings: Any,
     ) -> None:

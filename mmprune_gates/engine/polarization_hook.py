@@ -39,7 +39,7 @@ class PolarizationHook(PruningHook):
         update: str = 'waterline',
         criterion: Any = None,
         cost: Any = None,
-        shrink: bool | float = False,
+        shrink: bool | float = True,
         export: bool = False,
         **settings: Any,
     ) -> None:

@@ -51,7 +51,7 @@ class PruningHook(Hook):
         export: Whether the slim product is written when training ends.
     """
 
-    shrink: bool | float = False
+    shrink: bool | float = True
     export = False
     pruner: Pruner = None  # type: ignore[assignment]  # what a run calls while it trains may rely on it
     loaded: dict[str, Any] | None = None
@@ -193,7 +193,13 @@ class PruningHook(Hook):
         return looks and self.pruner.leaving() >= self.shrink
 
     def let_channels_leave(self, runner) -> None:
-        """Remove closed channels from the model of the run."""
+        """Remove closed channels from the model of the run; if the optimiser cannot follow, go on without that."""
+        try:
+            self.pruner.check_optimizer()
+        except ValueError as error:
+            self.warn(f'closed channels stay in the model until it is slimmed: {error}')
+            self.shrink = False
+            return
         report = shrink_run(runner, self.pruner)
         macs, params = report['macs'], report['params']
         runner.logger.info(

@@ -25,7 +25,7 @@ from mmprune_gates.gates import Evidence, Gate, GateSet, attach_gates, fold_gate
 from mmprune_gates.gates.attach import NAME, merged
 from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
-from mmprune_gates.pruning.shrink import shrink, still_to_leave
+from mmprune_gates.pruning.shrink import refuse_unknown_state, shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
 
@@ -128,6 +128,14 @@ class Pruner:
         """Share of the MACs of the model as it is now that :meth:`shrink` would remove."""
         graph = self.gates.graph
         return 1 - graph.macs(self.controller.staying()) / graph.macs()
+
+    def check_optimizer(self) -> None:
+        """Ask whether channels can leave the state of the optimiser.
+
+        Raises:
+            ValueError: It has state that cannot become narrower; names it.
+        """
+        refuse_unknown_state(self.optimizer, self.model)
 
     def narrow(self, kept: Kept) -> None:
         """Remove what is not kept, and go on with the gates that are left."""

@@ -40,7 +40,7 @@ class Run:
         return asdict(self)
 
 
-SCHEDULES = ((0.1, 0.15), (0.2, 0.25), (0.35, 0.4), (0.5, 0.55))
+SCHEDULES = {'digits': ((0.1, 0.15), (0.2, 0.25), (0.35, 0.4), (0.5, 0.55)), 'scenes': ((0.1, 0.15), (0.2, 0.25), (0.5, 0.55))}
 UPDATES = {'waterline': {}, 'gradient': {'update': 'gradient'}}
 
 
@@ -55,7 +55,7 @@ def schedules() -> list[Run]:
     for task in ('digits', 'scenes'):
         for seed in FRESH:
             for share in (0.3, 0.15):
-                for end, settle in SCHEDULES:
+                for end, settle in SCHEDULES[task]:
                     options = {'end': end, 'settle': settle}
                     runs.append(Run(task, 'gdp', share, seed, f'waterline-{end:g}-{settle:g}', options))
     return runs
