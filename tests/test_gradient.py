@@ -147,3 +147,13 @@ def test_the_means_follow_channels_that_leave():
     gates.close(kept)
     update.narrow(shrink(model, kept), kept)
     assert torch.equal(update.mean, mean[stays]) and len(update.square) == int(stays.sum())
+
+
+def test_it_runs_where_tensors_are_float64_by_default():
+    torch.set_default_dtype(torch.double)
+    try:
+        update, gates = controller()
+        update.observe(torch.ones(gates.graph.num_channels, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert update.mean.dtype == torch.double and update.mean.any()

@@ -7,9 +7,11 @@ import torch
 from helpers import call, example, flat, relative_error, traced
 from model_checks import randomize_
 from torch import nn
-from toy_nets import NETS, Residual, conv_bn
+from toy_nets import NETS, Residual, SiluNet, conv_bn
 
 from mmprune_gates import GDP, GateDecorator
+from mmprune_gates.budget import Random
+from mmprune_gates.slimming import apply_widths
 from mmprune_gates.slimming.surgery import cut, slot_masks
 
 OPTIMIZERS = {
@@ -111,6 +113,16 @@ def least_share(graph):
     return graph.macs({group.name: torch.arange(group.size) < 1 for group in graph.free}) / graph.macs()
 
 
+def test_closed_gates_of_gate_decorator_have_no_gradient_that_would_count_in_a_norm_of_all():
+    run = Run(SiluNet, 'gate decorator', 'sgd').until_settled()
+    sum(output.square().mean() for output in flat(run.model(batch(0, SiluNet, torch.double)))).backward()
+    gates, kept = run.pruner.gates, run.pruner.controller.kept
+    assert not kept.vector.all()
+    for name, mask in kept.items():
+        grad = gates[name].theta.grad
+        assert grad[:, mask].all() and not grad[:, ~mask].any()
+
+
 PRUNABLE = {name: net for name, net in NETS.items() if net.free}
 
 
@@ -206,10 +218,10 @@ def test_gate_decorator_learns_the_same_where_channels_leave_in_every_tock():
         assert reports[0][key] == reports[1][key]
 
 
-def ramp(update, **limits):
+def ramp(update, net=Residual, **limits):
     """A run of GDP whose channels leave whenever a tenth of the MACs can go."""
     options = {'waterline': dict(steps=2), 'gradient': dict(rate=0.2)}[update]
-    return Run(Residual, 'gdp', 'adamw', total_steps=60, update=update, options=options, **limits)
+    return Run(net, 'gdp', 'adamw', total_steps=60, update=update, options=options, **limits)
 
 
 def go_and_leave(run, steps):
@@ -253,15 +265,57 @@ def test_a_run_resumes_between_two_times_that_channels_leave(update):
     assert again.pruner.finish()['kept'] == whole.pruner.finish()['kept']
 
 
+@pytest.mark.parametrize('units', ['blocks', 'both'])
 @pytest.mark.parametrize('method', ['gdp', 'gate decorator'])
-def test_blocks_leave_as_well(method):
-    whole, narrow = pair(Blocks, method, 'sgd', trace=dict(units='blocks'))
-    assert narrow.pruner.gates.spec['removed']
+def test_blocks_leave_as_well_with_all_that_is_only_in_them(method, units):
+    more = {} if units == 'blocks' else dict(criterion=Random(seed=0))  # blocks and channels alike
+    whole, narrow = pair(Blocks, method, 'sgd', trace=dict(units=units), **more)
+    removed = narrow.pruner.gates.spec['removed']
+    assert removed and not any(group.name.startswith(tuple(removed)) for group in narrow.pruner.gates.graph.free)
     whole.go(AFTER), narrow.go(AFTER)
     assert all(abs(a - b) < 1e-9 * abs(a) for a, b in zip(whole.losses, narrow.losses, strict=True))
     reports = [run.pruner.finish() for run in (whole, narrow)]
     for key in ('macs', 'kept', 'removed'):
         assert reports[0][key] == reports[1][key]
+
+
+@pytest.mark.parametrize('method', ['gdp', 'gate decorator'])
+def test_a_run_goes_on_once_all_its_gates_have_left_with_their_blocks(method):
+    whole, narrow = pair(Blocks, method, 'sgd', trace=dict(units='blocks'), target_macs=0.15)
+    assert not narrow.pruner.gates.graph.free
+    whole.go(3), narrow.go(3)
+    assert whole.losses == pytest.approx(narrow.losses, rel=1e-9)
+    scalars = [run.pruner.controller.scalars() for run in (whole, narrow)]
+    assert scalars[0]['gates_closed'] == scalars[1]['gates_closed'] == 1
+    assert scalars[0]['macs_ratio'] == pytest.approx(scalars[1]['macs_ratio'])
+    assert whole.pruner.finish()['kept'] == narrow.pruner.finish()['kept']
+
+
+def test_nothing_leaves_while_a_block_is_emptied_and_more_may_close():
+    run = ramp('waterline', floor=0, target_macs=0.3, net=Blocks)
+    run.go(3)
+    gates = run.pruner.gates
+    theta = gates.theta()
+    theta[gates.graph.group('stem.0').span][:4] = 0
+    gates.set_theta(theta)
+    assert run.pruner.leaving() > 0.1
+    for name in gates.graph.blocks[0].inner:
+        theta[gates.graph.group(name).span] = 0
+    gates.set_theta(theta)
+    assert run.pruner.controller.open().emptied and run.pruner.leaving() == 0
+    run.until_settled()
+    assert run.pruner.leaving() > 0.1
+
+
+@pytest.mark.parametrize('update', ['waterline', 'gradient'])
+def test_the_widths_of_all_times_that_channels_left_rebuild_the_model(update):
+    run = ramp(update, target_macs=0.3)
+    assert go_and_leave(run, 60) > 1
+    report, fresh = run.pruner.finish(), Residual().double()
+    apply_widths(fresh, report['widths'])
+    fresh.load_state_dict(run.model.state_dict(), strict=True)
+    x = example(Residual.shape)
+    assert relative_error(call(fresh, x), call(run.model, x)) == 0
 
 
 class Blocks(nn.Module):

@@ -65,7 +65,18 @@ class Controller:
         return self.kept is not None
 
     def staying(self) -> Kept:
-        """What is left if all that may leave the model now does."""
+        """What is left if all that may leave the model now does; what is in blocks that go leaves with them.
+
+        As long as more may close, nothing leaves while a block is emptied: the constant that is left of one could not
+        become narrower with what reads it.
+        """
+        graph, kept = self.gates.graph, self.open()
+        if kept.emptied and not self.settled:
+            return graph.kept()
+        return graph.without_inner(kept)
+
+    def open(self) -> Kept:
+        """What need not leave the model now."""
         return self.gates.graph.kept() if self.kept is None else self.kept
 
     def choose(self, score: Tensor) -> Kept:
@@ -150,7 +161,7 @@ class Controller:
         found = {'macs_ratio': float(graph.cost(value)) / self.whole_macs}
         if not isinstance(cost, MACs):
             found['cost_ratio'] = float(cost.price(value)) / self.candidates.total
-        free = torch.cat([value[group.span] for group in graph.free])
+        free = torch.cat([value[:0], *(value[group.span] for group in graph.free)])
         total = sum(group.size for group in self.gates.whole.free)  # what has left the model was closed
         found['gates_closed'] = 1 - float((free != 0).sum()) / total
         return found

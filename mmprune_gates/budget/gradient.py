@@ -71,7 +71,7 @@ class Gradient(Polarizer):
         """Take in (num_channels,) dL/dg of one iteration, unless it overflows."""
         if self.settled or not grad.isfinite().all():
             return
-        grad, share = grad.float(), 1 - self.momentum
+        grad, share = grad.to(self.mean.dtype), 1 - self.momentum
         self.mean = self.mean.to(grad.device).lerp(grad, share)
         self.square = self.square.to(grad.device).lerp(grad.square(), share)
 

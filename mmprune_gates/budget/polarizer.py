@@ -121,8 +121,8 @@ class Polarizer(Controller):
         elif progress >= self.schedule.begin:
             self.move(progress)
 
-    def staying(self) -> Kept:
-        """What is left if all that may leave the model now does; what is closed for the moment then is so for good."""
+    def open(self) -> Kept:
+        """What need not leave the model now; what is closed for the moment may."""
         return self.candidates.allowed(self.gates.kept()) if self.kept is None else self.kept
 
     def move(self, progress: float) -> None:

@@ -167,6 +167,22 @@ class ChannelGraph:
         """What a (num_channels,) bool vector keeps, which nobody need check."""
         return Kept(self.groups, self.blocks, vector)
 
+    def without_inner(self, kept: Kept) -> Kept:
+        """What is kept when all that occurs only inside blocks that go has gone with them."""
+        gone = {*kept.closed, *kept.emptied}
+        inside = torch.zeros(self.num_channels + 1, dtype=torch.bool)  # last: positions that belong to no group
+        outside = inside.clone()
+        for name, dims in self.slots.items():
+            held = inside if any(block.holds(name) for block in gone) else outside
+            for index in dims.values():
+                held[index] = True
+        leaves = (inside & ~outside)[:-1]
+        for group in self.groups:
+            leaves[group.span] &= group.frozen is None
+        for block in self.gated_blocks:
+            leaves[block.gate] = any(block.is_inside(other) for other in gone)
+        return self.keeping(kept.vector & ~leaves)
+
     def macs(self, kept: Mapping[str, Tensor] | None = None) -> int:
         """Multiply-accumulates of inference at batch 1 and the traced input size (multiply-add = 1).
 

@@ -110,7 +110,7 @@ class GateSet(nn.Module):
 
     def flat(self, rows: Mapping[str, Tensor], otherwise: float = 0) -> Tensor:
         """(num_channels,) from one vector per group; ``otherwise`` where there is none."""
-        like = next(iter(rows.values()))
+        like = next(iter(rows.values()), torch.zeros(()))  # all gates may have left with their blocks
         groups = self.graph.groups
         return torch.cat([rows.get(group.name, like.new_full((group.size,), otherwise)) for group in groups])
 
@@ -221,9 +221,11 @@ def placements_of(group: Group, placements: Sequence[Placement]) -> list[Placeme
 def merged(first: Mapping[str, Mapping], then: Mapping[str, Mapping]) -> dict[str, dict]:
     """What ``SlimModel`` takes for two removals, one after the other."""
     removed = {**first['removed'], **then['removed']}
-    widths = {**first['widths'], **then['widths']}
-    stays = [path for path in widths if not within(path, tuple(removed))]
-    return {'widths': {path: widths[path] for path in stays}, 'removed': removed}
+    widths: dict[str, dict] = {}
+    for path in (*first['widths'], *then['widths']):
+        if not within(path, tuple(removed)):  # each says only what it has changed of a module
+            widths[path] = {**first['widths'].get(path, {}), **then['widths'].get(path, {})}
+    return {'widths': widths, 'removed': removed}
 
 
 def key(group: str) -> str:

@@ -174,10 +174,11 @@ class GateDecorator(Pruner):
         return 0.0 if self.phase == TICK else super().leaving()
 
     def altered(self, name: str, grad: Tensor) -> Tensor:
-        """With the penalty's gradient in a Tock."""
-        if self.phase != TOCK:
-            return grad
-        return grad + self.loss_scale * self.settings.penalty * self.gates[name].theta.detach().sign()
+        """With the penalty's gradient in a Tock; none for what is closed, which would count in the norm of all."""
+        theta = self.gates[name].theta.detach()
+        if self.phase == TOCK:
+            grad = grad + self.loss_scale * self.settings.penalty * theta.sign()
+        return grad.masked_fill(theta == 0, 0)
 
     def step(self, remaining: int | None = None) -> str | None:
         """One step of the cycle. Gates close only if they have acted.

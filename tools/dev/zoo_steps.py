@@ -59,13 +59,18 @@ def outputs(model: nn.Module, images: Tensor, training: bool = False) -> list[Te
     Some heads draw random numbers in evaluation mode as well (SegNeXt's matrix factors): they are the same each time.
     """
     torch.manual_seed(0)
-    model.train(training)
+    without_drops(model.train(training))
+    return tensors_in(training_forward(model, images))
+
+
+def without_drops(model: nn.Module) -> nn.Module:
+    """Turn dropout and drop path off until the model's mode is set anew; returns the model."""
     for module in model.modules():
         if DROP.search(type(module).__name__):
             module.eval()
             if hasattr(module, 'drop_prob') and not isinstance(module, nn.Dropout):
                 module.drop_prob = 0.0
-    return tensors_in(training_forward(model, images))
+    return model
 
 
 def loss_step(model: nn.Module, config: ConfigDict, shape) -> float:
@@ -75,9 +80,7 @@ def loss_step(model: nn.Module, config: ConfigDict, shape) -> float:
         ValueError: The loss is not finite, or fewer than half of the parameters get a gradient.
     """
     torch.manual_seed(0)
-    images = example(shape, 2, torch.float32)
-    losses = model.train()(images, labels(model, config, images), mode='loss')
-    loss = sum(part for name, value in losses.items() if 'loss' in name for part in means(value))
+    loss = total_loss(model.train(), config, example(shape, 2, torch.float32))
     loss.backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     reached = sum(parameter.grad is not None for parameter in trained)
@@ -86,6 +89,13 @@ def loss_step(model: nn.Module, config: ConfigDict, shape) -> float:
     if reached < 0.5 * len(trained):
         raise ValueError(f'only {reached} of {len(trained)} parameters get a gradient')
     return float(loss)
+
+
+def total_loss(model: nn.Module, config: ConfigDict, images: Tensor) -> Tensor:
+    """Sum of all losses with random labels, in the model's mode."""
+    losses = model(images, labels(model, config, images), mode='loss')
+    parts = [part for name, value in losses.items() if 'loss' in name for part in means(value)]
+    return torch.stack(parts).sum()
 
 
 def means(value: Any) -> list[Tensor]:
