@@ -31,6 +31,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mmprune_gates.budget import Schedule
 from mmprune_gates.budget.tick_tock import TICK, TOCK
 from mmprune_gates.engine.checkpoint import STATE, read_checkpoint
 from mmprune_gates.engine.decorator_hook import GateDecoratorHook
@@ -41,7 +42,6 @@ from mmprune_gates.engine.shrinking import shrunk_in
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16}
 WARM_UP = 2
 MAX_ITERS = 40_000  # of the run that the steps are taken from
-FIRST_ITER = 12_000  # gates are moving: between begin and end of the hook's default phases
 
 
 @dataclass
@@ -205,7 +205,7 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
         hooks=[],
         model=model,
         optim_wrapper=optim,
-        iter=FIRST_ITER,
+        iter=first_iteration(config),
         max_iters=MAX_ITERS,
         train_loop=SimpleNamespace(dataloader=range(MAX_ITERS)),
         param_schedulers=[],
@@ -215,6 +215,7 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
     gated = model_config['type'] == GATED
     hooks = [HOOKS.build(hook) for hook in pruning_hooks(config)] if gated else []
     for hook in hooks:
+        hook.shrink = False  # the steps that are timed have one width
         hook.before_run(runner)
         hook.before_train(runner)
         hook.pruner.done = runner.iter
@@ -222,6 +223,16 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
             hook.pruner.controller.begin(args.phase, MAX_ITERS)
             hook.pruner.prepare()
     return Trainee(model, optim, runner, hooks)
+
+
+def first_iteration(config: Config) -> int:
+    """Iteration of a long run in the middle of the phase in which gates move."""
+    for hook in pruning_hooks(config):
+        if str(hook['type']).endswith('.PolarizationHook'):
+            own = {name: hook[name] for name in ('begin', 'end', 'settle') if name in hook}
+            schedule = Schedule(hook['target_macs'], **own)
+            return round(MAX_ITERS * (schedule.begin + schedule.end) / 2)
+    return 0
 
 
 def pruning_hooks(config: Config) -> Iterator[dict]:

@@ -40,7 +40,10 @@ class Run:
         return asdict(self)
 
 
-SCHEDULES = {'digits': ((0.1, 0.15), (0.2, 0.25), (0.35, 0.4), (0.5, 0.55)), 'scenes': ((0.1, 0.15), (0.2, 0.25), (0.5, 0.55))}
+SCHEDULES = {
+    'digits': ((0.1, 0.15), (0.2, 0.25), (0.35, 0.4), (0.5, 0.55)),
+    'scenes': ((0.1, 0.15), (0.2, 0.25), (0.5, 0.55)),
+}
 UPDATES = {'waterline': {}, 'gradient': {'update': 'gradient'}}
 
 
