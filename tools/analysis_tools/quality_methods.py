@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from quality_dcfp import DCFP
+from quality_decorator import PASSES, Decorator
+from quality_peers import Iterative, SparseNorms, TorchPruning
+from quality_scratch import Scratch
 from quality_training import Method, Training
 from torch import Tensor
 
 from mmprune_gates import GDP
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.engine.forwards import inference_forward, training_forward
 from mmprune_gates.gates import GateSet
 
-PASSES = {'forward': inference_forward, 'train_forward': training_forward}
 UNDECIDED = (0.01, 0.5)  # gates between are neither closed nor open
 
 
@@ -51,8 +53,8 @@ class GatesGDP(Method):
         shares = [len(channels) / size for channels, size in widths(report, self.pruner)]
         return {
             **self.figures,
-            'macs': report['macs'],
             'params': report['params'],
+            'kept': report['kept'],
             'least_kept': min(shares),
         }
 
@@ -86,4 +88,13 @@ def settling(gates: GateSet, before: Tensor, kept: Kept) -> dict[str, float]:
     }
 
 
-METHODS: dict[str, type[Method]] = {'dense': Method, 'gdp': GatesGDP}
+METHODS: dict[str, type[Method]] = {
+    'dense': Method,
+    'gdp': GatesGDP,
+    'decorator': Decorator,
+    'torch_pruning': TorchPruning,
+    'torch_pruning_iterative': Iterative,
+    'torch_pruning_sparse': SparseNorms,
+    'dcfp': DCFP,
+    'scratch': Scratch,
+}

@@ -20,6 +20,8 @@ class Run:
         seed: Of weights and data order.
         label: What the options mean, in a few letters.
         options: Of the method.
+        rate_scale: What the learning rate is multiplied with.
+        after: Name of the run whose kept channels this one takes over; it is carried out before.
     """
 
     task: str
@@ -28,12 +30,15 @@ class Run:
     seed: int
     label: str = ''
     options: Mapping[str, Any] = field(default_factory=dict)
+    rate_scale: float = 1.0
+    after: str = ''
 
     @property
     def name(self) -> str:
         """Name of its file."""
         label = f'-{self.label}' if self.label else ''
-        return f'{self.task}-{self.method}{label}-{self.share:g}-{self.seed}'
+        rate = '' if self.rate_scale == 1 else f'-x{self.rate_scale:g}'
+        return f'{self.task}-{self.method}{label}{rate}-{self.share:g}-{self.seed}'
 
     def facts(self) -> dict[str, Any]:
         """What it is, for its file."""

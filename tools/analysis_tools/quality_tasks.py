@@ -20,7 +20,9 @@ from mmengine.registry import MODELS, OPTIMIZERS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
-from mmprune_gates.engine.forwards import example_images
+from mmprune_gates import trace_channels
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.engine.forwards import example_images, inference_forward, training_forward
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 DIGITS = 1347  # images for training, sorted by class
@@ -123,6 +125,14 @@ class TaskData:
     def example(self) -> Tensor:
         """(2, C, H, W) images for tracing."""
         return example_images({'input_shape': self.task.shape})
+
+    def graph(self, model: nn.Module) -> ChannelGraph:
+        """The channel graph of one of the task's models, every head included."""
+        return trace_channels(model, (self.example,), inference_forward, training_forward)
+
+    def macs(self, model: nn.Module) -> int:
+        """Multiply-accumulates of a model of any widths, by the one counter that all methods are measured with."""
+        return trace_channels(model, (self.example,), inference_forward, rehearsal=False).macs()
 
     def batches(self, seed: int) -> Iterator[Any]:
         """Training batches without end, in an order that the seed decides."""

@@ -23,6 +23,8 @@ class Training:
         data: Its task.
         model, optimizer: The model, and its optimiser.
         recipe: How long, how fast.
+        seed: Of weights and data order.
+        rate_scale: What the recipe's learning rate is multiplied with.
         losses: Loss of every step.
         seconds: Processor time of all steps.
     """
@@ -31,16 +33,27 @@ class Training:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     recipe: Recipe
+    seed: int
+    rate_scale: float = 1.0
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step."""
-        own = self.recipe
+        own, rate = self.recipe, self.rate
         if step < own.warm_up:
-            return own.rate * (step + 1) / own.warm_up
+            return rate * (step + 1) / own.warm_up
         share = (step - own.warm_up) / max(1, own.steps - own.warm_up)
-        return own.rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * share)) / 2)
+        return rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * share)) / 2)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate after the warm-up."""
+        return self.recipe.rate * self.rate_scale
+
+    def renew_optimizer(self) -> None:
+        """Go on with an optimiser of the same kind that knows the model's parameters as they are now, and no past."""
+        self.optimizer = self.data.optimizer(self.model, self.rate)
 
 
 class Method:
@@ -58,6 +71,11 @@ class Method:
         """Prepare a training that begins."""
         self.training = training
 
+    def before_step(self, step: int) -> None:
+        """Set the learning rate; ``step`` counts from 0."""
+        for group in self.training.optimizer.param_groups:
+            group['lr'] = self.training.rate_at(step)
+
     def after_backward(self) -> None:
         """Change gradients."""
 
@@ -69,16 +87,15 @@ class Method:
         return {}
 
 
-def train(training: Training, method: Method, seed: int) -> dict[str, Any]:
+def train(training: Training, method: Method) -> dict[str, Any]:
     """Train to the end; returns the figures of the method."""
-    training.model.train()
     method.begin(training)
-    batches = training.data.batches(seed)
+    training.model.train()
+    batches = training.data.batches(training.seed)
     for step in range(training.recipe.steps):
         batch = next(batches)
         begin = time.process_time()
-        for group in training.optimizer.param_groups:
-            group['lr'] = training.rate_at(step)
+        method.before_step(step)
         loss = loss_of(training.model, batch)
         loss.backward()
         method.after_backward()
@@ -95,7 +112,7 @@ def dense_start(data: TaskData, seed: int, folder: Path) -> dict[str, Tensor]:
     path = folder / f'{data.task.name}-{seed}.pth'
     if not path.is_file():
         model, recipe = data.model(seed), data.task.start
-        train(Training(data, model, data.optimizer(model, recipe.rate), recipe), Method(1.0), seed)
+        train(Training(data, model, data.optimizer(model, recipe.rate), recipe, seed), Method(1.0))
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f'.{seed}.partial')
         torch.save(model.state_dict(), partial)
@@ -103,9 +120,17 @@ def dense_start(data: TaskData, seed: int, folder: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)
 
 
-def further_training(data: TaskData, seed: int, starts: Path) -> Training:
-    """A training that goes on from the dense start."""
+def further_training(data: TaskData, seed: int, starts: Path, rate_scale: float = 1.0) -> Training:
+    """A training that goes on from the dense start.
+
+    Args:
+        data: The task.
+        seed: Of the start and of the data order.
+        starts: Folder of the dense starts.
+        rate_scale: What the learning rate is multiplied with.
+    """
     model = data.model(seed)
     model.load_state_dict(dense_start(data, seed, starts))
     recipe = data.task.further
-    return Training(data, model, data.optimizer(model, recipe.rate), recipe)
+    optimizer = data.optimizer(model, recipe.rate * rate_scale)
+    return Training(data, model, optimizer, recipe, seed, rate_scale)

@@ -1,0 +1,227 @@
+"""The peers from the package Torch-Pruning (Fang et al., DepGraph, CVPR 2023), by its public classes.
+
+As in its own reproduction script: small steps of the pruning ratio until the target is met, on the model in eval mode,
+the layers that make outputs ignored. Targets are met by this benchmark's counter. As one step of one ratio for all
+layers may remove a tenth of a small network, the last step ends in its midst, after the group of layers that comes
+nearest to the target, be it from above: a peer may keep a little more than ours, which never exceed it. After a cut
+training goes on with a fresh optimiser, as the package leaves its user no other way.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from quality_tasks import loss_of
+from quality_training import Method, Training
+from torch import nn
+
+from mmprune_gates.budget import Schedule
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.engine.forwards import training_forward
+
+RATIO_STEPS = 100  # from nothing to all of each layer; no layer of the tasks is wider, so more make no difference
+TAYLOR_BATCHES = 10  # whose gradients are summed, as in the package's own example
+SHRINKAGE = 0.12  # sum of learning rate times regularisation in the package's own recipe, by its defaults
+
+
+class Counter:
+    """Counts the MACs of a model whose layers get narrower, without tracing it anew.
+
+    Args:
+        model: The whole model.
+        graph: Its graph. A convolution or linear layer costs in proportion to the size of its weight.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        sizes = {layer.name: model.get_submodule(layer.name).weight.numel() for layer in graph.layers}
+        self.per_weight = {layer.name: layer.macs / sizes[layer.name] for layer in graph.layers}
+        self.whole = graph.macs()
+
+    def share(self, model: nn.Module) -> float:
+        """MACs of a narrower copy / MACs of the whole model."""
+        weights = {name: model.get_submodule(name).weight.numel() for name in self.per_weight}
+        return sum(cost * weights[name] for name, cost in self.per_weight.items()) / self.whole
+
+
+class TorchPruning(Method):
+    """One cut before training, by a criterion of the package.
+
+    Options: ``criterion``, a key of :data:`CRITERIA`; ``global_pruning``, whether one threshold holds for all layers,
+    where the package's default is one ratio for all; ``batches`` of training data whose gradients Taylor sums.
+    """
+
+    def begin(self, training: Training) -> None:
+        """Cut to the target."""
+        super().begin(training)
+        self.prepare()
+        self.cut(self.share)
+
+    def prepare(self) -> None:
+        """Learn what the whole model costs, and which layers make its outputs."""
+        graph = self.training.data.graph(self.training.model)
+        self.outputs, self.counter = graph.classifiers, Counter(self.training.model, graph)
+        self.data_order = self.training.data.batches(self.training.seed + 1)
+
+    def cut(self, share: float) -> None:
+        """Remove channels until the model costs a share of the whole one; training goes on with a fresh optimiser."""
+        model = self.training.model
+        model.eval()
+        if self.options['criterion'] == 'taylor':
+            self.sum_gradients()
+        for group in islice(self.groups(model), self.groups_to_cut(share)):
+            group.prune()
+        model.zero_grad()
+        model.train()
+        self.training.renew_optimizer()
+
+    def groups_to_cut(self, share: float) -> int:
+        """How many groups have to be pruned, one after the other, to come nearest to a share.
+
+        Raises:
+            ValueError: The package leaves more, even at the end.
+        """
+        trial = copied(self.training.model)
+        before = self.counter.share(trial)
+        if before <= share:
+            return 0
+        for number, group in enumerate(self.groups(trial), 1):
+            group.prune()
+            now = self.counter.share(trial)
+            if now <= share:
+                return number if share - now <= before - share else number - 1
+            before = now
+        raise ValueError(
+            f'Torch-Pruning ({self.options}) leaves {before:.4f} of the MACs where it ends; {share:.4f} were asked for'
+        )
+
+    def groups(self, model: nn.Module) -> Iterator[Any]:
+        """The groups of channels that the package would remove, in its order; each must be pruned before the next."""
+        torch.manual_seed(self.training.seed)  # random importance: the same on a copy
+        pruner = self.pruner(model)
+        for _ in range(RATIO_STEPS):
+            yield from pruner.step(interactive=True)
+
+    def pruner(self, model: nn.Module) -> Any:
+        """The package's pruner of a model."""
+        import torch_pruning
+
+        return torch_pruning.pruner.BasePruner(model, **self.settings(model))
+
+    def settings(self, model: nn.Module) -> dict[str, Any]:
+        """Arguments of its pruners."""
+        return {
+            'example_inputs': self.training.data.example,
+            'importance': CRITERIA[self.options['criterion']](),
+            'global_pruning': self.options['global_pruning'],
+            'pruning_ratio': 1.0,
+            'iterative_steps': RATIO_STEPS,
+            'ignored_layers': [model.get_submodule(path) for path in self.outputs],
+            'forward_fn': training_forward,
+        }
+
+    def sum_gradients(self) -> None:
+        """Leave the sum of the gradients of some mini-batches in the model; statistics of norms stay."""
+        self.training.model.zero_grad()
+        for _ in range(self.options.get('batches', TAYLOR_BATCHES)):
+            loss_of(self.training.model, next(self.data_order)).backward()
+
+
+class Iterative(TorchPruning):
+    """Several cuts while it trains, on the ramp of GDP's target. Further options: ``begin``, ``end``, ``cuts``."""
+
+    def begin(self, training: Training) -> None:
+        """Find the steps after which it cuts."""
+        Method.begin(self, training)
+        self.prepare()
+        begin, end = self.options.get('begin', 0.05), self.options.get('end', 0.5)
+        cuts, steps = self.options.get('cuts', 10), training.recipe.steps
+        schedule = Schedule(self.share, begin, end, settle=end)
+        self.targets = {}
+        for number in range(1, cuts + 1):
+            progress = begin + (end - begin) * number / cuts
+            self.targets[max(1, round(progress * steps))] = schedule.target_at(progress)
+
+    def after_step(self, step: int) -> None:
+        """Cut to the target of the moment."""
+        if step in self.targets:
+            self.cut(self.targets[step])
+
+
+class SparseNorms(TorchPruning):
+    """BN scales, made sparse by the package's regularisation for a part of the run, the option ``sparse``, then cut.
+
+    The regularisation is as strong as the sum over the sparse steps asks for: its own recipe has many more steps.
+    """
+
+    def begin(self, training: Training) -> None:
+        """Begin with regularisation."""
+        Method.begin(self, training)
+        self.prepare()
+        self.sparse_steps = max(1, round(self.options.get('sparse', 0.5) * training.recipe.steps))
+        rates = sum(training.rate_at(step) for step in range(self.sparse_steps))
+        self.regularizer = self.pruner(training.model, reg=SHRINKAGE / rates)
+
+    def pruner(self, model: nn.Module, reg: float = 0.0) -> Any:
+        """The package's pruner by BN scales."""
+        import torch_pruning
+
+        return torch_pruning.pruner.BNScalePruner(model, reg=reg, **self.settings(model))
+
+    def after_backward(self) -> None:
+        """Regularise."""
+        if self.regularizer is not None:
+            self.regularizer.regularize(self.training.model)
+
+    def after_step(self, step: int) -> None:
+        """Cut after the last sparse step."""
+        if step == self.sparse_steps:
+            self.regularizer = None
+            self.cut(self.share)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy with its gradients, which ``copy.deepcopy`` leaves out."""
+    result = copy.deepcopy(model)
+    for ours, theirs in zip(model.parameters(), result.parameters(), strict=True):
+        theirs.grad = None if ours.grad is None else ours.grad.clone()
+    return result
+
+
+def magnitude() -> Any:
+    """L2 norm of all weights of a group."""
+    import torch_pruning
+
+    return torch_pruning.importance.GroupMagnitudeImportance(p=2)
+
+
+def taylor() -> Any:
+    """Weights times gradients (Molchanov et al., CVPR 2019)."""
+    import torch_pruning
+
+    return torch_pruning.importance.GroupTaylorImportance()
+
+
+def norm_scale() -> Any:
+    """BN scales (Liu et al., ICCV 2017)."""
+    import torch_pruning
+
+    return torch_pruning.importance.BNScaleImportance()
+
+
+def random() -> Any:
+    """Random numbers."""
+    import torch_pruning
+
+    return torch_pruning.importance.RandomImportance()
+
+
+CRITERIA: dict[str, Callable[[], Any]] = {
+    'magnitude': magnitude,
+    'taylor': taylor,
+    'norm_scale': norm_scale,
+    'random': random,
+}
