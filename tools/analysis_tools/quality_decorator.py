@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quality_training import Method, Training
@@ -11,16 +12,18 @@ from mmprune_gates.budget import Cycle
 from mmprune_gates.engine.forwards import inference_forward, training_forward
 
 PASSES = {'forward': inference_forward, 'train_forward': training_forward}
-TICKS = 20  # that the target takes, if all groups shrink alike
-TICKS_PER_TOCK = 5
+TICKS = 20
+TOCKS = 4
+LEAST = 1e-3  # share of the filters that a Tick closes
 
 
 class Decorator(Method):
     """Gate Decorator; rates and lengths of its phases follow from the recipe and the target.
 
     A Tick's rate is a tenth of the recipe's, a Tock's rises from that to the recipe's and falls again, as the paper's
-    do (1e-3, and 1e-3 to 1e-2 to 1e-3). All groups shrinking alike, the target is met after ``until`` of the run, an
-    option; where cheaper filters close first, later.
+    do (1e-3, and 1e-3 to 1e-2 to 1e-3). The target shall be met after ``until`` of the run, an option: the paper closes
+    the same number of filters in each Tick and trains until it is met; here each Tick closes what would meet it in
+    the Ticks that are left if all groups shrank alike.
     """
 
     def begin(self, training: Training) -> None:
@@ -36,9 +39,10 @@ class Decorator(Method):
             total_steps=training.recipe.steps,
             trace=PASSES,
             target_macs=self.share,
-            cycle=cycle_of(self.share, until * training.recipe.steps),
+            cycle=cycle_of(until * training.recipe.steps),
             **options,
         )
+        self.ticks = self.pruner.controller.cycle.ticks * TOCKS
         self.figures: dict[str, Any] = {}
 
     def before_step(self, step: int) -> None:
@@ -46,8 +50,9 @@ class Decorator(Method):
 
     def after_step(self, step: int) -> None:
         """Go on in the cycle; once the target is met, let channels leave."""
-        self.pruner.step()
         controller = self.pruner.controller
+        controller.cycle = replace(controller.cycle, fraction=self.fraction())
+        self.pruner.step()
         if controller.settled and not self.figures:
             self.figures = {'step': step, 'ticks': controller.ticks}
             if not controller.kept.vector.all():
@@ -58,14 +63,21 @@ class Decorator(Method):
         report = self.pruner.finish()
         return {**self.figures, 'params': report['params'], 'kept': report['kept']}
 
+    def fraction(self) -> float:
+        """Share of all filters that the next Tick closes; MACs go with the square of the widths."""
+        controller = self.pruner.controller
+        still_open = float(controller.kept.vector.double().mean())
+        too_many = still_open * (1 - min(1.0, self.share / controller.share) ** 0.5)
+        left = max(1, self.ticks - controller.ticks)
+        return min(1.0, max(LEAST, too_many / left))
 
-def cycle_of(share: float, steps: float) -> Cycle:
-    """The cycle whose Ticks and Tocks fill a number of steps, half each, if all groups shrink alike.
+
+def cycle_of(steps: float) -> Cycle:
+    """The cycle whose Ticks and Tocks fill a number of iterations, half each.
 
     Args:
-        share: MACs to keep / MACs of the whole model; they go with the square of the widths.
         steps: Iterations until the target is met.
     """
-    tocks = TICKS // TICKS_PER_TOCK
-    tick, tock = max(1, round(0.5 * steps / TICKS)), max(1, round(0.5 * steps / tocks))
-    return Cycle(tick, tock, TICKS_PER_TOCK, fraction=(1 - share**0.5) / TICKS)
+    ticks = max(1, min(TICKS, int(0.5 * steps)) // TOCKS)
+    tick, tock = max(1, round(0.5 * steps / (ticks * TOCKS))), max(1, round(0.5 * steps / TOCKS))
+    return Cycle(tick, tock, ticks, fraction=LEAST)

@@ -10,7 +10,7 @@ import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
 # isort: split
 import torch
-from baselines import choose_width
+from baselines import choose_width, width_steps
 from mmengine.registry import MODELS
 from mmengine.runner import set_random_seed
 from quality_tasks import Recipe, TaskData
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mmprune_gates import slim_model
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.engine.model_config import SLIM
 from mmprune_gates.engine.builders import uniform
+from mmprune_gates.engine.model_config import SLIM
 
 LONGEST = 6.0  # times as many iterations, at most
 SETTLE = 0.55  # of a GDP run, after which its closed channels have left it
@@ -29,7 +29,7 @@ SETTLE = 0.55  # of a GDP run, after which its closed channels have left it
 class Scratch(Method):
     """A narrow network with random weights, by the recipe of the dense start, as long as start and further training.
 
-    Options: ``kept``, group name -> numbers of the channels of a pruned architecture; without it the widths are uniform.
+    Options: ``kept``, group -> numbers of the channels of a pruned architecture; without it the widths are uniform.
     ``same_macs``: whether it trains for as many MACs as the dense start and a GDP run together, where that are more
     iterations, but at most ``longest`` times as many. ``settle``: the share of that run that has the cost of the whole
     model; after it, that of what is kept.
@@ -46,9 +46,19 @@ class Scratch(Method):
         training.renew_optimizer()
 
     def uniform(self, graph: ChannelGraph) -> dict[str, Tensor]:
-        """The widest uniform network within the budget."""
-        width, _ = choose_width(graph, int(self.share * graph.macs()))
-        return uniform(graph, width)
+        """The widest uniform network within the budget.
+
+        Where rounding of widths leaves some of it unused, the first groups that fit have the width of the next step.
+        """
+        target = int(self.share * graph.macs())
+        width, _ = choose_width(graph, target)
+        kept, steps = uniform(graph, width), width_steps({group.size for group in graph.free})
+        wider = uniform(graph, min((step for step in steps if step > width), default=1.0))
+        for name, mask in wider.items():
+            more = {**kept, name: mask}
+            if graph.macs(more) <= target:
+                kept = more
+        return kept
 
     def recipe(self, data: TaskData, share: float) -> Recipe:
         """The recipe of the dense start over more iterations.
