@@ -69,6 +69,18 @@ def prepare(task: str, seed: int, work_dir: Path) -> None:
     dense_start(TASKS[task].on(work_dir / 'data'), seed, work_dir / 'starts')
 
 
+def waves(runs: list[Run]) -> list[list[Run]]:
+    """The runs that follow no other, then those that do.
+
+    Raises:
+        ValueError: One follows a run that the plan does not have.
+    """
+    names = {run.name for run in runs}
+    if lost := sorted({run.after for run in runs if run.after} - names):
+        raise ValueError(f'the plan has runs that follow {lost}, but not those: add them to the plan')
+    return [[run for run in runs if not run.after], [run for run in runs if run.after]]
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,7 +95,7 @@ def main() -> None:
             TASKS[task].on(args.work_dir / 'data')  # two processes would both write it
         starts = dict.fromkeys((run.task, run.seed) for run in runs)
         wait_for([pool.submit(prepare, *start, args.work_dir) for start in starts], 'dense starts')
-        for wave in ([run for run in runs if not run.after], [run for run in runs if run.after]):
+        for wave in waves(runs):
             wait_for([pool.submit(carry_out, run, args.work_dir) for run in wave], args.plan)
 
 

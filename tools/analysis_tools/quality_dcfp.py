@@ -6,8 +6,8 @@ the backbone's channels and of all others the same percentage goes, each part ra
 each other stay if one of them does; at least 2 % of each layer stay. The rest of the run trains what is left.
 
 Ours: the percentage is the least that meets the target (theirs grows in steps of 2), what still fits then opens again,
-as after every selection of this project, and what removed channels added to the means of the norms behind them is left
-to the training that follows.
+as after every selection of this project; what removed channels added to the means of the norms behind them is left to
+the training that follows; and the optimiser keeps what it knew of the weights that are left, where theirs begins anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from quality_training import Method, Training
+from quality_training import Method, Training, places_in
 from torch import Tensor, nn
 
 from mmprune_gates import slim_model
@@ -56,8 +56,10 @@ class DCFP(Method):
             return
         candidates, score = Candidates.of(self.graph, Limits(FLOOR)), self.channel_scores()
         kept = candidates.fill(candidates.select(score, self.share), score, self.share)
-        slim_model(self.training.model, self.graph, kept)
-        self.training.renew_optimizer()
+        places = places_in(self.training.model)
+        for model in (self.training.model, places):
+            slim_model(model, self.graph, kept)
+        self.training.renew_optimizer(places)
         self.scores = {}
         self.kept = kept.indices()
 

@@ -3,8 +3,8 @@
 As in its own reproduction script: small steps of the pruning ratio until the target is met, on the model in eval mode,
 the layers that make outputs ignored. Targets are met by this benchmark's counter. As one step of one ratio for all
 layers may remove a tenth of a small network, the last steps are taken group by group: one that would end farther from
-the target is left out. A peer may so keep a little more than the target, which ours never do. After a cut training goes
-on with a fresh optimiser, as the package leaves its user no other way.
+the target is left out. A peer may so keep a little more than the target, which ours never do. The
+optimiser keeps what it knew of the weights that are left, as ours does; the package by itself would leave a fresh one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from quality_tasks import loss_of
-from quality_training import Method, Training
+from quality_training import Method, Training, places_in
 from torch import nn
 
 from mmprune_gates.budget import Schedule
@@ -75,17 +75,19 @@ class TorchPruning(Method):
         self.data_order = self.training.data.batches(self.training.seed + 1)
 
     def cut(self, share: float) -> None:
-        """Remove channels until the model costs a share of the whole one; training goes on with a fresh optimiser."""
-        model = self.training.model
+        """Remove channels until the model costs a share of the whole one; the optimiser follows."""
+        model, places = self.training.model, places_in(self.training.model)
         model.eval()
         if self.options['criterion'] == 'taylor':
             self.sum_gradients()
-        self.prune_to(share)
+        pruner = self.pruner(model)
+        self.prune_to(share, pruner)
         model.zero_grad()
         model.train()
-        self.training.renew_optimizer()
+        self.pruner(places).load_pruning_history(pruner.pruning_history())
+        self.training.renew_optimizer(places)
 
-    def prune_to(self, share: float) -> None:
+    def prune_to(self, share: float, pruner: Any) -> None:
         """Remove channels until the model costs about a share of the whole one.
 
         Raises:
@@ -93,7 +95,7 @@ class TorchPruning(Method):
         """
         model = self.training.model
         now, last = self.counter.share(model), RATIO_STEPS
-        for step, group, left in self.groups(model):
+        for step, group, left in self.groups(pruner):
             if now <= share * (1 + NEAR) or step > last:
                 break
             then = self.counter.share_without(model, left)
@@ -107,14 +109,13 @@ class TorchPruning(Method):
                 f'Torch-Pruning ({self.options}) ends with {now:.4f} of the MACs; {share:.4f} were asked for'
             )
 
-    def groups(self, model: nn.Module) -> Iterator[tuple[int, Any, dict[nn.Module, float]]]:
+    def groups(self, pruner: Any) -> Iterator[tuple[int, Any, dict[nn.Module, float]]]:
         """What the package would remove, in its order: each is pruned, or left out, before the next.
 
         Yields:
             Step of the ratio, group of channels, and what it would leave of the weight of each layer.
         """
         torch.manual_seed(self.training.seed)  # of random importance
-        pruner = self.pruner(model)
         for step in range(RATIO_STEPS):
             for group in pruner.step(interactive=True):
                 if len(group[0].idxs):  # with one threshold for all it names groups of which nothing goes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -159,12 +159,9 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
     return model.parse_losses(model(**data, mode='loss'))[0]
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task('scenes', 'dense_deeplabv3plus_scenes.py', 'mIoU', Recipe(1200, 2e-2, 100), Recipe(1200, 1e-2),
-             (3, 48, 64), write_scenes, scenes_options()),
-        Task('digits', 'dense_resnet20_digits.py', 'accuracy/top1', Recipe(300, 0.1), Recipe(600, 0.02),
-             (3, 8, 8), digits_data.write_digits, digits_options()),
-    )
-}  # fmt: skip
+SCENES = Task('scenes', 'dense_deeplabv3plus_scenes.py', 'mIoU', Recipe(1200, 2e-2, 100), Recipe(1200, 1e-2),
+              (3, 48, 64), write_scenes, scenes_options())  # fmt: skip
+DIGITS_TASK = Task('digits', 'dense_resnet20_digits.py', 'accuracy/top1', Recipe(300, 0.1), Recipe(600, 0.02),
+                   (3, 8, 8), digits_data.write_digits, digits_options())  # fmt: skip
+QUICK = replace(DIGITS_TASK, name='digits_quick', start=Recipe(60, 0.1, 10), further=Recipe(60, 0.02, 10))
+TASKS = {task.name: task for task in (SCENES, DIGITS_TASK, QUICK)}

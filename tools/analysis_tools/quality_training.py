@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from quality_tasks import Recipe, TaskData, loss_of
 from torch import Tensor, nn
 
 FINAL_RATE = 1e-3  # of the learning rate
+MOST_PLACES = 2**24  # that single precision tells apart
 
 
 @dataclass
@@ -51,9 +53,45 @@ class Training:
         """Learning rate after the warm-up."""
         return self.recipe.rate * self.rate_scale
 
-    def renew_optimizer(self) -> None:
-        """Go on with an optimiser of the same kind that knows the model's parameters as they are now, and no past."""
+    def renew_optimizer(self, places: nn.Module | None = None) -> None:
+        """Go on with an optimiser of the same kind that knows the model's parameters as they are now.
+
+        Args:
+            places: What :func:`places_in` made before the model was cut, cut in the same way: what the optimiser knew
+                of the entries that are left stays. Without it, it knows nothing of the past.
+        """
+        before = self.optimizer
         self.optimizer = self.data.optimizer(self.model, self.rate)
+        if places is None:
+            return
+        olds = [parameter for group in before.param_groups for parameter in group['params']]
+        lasting = zip(olds, self.model.parameters(), places.parameters(), strict=True)
+        for old, new, place in lasting:
+            index = place.detach().flatten().long()
+            self.optimizer.state[new] = {
+                key: value.flatten()[index].view_as(new) if is_like(value, old) else value
+                for key, value in before.state.get(old, {}).items()
+            }
+
+
+def places_in(model: nn.Module) -> nn.Module:
+    """A copy of a model of which each parameter holds the places of its own entries, 0, 1, 2 and so on.
+
+    Raises:
+        ValueError: A parameter is too large for places in single precision.
+    """
+    places = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in places.named_parameters():
+            if parameter.numel() > MOST_PLACES:
+                raise ValueError(f'{name} has {parameter.numel()} entries; places are exact up to {MOST_PLACES}')
+            parameter.copy_(torch.arange(parameter.numel()).view_as(parameter))
+    return places
+
+
+def is_like(value: Any, parameter: Tensor) -> bool:
+    """Whether a value of an optimiser's state belongs to a parameter's entries."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 class Method:
