@@ -31,16 +31,16 @@ import mmprune_gates
 
 PACKAGES = ('torch', 'torch-pruning', 'mmengine', 'mmsegmentation', 'mmpretrain', 'numpy')
 TITLES = {(arm.method, arm.label): arm.title for arm in ARMS}
-Results = dict[Run, dict[str, Any]]
+Results = list[tuple[Run, dict[str, Any]]]  # what each run's file holds
 
 
 def read_runs(runs: Iterable[Run], folder: Path) -> tuple[Results, list[str]]:
     """What the files of runs hold, and the names of the runs that have none."""
-    results, missing = {}, []
+    results, missing = [], []
     for run in runs:
         path = folder / f'{run.name}.json'
         if path.is_file():
-            results[run] = cli.read_json(path)
+            results.append((run, cli.read_json(path)))
         else:
             missing.append(run.name)
     return results, missing
@@ -54,7 +54,7 @@ def title_of(run: Run) -> str:
 def cells_of(results: Results) -> list[dict[str, Any]]:
     """One cell for each task, method and cut: the best of its learning rates, and the others."""
     by_cell: dict[tuple, dict[float, dict[int, dict]]] = {}
-    for run, found in results.items():
+    for run, found in results:
         rates = by_cell.setdefault((run.task, title_of(run), run.share), {})
         rates.setdefault(run.rate_scale, {})[run.seed] = found
     return [cell_of(*key, rates) for key, rates in by_cell.items()]
@@ -98,10 +98,10 @@ def provenance(plan: str, results: Results) -> dict[str, Any]:
         'machine': f'{processor()}, {platform.system()} {platform.machine()}, one thread a run',
         'versions': {'python': platform.python_version(), 'mmprune_gates': mmprune_gates.__version__, **installed},
         'commit': commit(),
-        'seeds': sorted({run.seed for run in results}),
+        'seeds': sorted({run.seed for run, _ in results}),
         'commands': [f'python tools/analysis_tools/quality.py {plan}', shlex.join(['python', *sys.argv])],
         'runs': len(results),
-        'core_hours': round(sum(found['seconds'] for found in results.values()) / 3600, 2),
+        'core_hours': round(sum(found['seconds'] for _, found in results) / 3600, 2),
     }
 
 
@@ -184,7 +184,7 @@ def figures_of(plan: str, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
         raise ValueError(f'no run of the plan {plan!r} is in {folder}: python tools/analysis_tools/quality.py {plan}')
     return {
         'provenance': provenance(plan, results),
-        'metrics': {run.task: found['metric'] for run, found in results.items()},
+        'metrics': {run.task: found['metric'] for run, found in results},
         'cells': cells_of(results),
         'missing': missing,
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.runner import set_random_seed
 from quality_tasks import Recipe, TaskData, loss_of
 from torch import Tensor, nn
 
@@ -128,6 +129,7 @@ class Method:
 def train(training: Training, method: Method) -> dict[str, Any]:
     """Train to the end; returns the figures of the method."""
     method.begin(training)
+    set_random_seed(training.seed)  # whatever a method has drawn, all see the same augmentations
     training.model.train()
     batches = training.data.batches(training.seed)
     for step in range(training.recipe.steps):
