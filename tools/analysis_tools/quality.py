@@ -1,11 +1,13 @@
 r"""Train the same dense starts on by several methods: to the same MACs, in as many steps, over several seeds.
 
 Every run writes one JSON file below WORK_DIR/runs, so that a run that was stopped goes on where it was. A plan names
-the runs.
+the runs: ``peers`` compares with Torch-Pruning (the extra ``benchmark``), training from scratch and DCFP, ``quick``
+asks of all methods only whether they work. :mod:`quality_table` makes table and picture of a plan.
 
 Example::
 
-    python tools/analysis_tools/quality.py schedules --work-dir work_dirs/quality
+    python tools/analysis_tools/quality.py peers --work-dir work_dirs/quality
+    python tools/analysis_tools/quality_table.py peers --work-dir work_dirs/quality --out docs/benchmarks/quality
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ optimiser keeps what it knew of the weights that are left, as ours does; the pac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,12 @@ TAYLOR_BATCHES = 10  # whose gradients are summed, as in the package's own examp
 LAST_STEPS = 5  # of the ratio that follow the first group left out
 NEAR = 0.01  # of the target: no further group is looked for
 FAR = 0.02  # of the whole model's MACs, and no more than a quarter of the target: it is not met
+CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
+    'magnitude': ('GroupMagnitudeImportance', {'p': 2}),  # of all weights of a group
+    'taylor': ('GroupTaylorImportance', {}),  # weights times gradients (Molchanov et al., CVPR 2019)
+    'norm_scale': ('BNScaleImportance', {}),  # (Liu et al., ICCV 2017)
+    'random': ('RandomImportance', {}),
+}
 SHRINKAGE = 0.12  # sum of learning rate times regularisation in the package's own recipe, by its defaults
 
 
@@ -99,7 +105,7 @@ class TorchPruning(Method):
             if now <= share * (1 + NEAR) or step > last:
                 break
             then = self.counter.share_without(model, left)
-            if abs(then - share) < abs(now - share):
+            if abs(then - share) <= abs(now - share):  # an auxiliary head costs nothing and shrinks with the rest
                 group.prune()
                 now = self.counter.share(model)
             else:
@@ -123,15 +129,13 @@ class TorchPruning(Method):
 
     def pruner(self, model: nn.Module) -> Any:
         """The package's pruner of a model."""
-        import torch_pruning
-
-        return torch_pruning.pruner.BasePruner(model, **self.settings(model))
+        return package().pruner.BasePruner(model, **self.settings(model))
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         """Arguments of its pruners."""
         return {
             'example_inputs': self.training.data.example,
-            'importance': CRITERIA[self.options['criterion']](),
+            'importance': importance(self.options['criterion']),
             'global_pruning': self.options['global_pruning'],
             'pruning_ratio': 1.0,
             'iterative_steps': RATIO_STEPS,
@@ -183,9 +187,7 @@ class SparseNorms(TorchPruning):
 
     def pruner(self, model: nn.Module, reg: float = 0.0) -> Any:
         """The package's pruner by BN scales."""
-        import torch_pruning
-
-        return torch_pruning.pruner.BNScalePruner(model, reg=reg, **self.settings(model))
+        return package().pruner.BNScalePruner(model, reg=reg, **self.settings(model))
 
     def after_backward(self) -> None:
         """Regularise."""
@@ -211,37 +213,20 @@ def left_by(group: Any, graph: Any) -> dict[nn.Module, float]:
     return left
 
 
-def magnitude() -> Any:
-    """L2 norm of all weights of a group."""
-    import torch_pruning
+def package() -> Any:
+    """Torch-Pruning.
 
-    return torch_pruning.importance.GroupMagnitudeImportance(p=2)
-
-
-def taylor() -> Any:
-    """Weights times gradients (Molchanov et al., CVPR 2019)."""
-    import torch_pruning
-
-    return torch_pruning.importance.GroupTaylorImportance()
-
-
-def norm_scale() -> Any:
-    """BN scales (Liu et al., ICCV 2017)."""
-    import torch_pruning
-
-    return torch_pruning.importance.BNScaleImportance()
+    Raises:
+        ImportError: It is not installed; says how to.
+    """
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise ImportError("these peers need torch-pruning: pip install -e '.[benchmark]'") from error
+    return torch_pruning
 
 
-def random() -> Any:
-    """Random numbers."""
-    import torch_pruning
-
-    return torch_pruning.importance.RandomImportance()
-
-
-CRITERIA: dict[str, Callable[[], Any]] = {
-    'magnitude': magnitude,
-    'taylor': taylor,
-    'norm_scale': norm_scale,
-    'random': random,
-}
+def importance(criterion: str) -> Any:
+    """The package's importance of a name in :data:`CRITERIA`."""
+    name, options = CRITERIA[criterion]
+    return getattr(package().importance, name)(**options)

@@ -11,6 +11,11 @@ from typing import Any
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
 # isort: split
+import sys
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'dataset_converters'))  # the folder of the two below
+
+# isort: split
 import demo_data
 import digits_data
 import torch
