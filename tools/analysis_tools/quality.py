@@ -1,11 +1,13 @@
 r"""Train the same dense starts on by several methods: to the same MACs, in as many steps, over several seeds.
 
 Every run writes one JSON file below WORK_DIR/runs, so that a run that was stopped goes on where it was. A plan names
-the runs.
+the runs: ``peers`` compares with Torch-Pruning (the extra ``benchmark``), training from scratch and DCFP, ``quick``
+asks of all methods only whether they work. :mod:`quality_table` makes table and picture of a plan.
 
 Example::
 
-    python tools/analysis_tools/quality.py schedules --work-dir work_dirs/quality
+    python tools/analysis_tools/quality.py peers --work-dir work_dirs/quality
+    python tools/analysis_tools/quality_table.py peers --work-dir work_dirs/quality --out docs/benchmarks/quality
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import multiprocessing
 import os
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from mmprune_gates import cli  # cures come before the imports below
 
@@ -41,19 +44,43 @@ def carry_out(run: Run, work_dir: Path) -> None:
         return
     quiet()
     data = TASKS[run.task].on(work_dir / 'data')
-    method = METHODS[run.method](run.share, **run.options)
-    training = further_training(data, run.seed, work_dir / 'starts')
-    figures = train(training, method, run.seed)
-    score = data.score(training.model)
+    method = METHODS[run.method](run.share, **run.options, **from_before(run, path.parent))
+    training = further_training(data, run.seed, work_dir / 'starts', run.rate_scale)
+    whole = data.macs(training.model)
+    figures = train(training, method)
+    facts = {
+        'metric': data.task.metric,
+        'score': data.score(training.model),
+        'seconds': round(training.seconds, 2),
+        'steps': len(training.losses),
+        **figures,
+        'macs': {'before': whole, 'after': data.macs(training.model)},
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {'score': score, 'seconds': round(training.seconds, 2), **figures, 'losses': training.losses}
-    cli.write_json(path, {**run.facts(), **facts})
+    cli.write_json(path, {**run.facts(), **facts, 'losses': training.losses})
+
+
+def from_before(run: Run, folder: Path) -> dict[str, Any]:
+    """What a run takes over from the one that it follows: the channels kept."""
+    return {'kept': cli.read_json(folder / f'{run.after}.json')['kept']} if run.after else {}
 
 
 def prepare(task: str, seed: int, work_dir: Path) -> None:
     """Write a task's data, and train its dense start."""
     quiet()
     dense_start(TASKS[task].on(work_dir / 'data'), seed, work_dir / 'starts')
+
+
+def waves(runs: list[Run]) -> list[list[Run]]:
+    """The runs that follow no other, then those that do.
+
+    Raises:
+        ValueError: One follows a run that the plan does not have.
+    """
+    names = {run.name for run in runs}
+    if lost := sorted({run.after for run in runs if run.after} - names):
+        raise ValueError(f'the plan has runs that follow {lost}, but not those: add them to the plan')
+    return [[run for run in runs if not run.after], [run for run in runs if run.after]]
 
 
 def main() -> None:
@@ -70,7 +97,8 @@ def main() -> None:
             TASKS[task].on(args.work_dir / 'data')  # two processes would both write it
         starts = dict.fromkeys((run.task, run.seed) for run in runs)
         wait_for([pool.submit(prepare, *start, args.work_dir) for start in starts], 'dense starts')
-        wait_for([pool.submit(carry_out, run, args.work_dir) for run in runs], args.plan)
+        for wave in waves(runs):
+            wait_for([pool.submit(carry_out, run, args.work_dir) for run in wave], args.plan)
 
 
 def wait_for(tasks: list[Future], title: str) -> None:

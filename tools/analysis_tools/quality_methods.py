@@ -6,18 +6,18 @@ import math
 from typing import Any
 
 import torch
+from quality_dcfp import DCFP
+from quality_decorator import PASSES, Decorator
+from quality_l1 import PlainL1
+from quality_peers import Iterative, SparseNorms, TorchPruning
+from quality_scratch import Scratch
 from quality_training import Method, Training
 from torch import Tensor
 
-from mmprune_gates import GDP, slim_model, trace_channels
-from mmprune_gates.budget import Candidates, Limits, NormScale
-from mmprune_gates.budget.criteria import NORMS
+from mmprune_gates import GDP
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.engine.forwards import inference_forward, training_forward
-from mmprune_gates.gates import GateSet, PolarizationGate, attach_gates
-from mmprune_gates.gates.attach import detach_gates
+from mmprune_gates.gates import GateSet
 
-PASSES = {'forward': inference_forward, 'train_forward': training_forward}
 UNDECIDED = (0.01, 0.5)  # gates between are neither closed nor open
 
 
@@ -59,8 +59,8 @@ class GatesGDP(Method):
         shares = [len(channels) / size for channels, size in widths(report, self.pruner)]
         return {
             **self.figures,
-            'macs': report['macs'],
             'params': report['params'],
+            'kept': report['kept'],
             'least_kept': min(shares),
         }
 
@@ -69,50 +69,6 @@ def widths(report: dict[str, Any], pruner: GDP) -> list[tuple[list[int], int]]:
     """(channels kept, channels) of every group that may shrink."""
     whole = pruner.gates.whole
     return [(report['kept'][group.name], group.size) for group in whole.free if group.name in report['kept']]
-
-
-class PlainL1(Method):
-    """An L1 penalty on the scale of every norm until ``settle``, and then a cut by that scale: no polarization.
-
-    Options: ``penalty``, its weight; ``settle``, when the channels go, as a share of the run.
-    """
-
-    def begin(self, training: Training) -> None:
-        """Trace the model."""
-        super().begin(training)
-        self.graph = trace_channels(training.model, (training.data.example,), **PASSES)
-        self.scales = [module.weight for module in training.model.modules() if isinstance(module, NORMS)]
-        self.cut_at = round(self.options['settle'] * training.recipe.steps)
-        self.figures: dict[str, Any] = {}
-
-    def after_backward(self) -> None:
-        """Add the penalty's gradient."""
-        if not self.figures:
-            for scale in self.scales:
-                scale.grad.add_(scale.detach().sign(), alpha=self.options['penalty'])
-
-    def after_step(self, step: int) -> None:
-        """At its time, cut, and go on with a new optimiser."""
-        if step != self.cut_at:
-            return
-        training, model = self.training, self.training.model
-        before = training.score_aside()
-        gates = attach_gates(model, self.graph, PolarizationGate)
-        scores = NormScale().bind(gates, model).scores()
-        detach_gates(model)
-        candidates = Candidates.of(self.graph, Limits())
-        kept = candidates.fill(candidates.select(scores, self.share), scores, self.share)
-        slim_model(model, self.graph, kept)
-        training.optimizer = training.data.optimizer(model, training.recipe.rate)
-        self.figures = {
-            'macs': {'before': self.graph.macs(), 'after': self.graph.macs(kept)},
-            'score_before_cut': before,
-            'score_settled': training.score_aside(),
-        }
-
-    def finish(self) -> dict[str, Any]:
-        """What the cut has done."""
-        return self.figures
 
 
 def settling(gates: GateSet, before: Tensor, kept: Kept) -> dict[str, float]:
@@ -138,4 +94,14 @@ def settling(gates: GateSet, before: Tensor, kept: Kept) -> dict[str, float]:
     }
 
 
-METHODS: dict[str, type[Method]] = {'dense': Method, 'gdp': GatesGDP, 'l1': PlainL1}
+METHODS: dict[str, type[Method]] = {
+    'dense': Method,
+    'gdp': GatesGDP,
+    'decorator': Decorator,
+    'torch_pruning': TorchPruning,
+    'torch_pruning_iterative': Iterative,
+    'torch_pruning_sparse': SparseNorms,
+    'dcfp': DCFP,
+    'scratch': Scratch,
+    'l1': PlainL1,
+}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from typing import Any
 
 FRESH = (0, 1, 2)  # seeds that tables are made of
 TUNING = (100, 101)  # seeds that choices were made by
+SHARES = (0.5, 0.3, 0.15, 0.05)  # MACs kept
+PRUNING_RATES = (1.0, 3.0)  # times the recipe's; of all that goes on from a dense start
+SCRATCH_RATES = (1.0, 0.3)  # the recipe's is that of the dense start, the highest that it bears
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Run:
         seed: Of weights and data order.
         label: What the options mean, in a few letters.
         options: Of the method.
+        rate_scale: What the learning rate is multiplied with.
+        after: Name of the run whose kept channels this one takes over; it is carried out before.
     """
 
     task: str
@@ -28,52 +34,137 @@ class Run:
     seed: int
     label: str = ''
     options: Mapping[str, Any] = field(default_factory=dict)
+    rate_scale: float = 1.0
+    after: str = ''
 
     @property
     def name(self) -> str:
         """Name of its file."""
         label = f'-{self.label}' if self.label else ''
-        return f'{self.task}-{self.method}{label}-{self.share:g}-{self.seed}'
+        rate = '' if self.rate_scale == 1 else f'-x{self.rate_scale:g}'
+        return f'{self.task}-{self.method}{label}{rate}-{self.share:g}-{self.seed}'
 
     def facts(self) -> dict[str, Any]:
         """What it is, for its file."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Arm:
+    """A method as a table compares it.
+
+    Attributes:
+        method, label, options: Of its runs.
+        title: Of its row.
+        rates: What the learning rate is multiplied with; the best counts.
+        shares: MACs kept, where they are not all of the plan's.
+        follows: Whether it takes over what the run of GDP with the same seed and share has kept.
+    """
+
+    method: str
+    label: str
+    title: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rates: tuple[float, ...] = PRUNING_RATES
+    shares: tuple[float, ...] = ()
+    follows: bool = False
+
+    def runs(self, task: str, shares: Sequence[float], seeds: Sequence[int]) -> list[Run]:
+        """All its runs on a task."""
+        cells = product(self.shares or shares, seeds, self.rates)
+        return [self.run(task, share, seed, rate) for share, seed, rate in cells]
+
+    def run(self, task: str, share: float, seed: int, rate: float) -> Run:
+        """One of them."""
+        after = Run(task, GDP.method, share, seed, GDP.label).name if self.follows else ''
+        return Run(task, self.method, share, seed, self.label, self.options, rate, after)
+
+
+def torch_pruning(method: str, criterion: str, title: str, **options: Any) -> list[Arm]:
+    """Arms of the package: one ratio for all layers, and one threshold for all."""
+    kinds = (('local', 'one ratio', False), ('global', 'one threshold', True))
+    return [
+        Arm(f'torch_pruning{method}', f'{criterion}_{kind}', f'Torch-Pruning, {title}, {words}',
+            {'criterion': criterion, 'global_pruning': one_threshold}, **options)
+        for kind, words, one_threshold in kinds
+    ]  # fmt: skip
+
+
+DENSE = Arm('dense', '', 'dense, trained on', shares=(1.0,))
+GDP = Arm('gdp', 'waterline', 'GDP, waterline', {'update': 'waterline'})
+OURS = (
+    GDP,
+    Arm('gdp', 'gradient', 'GDP, gradient', {'update': 'gradient'}),
+    Arm('decorator', '', 'Gate Decorator'),
+)
+SAME_MACS = {'same_macs': True}
+SCRATCH = (
+    Arm('scratch', 'uniform', 'uniform from scratch, same iterations', {}, SCRATCH_RATES),
+    Arm('scratch', 'uniform_macs', 'uniform from scratch, same training MACs', SAME_MACS, SCRATCH_RATES),
+    Arm('scratch', 'pruned', "GDP's widths from scratch, same iterations", {}, SCRATCH_RATES, follows=True),
+    Arm('scratch', 'pruned_macs', "GDP's widths from scratch, same training MACs", SAME_MACS, SCRATCH_RATES,
+        follows=True),
+)  # fmt: skip
+PEERS = (
+    *torch_pruning('', 'magnitude', 'magnitude'),
+    *torch_pruning('', 'taylor', 'Taylor'),
+    *torch_pruning('_iterative', 'taylor', 'Taylor in steps'),
+    *torch_pruning('_sparse', 'norm_scale', 'sparse BN scales'),
+    *torch_pruning('', 'random', 'random', shares=(0.3, 0.15)),
+    Arm('dcfp', '', "DCFP's recipe"),
+)
+ARMS = (DENSE, *OURS, *PEERS, *SCRATCH)
+
+
+def peers() -> list[Run]:
+    """Every method at every cut on fresh seeds."""
+    return [run for task in ('digits', 'scenes') for arm in ARMS for run in arm.runs(task, SHARES, FRESH)]
+
+
+def quick() -> list[Run]:
+    """Every method once, in a minute or two: whether all of it works, not which is better."""
+    arms = [replace(arm, rates=(1.0,), shares=(1.0,) if arm is DENSE else (0.3,)) for arm in ARMS]
+    return [run for arm in arms for run in arm.runs('digits_quick', (), FRESH[:1])]
+
+
 SCHEDULES = {
     'digits': ((0.1, 0.15), (0.2, 0.25), (0.35, 0.4), (0.5, 0.55)),
     'scenes': ((0.1, 0.15), (0.2, 0.25), (0.5, 0.55)),
 }
-UPDATES = {'waterline': {}, 'gradient': {'update': 'gradient'}}
 
 
-def dense() -> list[Run]:
-    """The dense starts, trained on without gates."""
-    return [Run(task, 'dense', 1, seed) for task in ('digits', 'scenes') for seed in FRESH]
+def dense(task: str) -> list[Run]:
+    """The dense starts of a task, trained on without gates."""
+    return [Run(task, DENSE.method, 1.0, seed) for seed in FRESH]
 
 
 def schedules() -> list[Run]:
     """When to cut: the ramp's end and the settling of the gates, as shares of the run."""
-    runs = dense()
-    for task in ('digits', 'scenes'):
-        for seed in FRESH:
-            for share in (0.3, 0.15):
-                for end, settle in SCHEDULES[task]:
-                    options = {'end': end, 'settle': settle}
-                    runs.append(Run(task, 'gdp', share, seed, f'waterline-{end:g}-{settle:g}', options))
+    runs = []
+    for task, pairs in SCHEDULES.items():
+        runs += dense(task)
+        for (end, settle), share, seed in product(pairs, (0.3, 0.15), FRESH):
+            label, options = f'waterline-{end:g}-{settle:g}', {'end': end, 'settle': settle}
+            runs.append(Run(task, 'gdp', share, seed, label, options))
     return runs
 
 
 def updates() -> list[Run]:
-    """The two updates of the gates with the same schedule."""
-    runs = dense()
-    for task in ('digits', 'scenes'):
-        for seed in FRESH:
-            for share in (0.3, 0.15, 0.05):
-                for name, own in UPDATES.items():
-                    options = {'end': 0.2, 'settle': 0.25, **own}
-                    runs.append(Run(task, 'gdp', share, seed, f'{name}-0.2-0.25', options))
+    """The two updates of the gates with the same schedule, and a penalty on the scales of norms instead of gates."""
+    runs = []
+    for task in SCHEDULES:
+        runs += dense(task)
+        for update, share, seed in product(('waterline', 'gradient'), (0.3, 0.15, 0.05), FRESH):
+            options = {'end': 0.2, 'settle': 0.25, 'update': update}
+            runs.append(Run(task, 'gdp', share, seed, f'{update}-0.2-0.25', options))
+        for penalty, seed in product((1e-4, 1e-3, 1e-2), FRESH):
+            runs.append(Run(task, 'l1', 0.3, seed, f'{penalty:g}', {'penalty': penalty, 'settle': 0.25}))
     return runs
 
 
-PLANS: dict[str, Callable[[], list[Run]]] = {'schedules': schedules, 'updates': updates}
+PLANS: dict[str, Callable[[], list[Run]]] = {
+    'peers': peers,
+    'quick': quick,
+    'schedules': schedules,
+    'updates': updates,
+}

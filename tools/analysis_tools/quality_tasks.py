@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
+
+# isort: split
+import sys
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'dataset_converters'))  # the folder of the two below
 
 # isort: split
 import demo_data
@@ -20,7 +25,9 @@ from mmengine.registry import MODELS, OPTIMIZERS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
-from mmprune_gates.engine.forwards import example_images
+from mmprune_gates import trace_channels
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.engine.forwards import example_images, inference_forward, training_forward
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 DIGITS = 1347  # images for training, sorted by class
@@ -124,6 +131,14 @@ class TaskData:
         """(2, C, H, W) images for tracing."""
         return example_images({'input_shape': self.task.shape})
 
+    def graph(self, model: nn.Module) -> ChannelGraph:
+        """The channel graph of one of the task's models, every head included."""
+        return trace_channels(model, (self.example,), inference_forward, training_forward)
+
+    def macs(self, model: nn.Module) -> int:
+        """Multiply-accumulates of a model of any widths, by the one counter that all methods are measured with."""
+        return trace_channels(model, (self.example,), inference_forward, rehearsal=False).macs()
+
     def batches(self, seed: int) -> Iterator[Any]:
         """Training batches without end, in an order that the seed decides."""
         loader = Runner.build_dataloader(self.config.train_dataloader, seed=seed)
@@ -149,12 +164,9 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
     return model.parse_losses(model(**data, mode='loss'))[0]
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task('scenes', 'dense_deeplabv3plus_scenes.py', 'mIoU', Recipe(1200, 2e-2, 100), Recipe(1200, 1e-2),
-             (3, 48, 64), write_scenes, scenes_options()),
-        Task('digits', 'dense_resnet20_digits.py', 'accuracy/top1', Recipe(300, 0.1), Recipe(600, 0.02),
-             (3, 8, 8), digits_data.write_digits, digits_options()),
-    )
-}  # fmt: skip
+SCENES = Task('scenes', 'dense_deeplabv3plus_scenes.py', 'mIoU', Recipe(1200, 2e-2, 100), Recipe(1200, 1e-2),
+              (3, 48, 64), write_scenes, scenes_options())  # fmt: skip
+DIGITS_TASK = Task('digits', 'dense_resnet20_digits.py', 'accuracy/top1', Recipe(300, 0.1), Recipe(600, 0.02),
+                   (3, 8, 8), digits_data.write_digits, digits_options())  # fmt: skip
+QUICK = replace(DIGITS_TASK, name='digits_quick', start=Recipe(60, 0.1, 10), further=Recipe(60, 0.02, 10))
+TASKS = {task.name: task for task in (SCENES, DIGITS_TASK, QUICK)}

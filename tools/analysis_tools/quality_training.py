@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass, field
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.runner import set_random_seed
 from quality_tasks import Recipe, TaskData, loss_of
 from torch import Tensor, nn
 
 FINAL_RATE = 1e-3  # of the learning rate
+MOST_PLACES = 2**24  # that single precision tells apart
 
 
 @dataclass
@@ -23,6 +26,8 @@ class Training:
         data: Its task.
         model, optimizer: The model, and its optimiser.
         recipe: How long, how fast.
+        seed: Of weights and data order.
+        rate_scale: What the recipe's learning rate is multiplied with.
         losses: Loss of every step.
         seconds: Processor time of all steps.
     """
@@ -31,16 +36,63 @@ class Training:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     recipe: Recipe
+    seed: int
+    rate_scale: float = 1.0
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step."""
-        own = self.recipe
+        own, rate = self.recipe, self.rate
         if step < own.warm_up:
-            return own.rate * (step + 1) / own.warm_up
+            return rate * (step + 1) / own.warm_up
         share = (step - own.warm_up) / max(1, own.steps - own.warm_up)
-        return own.rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * share)) / 2)
+        return rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * share)) / 2)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate after the warm-up."""
+        return self.recipe.rate * self.rate_scale
+
+    def renew_optimizer(self, places: nn.Module | None = None) -> None:
+        """Go on with an optimiser of the same kind that knows the model's parameters as they are now.
+
+        Args:
+            places: What :func:`places_in` made before the model was cut, cut in the same way: what the optimiser knew
+                of the entries that are left stays. Without it, it knows nothing of the past.
+        """
+        before = self.optimizer
+        self.optimizer = self.data.optimizer(self.model, self.rate)
+        if places is None:
+            return
+        olds = [parameter for group in before.param_groups for parameter in group['params']]
+        lasting = zip(olds, self.model.parameters(), places.parameters(), strict=True)
+        for old, new, place in lasting:
+            index = place.detach().flatten().long()
+            self.optimizer.state[new] = {
+                key: value.flatten()[index].view_as(new) if is_like(value, old) else value
+                for key, value in before.state.get(old, {}).items()
+            }
+
+
+def places_in(model: nn.Module) -> nn.Module:
+    """A copy of a model of which each parameter holds the places of its own entries, 0, 1, 2 and so on.
+
+    Raises:
+        ValueError: A parameter is too large for places in single precision.
+    """
+    places = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in places.named_parameters():
+            if parameter.numel() > MOST_PLACES:
+                raise ValueError(f'{name} has {parameter.numel()} entries; places are exact up to {MOST_PLACES}')
+            parameter.copy_(torch.arange(parameter.numel()).view_as(parameter))
+    return places
+
+
+def is_like(value: Any, parameter: Tensor) -> bool:
+    """Whether a value of an optimiser's state belongs to a parameter's entries."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
 
     def score_aside(self) -> float:
         """The metric now; what it costs does not count."""
@@ -65,6 +117,11 @@ class Method:
         """Prepare a training that begins."""
         self.training = training
 
+    def before_step(self, step: int) -> None:
+        """Set the learning rate; ``step`` counts from 0."""
+        for group in self.training.optimizer.param_groups:
+            group['lr'] = self.training.rate_at(step)
+
     def after_backward(self) -> None:
         """Change gradients."""
 
@@ -76,16 +133,16 @@ class Method:
         return {}
 
 
-def train(training: Training, method: Method, seed: int) -> dict[str, Any]:
+def train(training: Training, method: Method) -> dict[str, Any]:
     """Train to the end; returns the figures of the method."""
-    training.model.train()
     method.begin(training)
-    batches = training.data.batches(seed)
+    set_random_seed(training.seed)  # whatever a method has drawn, all see the same augmentations
+    training.model.train()
+    batches = training.data.batches(training.seed)
     for step in range(training.recipe.steps):
         batch = next(batches)
         begin = time.process_time()
-        for group in training.optimizer.param_groups:
-            group['lr'] = training.rate_at(step)
+        method.before_step(step)
         loss = loss_of(training.model, batch)
         loss.backward()
         method.after_backward()
@@ -102,7 +159,7 @@ def dense_start(data: TaskData, seed: int, folder: Path) -> dict[str, Tensor]:
     path = folder / f'{data.task.name}-{seed}.pth'
     if not path.is_file():
         model, recipe = data.model(seed), data.task.start
-        train(Training(data, model, data.optimizer(model, recipe.rate), recipe), Method(1.0), seed)
+        train(Training(data, model, data.optimizer(model, recipe.rate), recipe, seed), Method(1.0))
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f'.{seed}.partial')
         torch.save(model.state_dict(), partial)
@@ -110,9 +167,17 @@ def dense_start(data: TaskData, seed: int, folder: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)
 
 
-def further_training(data: TaskData, seed: int, starts: Path) -> Training:
-    """A training that goes on from the dense start."""
+def further_training(data: TaskData, seed: int, starts: Path, rate_scale: float = 1.0) -> Training:
+    """A training that goes on from the dense start.
+
+    Args:
+        data: The task.
+        seed: Of the start and of the data order.
+        starts: Folder of the dense starts.
+        rate_scale: What the learning rate is multiplied with.
+    """
     model = data.model(seed)
     model.load_state_dict(dense_start(data, seed, starts))
     recipe = data.task.further
-    return Training(data, model, data.optimizer(model, recipe.rate), recipe)
+    optimizer = data.optimizer(model, recipe.rate * rate_scale)
+    return Training(data, model, optimizer, recipe, seed, rate_scale)

@@ -1,0 +1,287 @@
+"""The quality benchmark: every method meets its share in a handful of steps, and tables hold what runs have found."""
+
+import json
+from dataclasses import replace
+
+import mmprune_gates  # noqa: F401  (cures come before the imports below)
+
+# isort: split
+import pytest
+import quality
+import quality_tasks
+import torch
+from PIL import Image
+from quality_dcfp import DCFP
+from quality_peers import SparseNorms, TorchPruning
+from quality_plans import ARMS, FRESH, GDP, PLANS, SHARES, Run, peers, quick
+from quality_scratch import Scratch, masks
+from quality_table import cells_of, figures_of, main, markdown, title_of
+from quality_tasks import TASKS, Recipe
+from quality_training import Method, further_training, places_in, train
+from torch import nn
+
+from mmprune_gates import slim_model, trace_channels
+from mmprune_gates.engine.builders import uniform
+
+pytestmark = pytest.mark.models
+TINY = replace(
+    TASKS['digits'],
+    name='tiny',
+    start=Recipe(2, 0.1, 1),
+    further=Recipe(12, 0.02, 1),
+    options={**TASKS['digits'].options, 'val_dataloader.dataset.indices': list(range(0, 450, 9))},
+)
+SHARE = 0.3
+RUNS = [
+    run
+    for arm in ARMS
+    for run in replace(arm, rates=(1.0,), shares=(1.0 if arm.method == 'dense' else SHARE,)).runs('tiny', (), (0,))
+]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny():
+    """The tiny task is one of the tasks; its graph, always the same, is traced once."""
+    patch, graphs, trace = pytest.MonkeyPatch(), [], quality_tasks.TaskData.graph
+
+    def traced(data, model):
+        return graphs[0] if graphs else graphs.append(trace(data, model)) or graphs[0]
+
+    patch.setitem(TASKS, 'tiny', TINY)
+    patch.setattr(quality_tasks.TaskData, 'graph', traced)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory):
+    """Folder of the data, the start and all runs."""
+    folder = tmp_path_factory.mktemp('quality')
+    quality.prepare('tiny', 0, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def found(work_dir):
+    """A function: what a run has found; it is carried out once, and before it the one that it follows."""
+
+    def carry_out(run):
+        before = [other for other in RUNS if other.name == run.after]
+        for one in [*before, run]:
+            quality.carry_out(one, work_dir)
+        return json.loads((work_dir / 'runs' / f'{run.name}.json').read_text())
+
+    return carry_out
+
+
+@pytest.fixture
+def training(work_dir):
+    """A training that begins."""
+    return further_training(TINY.on(work_dir / 'data'), 0, work_dir / 'starts')
+
+
+def share_of(figures):
+    return figures['macs']['after'] / figures['macs']['before']
+
+
+# ---- methods
+
+
+@pytest.mark.parametrize('run', RUNS, ids=lambda run: f'{run.method}-{run.label}')
+def test_a_method_meets_its_share_in_as_many_steps_as_all(found, run):
+    figures = found(run)
+    assert share_of(figures) == pytest.approx(run.share, abs=0.02)
+    assert 0 <= figures['score'] <= 100 and figures['metric'] == 'accuracy/top1'
+    cost = 2 + 12 * (0.55 + 0.45 * share_of(figures))
+    scratch = round(cost / share_of(figures)) if 'macs' in run.label else 14
+    assert figures['steps'] == len(figures['losses']) == (scratch if run.method == 'scratch' else 12)
+
+
+def test_from_scratch_the_pruned_architecture_costs_what_it_did(found):
+    pruned, follower = (
+        next(run for run in RUNS if (run.method, run.label) == key)
+        for key in ((GDP.method, GDP.label), ('scratch', 'pruned'))
+    )
+    assert follower.after == pruned.name
+    assert found(follower)['macs'] == found(pruned)['macs']
+    assert found(follower)['losses'] != found(pruned)['losses']
+
+
+def test_kept_of_another_task_is_refused(training):
+    graph = training.data.graph(training.model)
+    with pytest.raises(ValueError, match=r"kept names \['decode_head'\], which are no groups"):
+        masks(graph, {'decode_head': [0]})
+
+
+def test_longer_training_from_scratch_has_a_cap(training):
+    scratch = Scratch(0.1, same_macs=True, longest=2.0)
+    assert scratch.recipe(training.data, 0.1).steps == 28
+    assert Scratch(0.1, same_macs=True).recipe(training.data, 0.5).steps == round((2 + 12 * 0.775) / 0.5)
+
+
+@pytest.mark.parametrize('one_threshold', [False, True])
+@pytest.mark.parametrize('share', [SHARES[0], SHARES[-1]])
+def test_torch_pruning_is_driven_by_our_counter(training, share, one_threshold):
+    whole = training.data.macs(training.model)
+    method = TorchPruning(share, criterion='magnitude', global_pruning=one_threshold)
+    method.begin(training)
+    macs = training.data.macs(training.model)
+    assert macs / whole == pytest.approx(share, abs=0.02)
+    assert method.counter.share(training.model) == pytest.approx(macs / whole, abs=1e-9)
+    assert training.model.head.fc.out_features == 10
+
+
+def test_torch_pruning_that_cannot_meet_a_share_says_so(training):
+    with pytest.raises(ValueError, match=r'ends with 0\.0\d+ of the MACs; 0.0001 were asked for'):
+        method = TorchPruning(1e-4, criterion='magnitude', global_pruning=False)
+        method.begin(training)
+
+
+def test_sparse_training_pulls_every_norm_towards_zero(training):
+    method = SparseNorms(SHARE, criterion='norm_scale', global_pruning=False, sparse=0.5)
+    method.begin(training)
+    gamma = training.model.backbone.bn1.weight
+    gamma.grad = torch.zeros_like(gamma)
+    method.after_backward()
+    strength = 0.12 / sum(training.rate_at(step) for step in range(6))
+    torch.testing.assert_close(gamma.grad, strength * gamma.detach().sign())
+
+
+@pytest.mark.parametrize('momentum', [True, False])
+def test_the_optimiser_follows_a_cut(training, momentum):
+    graph = training.data.graph(training.model)
+    for parameter in training.model.parameters():
+        training.optimizer.state[parameter] = {'momentum_buffer': parameter.detach() + 1, 'step': torch.tensor(7.0)}
+    places = places_in(training.model)
+    for model in (training.model, places):
+        slim_model(model, graph, uniform(graph, 0.5))
+    training.renew_optimizer(places if momentum else None)
+    for parameter in training.model.parameters():
+        state = training.optimizer.state[parameter]
+        assert set(state) == ({'momentum_buffer', 'step'} if momentum else set())
+        if momentum:
+            torch.testing.assert_close(state['momentum_buffer'], parameter.detach() + 1)
+            assert state['step'] == 7
+
+
+class TwoParts(nn.Module):
+    """A backbone and a head, each with a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+
+def test_dcfp_ranks_backbone_and_head_apart():
+    method = DCFP(0.5)
+    method.graph = trace_channels(TwoParts(), (torch.zeros(2, 3, 4, 4),))
+    method.scores = {'backbone.1': torch.arange(8.0), 'head.1': 1000 * torch.arange(4.0)}
+    scores, slots = method.channel_scores(), method.graph.slots
+    torch.testing.assert_close(scores[slots['backbone.1.weight'][0]], torch.arange(1, 9).double() / 8)
+    torch.testing.assert_close(scores[slots['head.1.weight'][0]], torch.arange(1, 5).double() / 4)
+
+
+def test_dcfp_counts_only_gradients_that_shrink_a_scale(training):
+    method = DCFP(SHARE)
+    method.begin(training)
+    gamma = training.model.backbone.bn1.weight
+    gamma.grad = torch.ones_like(gamma)
+    gamma.grad[0] = -1
+    method.after_backward()
+    mean = method.scores['backbone.bn1']
+    assert mean[0] == 0 and mean[1:].allclose(torch.tensor(1e-3))
+
+
+def test_the_rate_of_a_run_is_scaled_in_every_step(work_dir):
+    data = TINY.on(work_dir / 'data')
+    plain, fast = (further_training(data, 0, work_dir / 'starts', scale) for scale in (1.0, 3.0))
+    assert [fast.rate_at(step) for step in range(12)] == pytest.approx([3 * plain.rate_at(step) for step in range(12)])
+    losses = []
+    for training in (plain, fast):
+        train(training, Method(1.0))
+        losses.append(training.losses)
+    assert losses[0][0] == losses[1][0] and losses[0][2] != losses[1][2]
+
+
+# ---- runs, plans
+
+
+def test_a_finished_run_is_not_carried_out_again(found, work_dir, monkeypatch):
+    run = RUNS[0]
+    found(run)
+    path = work_dir / 'runs' / f'{run.name}.json'
+    path.write_text('{"score": 12.5}')
+    quality.carry_out(run, work_dir)
+    assert json.loads(path.read_text()) == {'score': 12.5}
+    path.unlink()
+    assert found(run)['steps'] == 12
+
+
+@pytest.mark.parametrize('plan', PLANS)
+def test_every_run_of_a_plan_has_a_file_of_its_own_and_a_method(plan):
+    runs = PLANS[plan]()
+    assert len({run.name for run in runs}) == len(runs)
+    assert {run.method for run in runs} <= quality.METHODS.keys() and {run.task for run in runs} <= TASKS.keys()
+    first, second = quality.waves(runs)
+    assert {run.after for run in second} <= {run.name for run in first} and len(first) + len(second) == len(runs)
+
+
+def test_the_plans_are_what_is_compared():
+    runs = peers()
+    assert {run.seed for run in runs} == set(FRESH) and {run.task for run in runs} == {'digits', 'scenes'}
+    assert {title_of(run) for run in quick()} == {title_of(run) for run in runs} == {arm.title for arm in ARMS}
+    per_cell = {(run.task, title_of(run), run.share, run.seed): [] for run in runs}
+    for run in runs:
+        per_cell[run.task, title_of(run), run.share, run.seed].append(run.rate_scale)
+    assert all(len(rates) == 2 for rates in per_cell.values())
+
+
+def test_a_plan_without_what_its_runs_follow_is_refused():
+    with pytest.raises(ValueError, match=r"runs that follow \['gone'\]"):
+        quality.waves([Run('tiny', 'scratch', SHARE, 0, after='gone')])
+
+
+# ---- tables
+
+
+def test_the_table_holds_every_method(found, work_dir, monkeypatch, tmp_path):
+    for run in RUNS:
+        found(run)
+    monkeypatch.setitem(PLANS, 'tiny', lambda: RUNS)
+    assert main(['tiny', '--work-dir', str(work_dir), '--out', str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / 'tiny.json').read_text())
+    assert figures['missing'] == [] and len(figures['cells']) == len(RUNS)
+    made = figures['provenance']
+    assert made['versions']['torch-pruning'] and made['seeds'] == [0] and made['runs'] == len(RUNS)
+    text = (tmp_path / 'tiny.md').read_text()
+    assert text == markdown(figures)
+    assert all(f'| {arm.title} | **' in text for arm in ARMS if arm.method != 'dense')
+    with Image.open(tmp_path / 'tiny_tiny.png') as picture:
+        assert min(picture.size) > 500
+
+
+def test_missing_runs_are_named(found, work_dir):
+    lost = Run('tiny', 'dense', 1.0, 5)
+    found(RUNS[0])
+    figures = figures_of('tiny', [RUNS[0], lost], work_dir / 'runs')
+    assert figures['missing'] == [lost.name] and f'missing: {lost.name}' in markdown(figures)
+    with pytest.raises(ValueError, match='no run of the plan'):
+        figures_of('tiny', [lost], work_dir / 'runs')
+
+
+def test_the_better_rate_is_chosen_on_the_mean_of_the_seeds():
+    scores = {1.0: (80.0, 90.0), 3.0: (88.0, 86.0)}
+    results = []
+    for rate, values in scores.items():
+        for seed, score in enumerate(values):
+            macs = {'before': 100, 'after': 31}
+            found = {'score': score, 'macs': macs, 'steps': 6, 'seconds': 1.0}
+            results.append((Run('tiny', 'gdp', 0.3, seed, rate_scale=rate), found))
+    [cell] = cells_of(results)
+    assert (cell['mean'], cell['rate_scale'], cell['scores']) == (87.0, 3.0, {'0': 88.0, '1': 86.0})
+    assert cell['spread'] == pytest.approx(2**0.5) and cell['other_rates']['1']['mean'] == 85.0
+    assert cell['macs_share'] == pytest.approx(0.31)

@@ -1,0 +1,83 @@
+"""Gate Decorator in the loop of the quality benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from quality_training import Method, Training
+
+from mmprune_gates import GateDecorator
+from mmprune_gates.budget import Cycle
+from mmprune_gates.engine.forwards import inference_forward, training_forward
+
+PASSES = {'forward': inference_forward, 'train_forward': training_forward}
+TICKS = 20
+TOCKS = 4
+LEAST = 1e-3  # share of the filters that a Tick closes
+
+
+class Decorator(Method):
+    """Gate Decorator; rates and lengths of its phases follow from the recipe and the target.
+
+    A Tick's rate is a tenth of the recipe's, a Tock's rises from that to the recipe's and falls again, as the paper's
+    do (1e-3, and 1e-3 to 1e-2 to 1e-3). The target shall be met after ``until`` of the run, an option: the paper closes
+    the same number of filters in each Tick and trains until it is met; here each Tick closes what would meet it in
+    the Ticks that are left if all groups shrank alike.
+    """
+
+    def begin(self, training: Training) -> None:
+        """Attach gates."""
+        super().begin(training)
+        rate = training.rate
+        options = {'tick_lr': 0.1 * rate, 'tock_lr': (0.1 * rate, rate), **self.options}
+        until = options.pop('until', 0.35)
+        self.pruner = GateDecorator(
+            training.model,
+            (training.data.example,),
+            training.optimizer,
+            total_steps=training.recipe.steps,
+            trace=PASSES,
+            target_macs=self.share,
+            cycle=cycle_of(until * training.recipe.steps),
+            **options,
+        )
+        self.ticks = self.pruner.controller.cycle.ticks * TOCKS
+        self.figures: dict[str, Any] = {}
+
+    def before_step(self, step: int) -> None:
+        """The pruner sets the learning rate."""
+
+    def after_step(self, step: int) -> None:
+        """Go on in the cycle; once the target is met, let channels leave."""
+        controller = self.pruner.controller
+        controller.cycle = replace(controller.cycle, fraction=self.fraction())
+        self.pruner.step()
+        if controller.settled and not self.figures:
+            self.figures = {'step': step, 'ticks': controller.ticks}
+            if not controller.kept.vector.all():
+                self.pruner.shrink()
+
+    def finish(self) -> dict[str, Any]:
+        """Slim, and say what was kept."""
+        report = self.pruner.finish()
+        return {**self.figures, 'params': report['params'], 'kept': report['kept']}
+
+    def fraction(self) -> float:
+        """Share of all filters that the next Tick closes; MACs go with the square of the widths."""
+        controller = self.pruner.controller
+        still_open = float(controller.kept.vector.double().mean())
+        too_many = still_open * (1 - min(1.0, self.share / controller.share) ** 0.5)
+        left = max(1, self.ticks - controller.ticks)
+        return min(1.0, max(LEAST, too_many / left))
+
+
+def cycle_of(steps: float) -> Cycle:
+    """The cycle whose Ticks and Tocks fill a number of iterations, half each.
+
+    Args:
+        steps: Iterations until the target is met.
+    """
+    ticks = max(1, min(TICKS, int(0.5 * steps)) // TOCKS)
+    tick, tock = max(1, round(0.5 * steps / (ticks * TOCKS))), max(1, round(0.5 * steps / TOCKS))
+    return Cycle(tick, tock, ticks, fraction=LEAST)

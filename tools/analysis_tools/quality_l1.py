@@ -1,0 +1,57 @@
+"""What polarization is compared with: an L1 penalty on the scale of every norm, and a cut by that scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quality_decorator import PASSES
+from quality_training import Method, Training
+
+from mmprune_gates import slim_model, trace_channels
+from mmprune_gates.budget import Candidates, Limits, NormScale
+from mmprune_gates.budget.criteria import NORMS
+from mmprune_gates.gates import PolarizationGate, attach_gates
+from mmprune_gates.gates.attach import detach_gates
+
+
+class PlainL1(Method):
+    """An L1 penalty on the scale of every norm until ``settle``, and then a cut by that scale: no polarization.
+
+    Options: ``penalty``, its weight; ``settle``, when the channels go, as a share of the run.
+    """
+
+    def begin(self, training: Training) -> None:
+        """Trace the model."""
+        super().begin(training)
+        self.graph = trace_channels(training.model, (training.data.example,), **PASSES)
+        self.scales = [module.weight for module in training.model.modules() if isinstance(module, NORMS)]
+        self.cut_at = round(self.options['settle'] * training.recipe.steps)
+        self.figures: dict[str, Any] = {}
+
+    def after_backward(self) -> None:
+        """Add the penalty's gradient."""
+        if not self.figures:
+            for scale in self.scales:
+                scale.grad.add_(scale.detach().sign(), alpha=self.options['penalty'])
+
+    def after_step(self, step: int) -> None:
+        """At its time, cut, and go on with a new optimiser."""
+        if step != self.cut_at:
+            return
+        training, model = self.training, self.training.model
+        before = training.score_aside()
+        gates = attach_gates(model, self.graph, PolarizationGate)
+        scores = NormScale().bind(gates, model).scores()
+        detach_gates(model)
+        candidates = Candidates.of(self.graph, Limits())
+        kept = candidates.fill(candidates.select(scores, self.share), scores, self.share)
+        slim_model(model, self.graph, kept)
+        training.renew_optimizer()
+        self.figures = {
+            'score_before_cut': before,
+            'score_settled': training.score_aside(),
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """What the cut has done."""
+        return self.figures

@@ -1,0 +1,232 @@
+"""The peers from the package Torch-Pruning (Fang et al., DepGraph, CVPR 2023), by its public classes.
+
+As in its own reproduction script: small steps of the pruning ratio until the target is met, on the model in eval mode,
+the layers that make outputs ignored. Targets are met by this benchmark's counter. As one step of one ratio for all
+layers may remove a tenth of a small network, the last steps are taken group by group: one that would end farther from
+the target is left out. A peer may so keep a little more than the target, which ours never do. The
+optimiser keeps what it knew of the weights that are left, as ours does; the package by itself would leave a fresh one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from quality_tasks import loss_of
+from quality_training import Method, Training, places_in
+from torch import nn
+
+from mmprune_gates.budget import Schedule
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.engine.forwards import training_forward
+
+RATIO_STEPS = 100  # from nothing to all of each layer; no layer of the tasks is wider, so more make no difference
+TAYLOR_BATCHES = 10  # whose gradients are summed, as in the package's own example
+LAST_STEPS = 5  # of the ratio that follow the first group left out
+NEAR = 0.01  # of the target: no further group is looked for
+FAR = 0.02  # of the whole model's MACs, and no more than a quarter of the target: it is not met
+CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
+    'magnitude': ('GroupMagnitudeImportance', {'p': 2}),  # of all weights of a group
+    'taylor': ('GroupTaylorImportance', {}),  # weights times gradients (Molchanov et al., CVPR 2019)
+    'norm_scale': ('BNScaleImportance', {}),  # (Liu et al., ICCV 2017)
+    'random': ('RandomImportance', {}),
+}
+SHRINKAGE = 0.12  # sum of learning rate times regularisation in the package's own recipe, by its defaults
+
+
+class Counter:
+    """Counts the MACs of a model whose layers get narrower, without tracing it anew.
+
+    Args:
+        model: The whole model.
+        graph: Its graph. A convolution or linear layer costs in proportion to the size of its weight.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        sizes = {layer.name: model.get_submodule(layer.name).weight.numel() for layer in graph.layers}
+        self.per_weight = {layer.name: layer.macs / sizes[layer.name] for layer in graph.layers}
+        self.whole = graph.macs()
+
+    def share(self, model: nn.Module) -> float:
+        """MACs of a narrower copy / MACs of the whole model."""
+        return self.share_without(model, {})
+
+    def share_without(self, model: nn.Module, left: Mapping[nn.Module, float]) -> float:
+        """The same, where of the weights of some layers only a part is left."""
+        total = 0.0
+        for name, cost in self.per_weight.items():
+            layer = model.get_submodule(name)
+            total += cost * layer.weight.numel() * left.get(layer, 1.0)
+        return total / self.whole
+
+
+class TorchPruning(Method):
+    """One cut before training, by a criterion of the package.
+
+    Options: ``criterion``, a key of :data:`CRITERIA`; ``global_pruning``, whether one threshold holds for all layers,
+    where the package's default is one ratio for all; ``batches`` of training data whose gradients Taylor sums.
+    """
+
+    def begin(self, training: Training) -> None:
+        """Cut to the target."""
+        super().begin(training)
+        self.prepare()
+        self.cut(self.share)
+
+    def prepare(self) -> None:
+        """Learn what the whole model costs, and which layers make its outputs."""
+        graph = self.training.data.graph(self.training.model)
+        self.outputs, self.counter = graph.classifiers, Counter(self.training.model, graph)
+        self.data_order = self.training.data.batches(self.training.seed + 1)
+
+    def cut(self, share: float) -> None:
+        """Remove channels until the model costs a share of the whole one; the optimiser follows."""
+        model, places = self.training.model, places_in(self.training.model)
+        model.eval()
+        if self.options['criterion'] == 'taylor':
+            self.sum_gradients()
+        pruner = self.pruner(model)
+        self.prune_to(share, pruner)
+        model.zero_grad()
+        model.train()
+        self.pruner(places).load_pruning_history(pruner.pruning_history())
+        self.training.renew_optimizer(places)
+
+    def prune_to(self, share: float, pruner: Any) -> None:
+        """Remove channels until the model costs about a share of the whole one.
+
+        Raises:
+            ValueError: The package does not come near enough.
+        """
+        model = self.training.model
+        now, last = self.counter.share(model), RATIO_STEPS
+        for step, group, left in self.groups(pruner):
+            if now <= share * (1 + NEAR) or step > last:
+                break
+            then = self.counter.share_without(model, left)
+            if abs(then - share) <= abs(now - share):  # an auxiliary head costs nothing and shrinks with the rest
+                group.prune()
+                now = self.counter.share(model)
+            else:
+                last = min(last, step + LAST_STEPS)
+        if abs(now - share) > min(FAR, share / 4):
+            raise ValueError(
+                f'Torch-Pruning ({self.options}) ends with {now:.4f} of the MACs; {share:.4f} were asked for'
+            )
+
+    def groups(self, pruner: Any) -> Iterator[tuple[int, Any, dict[nn.Module, float]]]:
+        """What the package would remove, in its order: each is pruned, or left out, before the next.
+
+        Yields:
+            Step of the ratio, group of channels, and what it would leave of the weight of each layer.
+        """
+        torch.manual_seed(self.training.seed)  # of random importance
+        for step in range(RATIO_STEPS):
+            for group in pruner.step(interactive=True):
+                if len(group[0].idxs):  # with one threshold for all it names groups of which nothing goes
+                    yield step, group, left_by(group, pruner.DG)
+
+    def pruner(self, model: nn.Module) -> Any:
+        """The package's pruner of a model."""
+        return package().pruner.BasePruner(model, **self.settings(model))
+
+    def settings(self, model: nn.Module) -> dict[str, Any]:
+        """Arguments of its pruners."""
+        return {
+            'example_inputs': self.training.data.example,
+            'importance': importance(self.options['criterion']),
+            'global_pruning': self.options['global_pruning'],
+            'pruning_ratio': 1.0,
+            'iterative_steps': RATIO_STEPS,
+            'ignored_layers': [model.get_submodule(path) for path in self.outputs],
+            'forward_fn': training_forward,
+        }
+
+    def sum_gradients(self) -> None:
+        """Leave the sum of the gradients of some mini-batches in the model; statistics of norms stay."""
+        self.training.model.zero_grad()
+        for _ in range(self.options.get('batches', TAYLOR_BATCHES)):
+            loss_of(self.training.model, next(self.data_order)).backward()
+
+
+class Iterative(TorchPruning):
+    """Several cuts while it trains, on the ramp of GDP's target. Further options: ``begin``, ``end``, ``cuts``."""
+
+    def begin(self, training: Training) -> None:
+        """Find the steps after which it cuts."""
+        Method.begin(self, training)
+        self.prepare()
+        begin, end = self.options.get('begin', 0.05), self.options.get('end', 0.5)
+        cuts, steps = self.options.get('cuts', 10), training.recipe.steps
+        schedule = Schedule(self.share, begin, end, settle=end)
+        self.targets = {}
+        for number in range(1, cuts + 1):
+            progress = begin + (end - begin) * number / cuts
+            self.targets[max(1, round(progress * steps))] = schedule.target_at(progress)
+
+    def after_step(self, step: int) -> None:
+        """Cut to the target of the moment."""
+        if step in self.targets:
+            self.cut(self.targets[step])
+
+
+class SparseNorms(TorchPruning):
+    """BN scales, made sparse by the package's regularisation for a part of the run, the option ``sparse``, then cut.
+
+    The regularisation is as strong as the sum over the sparse steps asks for: its own recipe has many more steps.
+    """
+
+    def begin(self, training: Training) -> None:
+        """Begin with regularisation."""
+        Method.begin(self, training)
+        self.prepare()
+        self.sparse_steps = max(1, round(self.options.get('sparse', 0.5) * training.recipe.steps))
+        rates = sum(training.rate_at(step) for step in range(self.sparse_steps))
+        self.regularizer = self.pruner(training.model, reg=SHRINKAGE / rates)
+
+    def pruner(self, model: nn.Module, reg: float = 0.0) -> Any:
+        """The package's pruner by BN scales."""
+        return package().pruner.BNScalePruner(model, reg=reg, **self.settings(model))
+
+    def after_backward(self) -> None:
+        """Regularise."""
+        if self.regularizer is not None:
+            self.regularizer.regularize(self.training.model)
+
+    def after_step(self, step: int) -> None:
+        """Cut after the last sparse step."""
+        if step == self.sparse_steps:
+            self.regularizer = None
+            self.cut(self.share)
+
+
+def left_by(group: Any, graph: Any) -> dict[nn.Module, float]:
+    """Layer -> the part of its weight that is left once a group of the package is pruned."""
+    left: dict[nn.Module, float] = {}
+    for dependency, channels in group:
+        layer = dependency.target.module
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            outputs = graph.is_out_channel_pruning_fn(dependency.handler)
+            size = graph.get_out_channels(layer) if outputs else graph.get_in_channels(layer)
+            left[layer] = left.get(layer, 1.0) * (1 - len(channels) / size)
+    return left
+
+
+def package() -> Any:
+    """Torch-Pruning.
+
+    Raises:
+        ImportError: It is not installed; says how to.
+    """
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise ImportError("these peers need torch-pruning: pip install -e '.[benchmark]'") from error
+    return torch_pruning
+
+
+def importance(criterion: str) -> Any:
+    """The package's importance of a name in :data:`CRITERIA`."""
+    name, options = CRITERIA[criterion]
+    return getattr(package().importance, name)(**options)
