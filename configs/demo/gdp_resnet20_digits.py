@@ -4,4 +4,4 @@ model = dict(
     type='mmprune_gates.GatedModel', architecture='ImageClassifier', input_shape=(3, 8, 8),
     gates=dict(type='PolarizationGate'))
 custom_hooks = [
-    dict(type='mmprune_gates.PolarizationHook', target_macs=0.3, end=0.4, settle=0.45)]
+    dict(type='mmprune_gates.PolarizationHook', target_macs=0.3)]

@@ -37,8 +37,8 @@ class Schedule:
 
     target: float
     begin: float = 0.05
-    end: float = 0.5
-    settle: float = 0.55
+    end: float = 0.2
+    settle: float = 0.25
     eps: Sequence[float] = (0.1, 1e-4)
 
     def __post_init__(self) -> None:

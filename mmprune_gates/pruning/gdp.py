@@ -51,8 +51,8 @@ class GDPSettings:
     target_macs: float
     update: str = 'waterline'
     begin: float = 0.05
-    end: float = 0.5
-    settle: float = 0.55
+    end: float = 0.2
+    settle: float = 0.25
     eps: Sequence[float] = (0.1, 1e-4)
     floor: float = 0.05
     divisor: int = 1

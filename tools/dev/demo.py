@@ -19,6 +19,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
+from mmprune_gates.budget import Schedule
 from mmprune_gates.cli.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +81,7 @@ def summarise(demo: Demo, target: float) -> dict:
     demo.run('latency', 'analysis_tools/latency.py', DENSE, slim / 'slim.py', '--json', out)
     latency = cli.read_json(out)
     step = demo.step_times()
-    settle = Config.fromfile(GDP).custom_hooks[0].settle
+    settle = Config.fromfile(GDP).custom_hooks[0].get('settle', Schedule.settle)
     return {
         'miou_dense': demo.miou('dense', DENSE, demo.last('dense')),
         'miou_gated': demo.miou('gated', GDP, demo.last('gdp')),
