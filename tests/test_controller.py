@@ -25,7 +25,8 @@ class Run:
         graph = trace_channels(self.model, (torch.zeros(2, 3, 8, 8),))
         self.gates = attach_gates(self.model, graph, PolarizationGate)
         options = {'waterline': {'steps': 4, 'momentum': 0.8}, 'gradient': {'momentum': 0.8, 'rate': 0.1}}[update]
-        self.controller = UPDATES[update](self.gates, Schedule(target), Limits(**limits), **options)
+        schedule = Schedule(target, end=0.5, settle=0.55)
+        self.controller = UPDATES[update](self.gates, schedule, Limits(**limits), **options)
         own = [p for name, p in self.model.named_parameters() if not name.startswith('gates.')]
         self.optimizer = torch.optim.SGD(own, lr=0.01, momentum=0.9)
 

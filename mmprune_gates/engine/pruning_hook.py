@@ -201,11 +201,12 @@ class PruningHook(Hook):
             self.shrink = False
             return
         report = shrink_run(runner, self.pruner)
-        macs, params = report['macs'], report['params']
+        macs, params, apart = report['macs'], report['params'], report['parity_error']
+        compared = 'outputs not compared' if apart is None else f'relative error {apart:.1e}'
         runner.logger.info(
             f'Iteration {runner.iter + 1}: closed channels have left the model: {macs["before"] / 1e9:.3f} to '
             f'{macs["after"] / 1e9:.3f} GMACs, {params["before"] / 1e6:.3f} to {params["after"] / 1e6:.3f} million '
-            f'parameters, relative error {report["parity_error"]:.1e}; {seconds_per_iteration(runner)} until now'
+            f'parameters, {compared}; {seconds_per_iteration(runner)} until now'
         )
         self.left_at = runner.iter
 

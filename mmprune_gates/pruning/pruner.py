@@ -97,7 +97,7 @@ class Pruner:
         wrapped again.
 
         Returns:
-            MACs and parameters before and after, and the parity error where example inputs are known.
+            MACs and parameters before and after, and the parity error; None where no example inputs are known.
 
         Raises:
             RuntimeError: Nothing is closed, or the output has changed.
@@ -110,14 +110,14 @@ class Pruner:
         self.check()
         expected = None if options is None else exact_outputs(self.model, self.forward, options)
         self.narrow(kept)
-        error = 0.0
+        error = None
         if options is not None and expected is not None:
             error = relative_error(expected, exact_outputs(self.model, self.forward, options))
-        if not error <= TOLERANCE:
-            raise RuntimeError(
-                f'the output has changed by {error:.2e} (relative, at most {TOLERANCE:.0e}) when channels left the '
-                'model; go on from the last checkpoint with shrink=False'
-            )
+            if not error <= TOLERANCE:
+                raise RuntimeError(
+                    f'the output has changed by {error:.2e} (relative, at most {TOLERANCE:.0e}) when channels left the '
+                    'model; go on from the last checkpoint with shrink=False'
+                )
         return {
             'macs': {'before': macs, 'after': self.gates.graph.macs()},
             'params': {'before': params, 'after': count_parameters(self.model)},
