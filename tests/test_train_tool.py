@@ -80,7 +80,7 @@ def test_the_voc_config_trains(voc, tmp_path):
     assert train.main([str(CONFIG), '--work-dir', str(tmp_path / 'work'), '--cfg-options', *options]) == 0
     state = torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=True)['state_dict']
     gates = torch.cat([value for key, value in state.items() if key.endswith('.theta')])
-    assert set(gates.unique().tolist()) == {0.0, 1.0}
+    assert set(gates.unique().tolist()) == {1.0} and len(gates) < 15920  # what was closed has left
 
 
 def test_resume_equals_an_uninterrupted_run(small, tmp_path, monkeypatch):

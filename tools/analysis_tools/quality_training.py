@@ -54,6 +54,13 @@ class Training:
         """Learning rate after the warm-up."""
         return self.recipe.rate * self.rate_scale
 
+    def score_aside(self) -> float:
+        """The metric now; what it costs does not count."""
+        begin = time.process_time()
+        found = self.data.score(self.model)
+        self.seconds -= time.process_time() - begin
+        return found
+
     def renew_optimizer(self, places: nn.Module | None = None) -> None:
         """Go on with an optimiser of the same kind that knows the model's parameters as they are now.
 
@@ -93,13 +100,6 @@ def places_in(model: nn.Module) -> nn.Module:
 def is_like(value: Any, parameter: Tensor) -> bool:
     """Whether a value of an optimiser's state belongs to a parameter's entries."""
     return isinstance(value, Tensor) and value.shape == parameter.shape
-
-    def score_aside(self) -> float:
-        """The metric now; what it costs does not count."""
-        begin = time.process_time()
-        found = self.data.score(self.model)
-        self.seconds -= time.process_time() - begin
-        return found
 
 
 class Method:
