@@ -187,8 +187,9 @@ class PruningHook(Hook):
         """Whether channels shall leave the model now."""
         if self.shrink is False:
             return False
-        if self.pruner.controller.settled:
-            return not self.pruner.controller.staying().vector.all()
+        kept = self.pruner.controller.kept
+        if kept is not None and self.pruner.controller.settled:
+            return not kept.vector.all()  # asked in every iteration: what else leaves with it need not be known yet
         looks = self.shrink is not True and self.pruner.done % LOOK_EVERY == 0
         return looks and self.pruner.leaving() >= self.shrink
 
