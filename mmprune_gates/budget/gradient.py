@@ -97,18 +97,23 @@ class Gradient(Polarizer):
     @torch.no_grad()
     def direction(self) -> Tensor:
         """(num_channels,) the preconditioned gradient, in [-1, 1]: where it is positive theta falls."""
-        marginal = self.candidates.cost.marginal(self.value())
         theta, mean, root = self.gates.theta().cpu(), self.mean.cpu(), self.root().cpu()
-        groups, direction = self.candidates.groups, torch.zeros_like(theta)
-        costs = [float(marginal[group.span].mean()) for group in groups]
-        usual = sum(costs) / max(1, len(costs))
-        for group, cost in zip(groups, costs, strict=True):
-            own, price = group.span, self.price * (cost / usual) ** self.exponent
-            resistance = root[own] * (theta[own] - 1)
-            direction[own] = ((mean[own] + price + resistance) / root[own]).clamp(-1, 1)
+        prices, direction = self.prices(), torch.zeros_like(theta)
+        for group in self.candidates.groups:
+            own = group.span
+            resistance = theta[own] - 1  # divided by r, as the rest
+            gradient = (mean[own] + prices[group.name]) / root[own] + resistance
+            direction[own] = gradient.clamp(-1, 1)
             must_stay = theta[own].topk(self.candidates.least(group)).indices
             direction[group.start + must_stay] = -1  # they open
         return direction
+
+    def prices(self) -> dict[str, float]:
+        """Group that may shrink -> what its channels have to pay: the price times a power of their relative cost."""
+        marginal = self.candidates.cost.marginal(self.value())
+        costs = {group.name: float(marginal[group.span].mean()) for group in self.candidates.groups}
+        usual = sum(costs.values()) / max(1, len(costs))
+        return {name: self.price * (cost / usual) ** self.exponent for name, cost in costs.items()}
 
     def value(self) -> Tensor:
         """(num_channels,) gate values, float64."""
