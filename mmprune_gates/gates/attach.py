@@ -144,10 +144,6 @@ class GateSet(nn.Module):
         found = [getattr(gate, 'eps', None) for gate in self.by_group.values()]
         return next((float(own) for own in found if own is not None), 0.0)
 
-    def slope(self) -> Tensor:
-        """(num_channels,) derivative of each gate's value with respect to its theta; 1 where there is no gate."""
-        return self._spread(Gate.slope)
-
     def values(self) -> dict[str, Tensor]:
         """Group name -> (size,) strength of each gate, detached, of all free groups; 0 only where it is closed."""
         with torch.no_grad():

@@ -60,12 +60,6 @@ class Gate(nn.Module):
             f'{type(self).__name__} has no Taylor importance: use DecoratorGate, or a criterion other than Taylor'
         )
 
-    def slope(self) -> Tensor:
-        """(C,) derivative of the value with respect to theta."""
-        with torch.enable_grad():
-            theta = self.theta.detach().requires_grad_()
-            return torch.autograd.grad(self.value(theta).sum(), theta)[0]
-
     def extra_repr(self) -> str:
         """Size of the group."""
         return f'size={len(self.theta)}'
