@@ -85,9 +85,7 @@ class Controller:
         Args:
             score: (num_channels,) higher = keep.
         """
-        selected = self.candidates.select(score, self.target)
-        kept = self.candidates.fill(selected, score, self.target)
-        self.kept = kept
+        self.kept = kept = self.candidates.choose(score, self.target)
         return kept
 
     def hold(self) -> None:

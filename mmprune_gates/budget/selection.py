@@ -186,6 +186,18 @@ class Candidates:
                 low = middle + 1
         return self.graph.keeping(ranks >= low)
 
+    def choose(self, score: Tensor, ratio: float) -> Kept:
+        """What stays such that the budget is met as closely as the limits allow.
+
+        Args:
+            score: (num_channels,) higher = keep.
+            ratio: Cost of what is kept / cost of the whole model, at most.
+
+        Raises:
+            ValueError: The budget cannot be met under the limits.
+        """
+        return self.fill(self.select(score, ratio), score, ratio)
+
     def close(self, score: Tensor, kept: Kept, filters: float, ratio: float) -> Kept:
         """What stays when a number of filters with the lowest scores close, or fewer if the budget is met.
 

@@ -55,7 +55,7 @@ class DCFP(Method):
         if step != self.cut_after:
             return
         candidates, score = Candidates.of(self.graph, Limits(FLOOR)), self.channel_scores()
-        kept = candidates.fill(candidates.select(score, self.share), score, self.share)
+        kept = candidates.choose(score, self.share)
         places = places_in(self.training.model)
         for model in (self.training.model, places):
             slim_model(model, self.graph, kept)

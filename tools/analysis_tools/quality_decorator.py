@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quality_training import Method, Training
+from quality_pruner import Pruned
+from quality_training import Training
 
 from mmprune_gates import GateDecorator
 from mmprune_gates.budget import Cycle
-from mmprune_gates.engine.forwards import inference_forward, training_forward
 
-PASSES = {'forward': inference_forward, 'train_forward': training_forward}
 TICKS = 20
 TOCKS = 4
 LEAST = 1e-3  # share of the filters that a Tick closes
 
 
-class Decorator(Method):
+class Decorator(Pruned):
     """Gate Decorator; rates and lengths of its phases follow from the recipe and the target.
 
     A Tick's rate is a tenth of the recipe's, a Tock's rises from that to the recipe's and falls again, as the paper's
@@ -26,24 +25,20 @@ class Decorator(Method):
     the Ticks that are left if all groups shrank alike.
     """
 
+    kind = GateDecorator
+    pruner: GateDecorator
+
     def begin(self, training: Training) -> None:
         """Attach gates."""
         super().begin(training)
-        rate = training.rate
-        options = {'tick_lr': 0.1 * rate, 'tock_lr': (0.1 * rate, rate), **self.options}
-        until = options.pop('until', 0.35)
-        self.pruner = GateDecorator(
-            training.model,
-            (training.data.example,),
-            training.optimizer,
-            total_steps=training.recipe.steps,
-            trace=PASSES,
-            target_macs=self.share,
-            cycle=cycle_of(until * training.recipe.steps),
-            **options,
-        )
         self.ticks = self.pruner.controller.cycle.ticks * TOCKS
-        self.figures: dict[str, Any] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """Rates of the phases, and their lengths."""
+        rate = self.training.rate
+        own = {'tick_lr': 0.1 * rate, 'tock_lr': (0.1 * rate, rate), **self.options}
+        until = own.pop('until', 0.35)
+        return {**own, 'cycle': cycle_of(until * self.training.recipe.steps)}
 
     def before_step(self, step: int) -> None:
         """The pruner sets the learning rate."""
@@ -55,13 +50,7 @@ class Decorator(Method):
         self.pruner.step()
         if controller.settled and not self.figures:
             self.figures = {'step': step, 'ticks': controller.ticks}
-            if not controller.kept.vector.all():
-                self.pruner.shrink()
-
-    def finish(self) -> dict[str, Any]:
-        """Slim, and say what was kept."""
-        report = self.pruner.finish()
-        return {**self.figures, 'params': report['params'], 'kept': report['kept']}
+            self.let_channels_leave()
 
     def fraction(self) -> float:
         """Share of all filters that the next Tick closes; MACs go with the square of the widths."""

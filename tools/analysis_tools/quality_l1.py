@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from quality_decorator import PASSES
 from quality_training import Method, Training
 
-from mmprune_gates import slim_model, trace_channels
+from mmprune_gates import slim_model
 from mmprune_gates.budget import Candidates, Limits, NormScale
 from mmprune_gates.budget.criteria import NORMS
-from mmprune_gates.gates import PolarizationGate, attach_gates
-from mmprune_gates.gates.attach import detach_gates
+from mmprune_gates.gates import GateSet, PolarizationGate
 
 
 class PlainL1(Method):
@@ -21,9 +19,9 @@ class PlainL1(Method):
     """
 
     def begin(self, training: Training) -> None:
-        """Trace the model."""
+        """Learn which channels there are."""
         super().begin(training)
-        self.graph = trace_channels(training.model, (training.data.example,), **PASSES)
+        self.graph = training.data.graph(training.model)
         self.scales = [module.weight for module in training.model.modules() if isinstance(module, NORMS)]
         self.cut_at = round(self.options['settle'] * training.recipe.steps)
         self.figures: dict[str, Any] = {}
@@ -40,11 +38,8 @@ class PlainL1(Method):
             return
         training, model = self.training, self.training.model
         before = training.score_aside()
-        gates = attach_gates(model, self.graph, PolarizationGate)
-        scores = NormScale().bind(gates, model).scores()
-        detach_gates(model)
-        candidates = Candidates.of(self.graph, Limits())
-        kept = candidates.fill(candidates.select(scores, self.share), scores, self.share)
+        scores = NormScale().bind(GateSet(self.graph, PolarizationGate), model).scores()
+        kept = Candidates.of(self.graph, Limits()).choose(scores, self.share)
         slim_model(model, self.graph, kept)
         training.renew_optimizer()
         self.figures = {

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from quality_dcfp import DCFP
-from quality_decorator import PASSES, Decorator
+from quality_decorator import Decorator
 from quality_l1 import PlainL1
 from quality_peers import Iterative, SparseNorms, TorchPruning
+from quality_pruner import Pruned
 from quality_scratch import Scratch
-from quality_training import Method, Training
+from quality_training import Method
 from torch import Tensor
 
 from mmprune_gates import GDP
@@ -21,54 +21,34 @@ from mmprune_gates.gates import GateSet
 UNDECIDED = (0.01, 0.5)  # gates between are neither closed nor open
 
 
-class GatesGDP(Method):
+class GatesGDP(Pruned):
     """GDP; closed channels leave when the gates have settled."""
 
-    def begin(self, training: Training) -> None:
-        """Attach gates."""
-        super().begin(training)
-        self.pruner = GDP(
-            training.model,
-            (training.data.example,),
-            training.optimizer,
-            total_steps=training.recipe.steps,
-            trace=PASSES,
-            target_macs=self.share,
-            **self.options,
-        )
-        self.figures: dict[str, Any] = {}
+    kind = GDP
+    pruner: GDP
 
     def after_step(self, step: int) -> None:
         """Move gates; once they have settled, let channels leave."""
-        controller = self.pruner.controller
-        gates, was_settled = self.pruner.gates, controller.settled
-        before = gates.vector().detach().clone()
-        last = step == math.ceil(controller.schedule.settle * self.training.recipe.steps)
-        if last and not was_settled:
-            self.figures['score_before_cut'] = self.training.score_aside()
+        controller, gates = self.pruner.controller, self.pruner.gates
+        progress = step / self.training.recipe.steps
+        if controller.settled or progress < controller.schedule.settle:
+            self.pruner.step()
+            return
+        before, score = gates.vector().detach().clone(), self.training.score_aside()
         self.pruner.step()
-        if controller.settled and not was_settled:
-            self.figures |= settling(gates, before, controller.kept) | {'step': step}
-            self.figures['score_settled'] = self.training.score_aside()
-            if not controller.kept.vector.all():
-                self.pruner.shrink()
+        self.figures = {
+            'score_before_cut': score,
+            **settling(gates, before, controller.kept),
+            'step': step,
+            'score_settled': self.training.score_aside(),
+        }
+        self.let_channels_leave()
 
     def finish(self) -> dict[str, Any]:
-        """Slim, and say what was kept."""
-        report = self.pruner.finish()
-        shares = [len(channels) / size for channels, size in widths(report, self.pruner)]
-        return {
-            **self.figures,
-            'params': report['params'],
-            'kept': report['kept'],
-            'least_kept': min(shares),
-        }
-
-
-def widths(report: dict[str, Any], pruner: GDP) -> list[tuple[list[int], int]]:
-    """(channels kept, channels) of every group that may shrink."""
-    whole = pruner.gates.whole
-    return [(report['kept'][group.name], group.size) for group in whole.free if group.name in report['kept']]
+        """Adds the least share that is kept of a group."""
+        figures, whole = super().finish(), self.pruner.gates.whole
+        shares = [len(figures['kept'][group.name]) / group.size for group in whole.free]
+        return {**figures, 'least_kept': min(shares)}
 
 
 def settling(gates: GateSet, before: Tensor, kept: Kept) -> dict[str, float]:

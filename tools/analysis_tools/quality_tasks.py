@@ -29,6 +29,7 @@ from mmprune_gates import trace_channels
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.forwards import example_images, inference_forward, training_forward
 
+PASSES = {'forward': inference_forward, 'train_forward': training_forward}
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 DIGITS = 1347  # images for training, sorted by class
 
@@ -133,7 +134,7 @@ class TaskData:
 
     def graph(self, model: nn.Module) -> ChannelGraph:
         """The channel graph of one of the task's models, every head included."""
-        return trace_channels(model, (self.example,), inference_forward, training_forward)
+        return trace_channels(model, (self.example,), **PASSES)
 
     def macs(self, model: nn.Module) -> int:
         """Multiply-accumulates of a model of any widths, by the one counter that all methods are measured with."""
