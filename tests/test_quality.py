@@ -92,7 +92,7 @@ def test_a_method_meets_its_share_in_as_many_steps_as_all(found, run):
     figures = found(run)
     assert share_of(figures) == pytest.approx(run.share, abs=0.02)
     assert 0 <= figures['score'] <= 100 and figures['metric'] == 'accuracy/top1'
-    cost = 2 + 12 * (0.55 + 0.45 * share_of(figures))
+    cost = 2 + 12 * (0.25 + 0.75 * share_of(figures))
     scratch = round(cost / share_of(figures)) if 'macs' in run.label else 14
     assert figures['steps'] == len(figures['losses']) == (scratch if run.method == 'scratch' else 12)
 

@@ -157,7 +157,7 @@ class Iterative(TorchPruning):
         """Find the steps after which it cuts."""
         Method.begin(self, training)
         self.prepare()
-        begin, end = self.options.get('begin', 0.05), self.options.get('end', 0.5)
+        begin, end = self.options.get('begin', Schedule.begin), self.options.get('end', Schedule.end)
         cuts, steps = self.options.get('cuts', 10), training.recipe.steps
         schedule = Schedule(self.share, begin, end, settle=end)
         self.targets = {}

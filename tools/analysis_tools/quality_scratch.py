@@ -18,12 +18,12 @@ from quality_training import Method, Training
 from torch import Tensor, nn
 
 from mmprune_gates import slim_model
+from mmprune_gates.budget import Schedule
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.builders import uniform
 from mmprune_gates.engine.model_config import SLIM
 
 LONGEST = 6.0  # times as many iterations, at most
-SETTLE = 0.55  # of a GDP run, after which its closed channels have left it
 
 
 class Scratch(Method):
@@ -70,7 +70,7 @@ class Scratch(Method):
         start, further = data.task.start, data.task.further
         steps = start.steps + further.steps
         if self.options.get('same_macs'):
-            settle = self.options.get('settle', SETTLE)
+            settle = self.options.get('settle', Schedule.settle)
             cost = start.steps + further.steps * (settle + (1 - settle) * share)
             most = self.options.get('longest', LONGEST) * steps
             steps = round(min(max(steps, cost / share), most))
