@@ -116,7 +116,7 @@ def test_kept_of_another_task_is_refused(training):
 def test_longer_training_from_scratch_has_a_cap(training):
     scratch = Scratch(0.1, same_macs=True, longest=2.0)
     assert scratch.recipe(training.data, 0.1).steps == 28
-    assert Scratch(0.1, same_macs=True).recipe(training.data, 0.5).steps == round((2 + 12 * 0.775) / 0.5)
+    assert Scratch(0.1, same_macs=True).recipe(training.data, 0.5).steps == round((2 + 12 * 0.625) / 0.5)
 
 
 @pytest.mark.parametrize('one_threshold', [False, True])
