@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from mmprune_gates.engine.gate_picture import Line, histograms
 from mmprune_gates.report import pictures
 from mmprune_gates.report.facts import commands_of, facts_of, tiles_of, title_of
 from mmprune_gates.report.network import Network, network_of
-from mmprune_gates.report.pictures import Drawn
+from mmprune_gates.report.pictures import Drawn, png_of
 from mmprune_gates.report.predictions import predictions_of
 from mmprune_gates.report.run import TO_RECORD, Absent, Run
 
@@ -188,9 +187,7 @@ def section_of(key: str, title: str, drawn: Drawn, out: Path) -> Section:
     """A section, its picture written to the folder ``out``."""
     picture = b''
     if drawn.figure is not None:
-        buffer = io.BytesIO()
-        drawn.figure.savefig(buffer, format='png', dpi=DPI)
-        picture = buffer.getvalue()
+        picture = png_of(drawn.figure, DPI)
         write_bytes(out / f'{key}.png', picture)
     encoded = base64.b64encode(picture)
     return Section(key, title, drawn, encoded.decode())

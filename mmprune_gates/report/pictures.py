@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -32,6 +33,13 @@ class Drawn:
     note: str = ''
     figure: Figure | None = None
     items: tuple[str, ...] = ()
+
+
+def png_of(figure: Figure, dpi: float) -> bytes:
+    """A picture as the contents of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=dpi)
+    return buffer.getvalue()
 
 
 def wide(height: float) -> Figure:

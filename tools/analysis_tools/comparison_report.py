@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import mmprune_gates  # noqa: F401  (cures come before the imports below)
+from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 import matplotlib
@@ -17,6 +17,8 @@ from baselines import run_length
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
+
+from mmprune_gates.report.pictures import png_of
 
 METRICS = ('mIoU', 'accuracy/top1')
 COLOURS = {'dense': '#5a5a5a', 'pruned': '#2a788e', 'shrunk': '#d98032', 'scratch': '#8a5ea8'}
@@ -174,7 +176,5 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
         fontsize=11,
     )
     axes.grid(axis='y', alpha=0.3)
-    partial = path.with_suffix('.partial.png')
-    figure.savefig(partial, dpi=110)
+    cli.write_bytes(path, png_of(figure, 110))
     plt.close(figure)
-    partial.replace(path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mmprune_gates  # noqa: F401  (cures come before the imports below)
+from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 import matplotlib
@@ -15,6 +15,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
+
+from mmprune_gates.report.pictures import png_of
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; lines differ in style and marker too.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
@@ -48,11 +50,8 @@ def draw(path: Path, task: str, figures: Mapping[str, Any]) -> None:
     axes.set_title(f'{task}: mean over seeds {figures["provenance"]["seeds"]}, shaded: standard deviation', fontsize=11)
     axes.grid(alpha=0.3)
     figure.legend(loc='outside right center', fontsize=8)
-    partial = path.with_suffix('.partial.png')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(partial, dpi=110)
+    cli.write_bytes(path, png_of(figure, 110))
     plt.close(figure)
-    partial.replace(path)
 
 
 def draw_line(axes: Axes, place: int, method: str, cells: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import mmprune_gates  # noqa: F401  (cures come before the imports below)
+from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 import matplotlib
@@ -20,7 +20,7 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from mmprune_gates.engine.record_hook import read_history
-from mmprune_gates.report.pictures import draw_gates, draw_widths
+from mmprune_gates.report.pictures import draw_gates, draw_widths, png_of
 from mmprune_gates.report.predictions import coloured
 
 
@@ -86,7 +86,5 @@ def draw_summary(
     draw_gates(left.subplots(), read_history(run / 'gates.jsonl'))
     draw_groups(middle.subplots(), json.loads((slim / 'slim.json').read_text()))
     draw_predictions(right, models, data_root, count)
-    partial = path.with_suffix('.partial.png')
-    figure.savefig(partial, dpi=90)
+    cli.write_bytes(path, png_of(figure, 90))
     plt.close(figure)
-    partial.replace(path)
