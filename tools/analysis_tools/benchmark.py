@@ -31,7 +31,6 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmprune_gates.budget import Schedule
 from mmprune_gates.budget.tick_tock import TICK, TOCK
 from mmprune_gates.engine.checkpoint import STATE, read_checkpoint
 from mmprune_gates.engine.decorator_hook import GateDecoratorHook
@@ -205,7 +204,7 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
         hooks=[],
         model=model,
         optim_wrapper=optim,
-        iter=first_iteration(config),
+        iter=0,
         max_iters=MAX_ITERS,
         train_loop=SimpleNamespace(dataloader=range(MAX_ITERS)),
         param_schedulers=[],
@@ -218,21 +217,14 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
         hook.shrink = False  # the steps that are timed have one width
         hook.before_run(runner)
         hook.before_train(runner)
-        hook.pruner.done = runner.iter
         if isinstance(hook, GateDecoratorHook):
             hook.pruner.controller.begin(args.phase, MAX_ITERS)
             hook.pruner.prepare()
+        else:
+            schedule = hook.pruner.controller.schedule
+            middle = (schedule.begin + schedule.end) / 2  # of the phase in which gates move
+            hook.pruner.done = runner.iter = round(middle * MAX_ITERS)
     return Trainee(model, optim, runner, hooks)
-
-
-def first_iteration(config: Config) -> int:
-    """Iteration of a long run in the middle of the phase in which gates move."""
-    for hook in pruning_hooks(config):
-        if str(hook['type']).endswith('.PolarizationHook'):
-            own = {name: hook[name] for name in ('begin', 'end', 'settle') if name in hook}
-            schedule = Schedule(hook['target_macs'], **own)
-            return round(MAX_ITERS * (schedule.begin + schedule.end) / 2)
-    return 0
 
 
 def pruning_hooks(config: Config) -> Iterator[dict]:

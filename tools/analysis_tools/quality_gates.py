@@ -95,9 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('plan', choices=PLANS)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quality'))
     args = parser.parse_args(argv)
-    results, missing = read_runs(PLANS[args.plan](), args.work_dir / 'runs')
-    if not results:
-        raise ValueError(f'{args.work_dir / "runs"} holds no run of {args.plan}; run quality.py {args.plan} first')
+    results, missing = read_runs(args.plan, PLANS[args.plan](), args.work_dir / 'runs')
     lines = [f'| {" | ".join(HEAD)} |', f'|{"---|" * len(HEAD)}']
     lines += [f'| {" | ".join(row)} |' for row in rows_of(results)]
     print('\n'.join(lines))

@@ -34,8 +34,12 @@ TITLES = {(arm.method, arm.label): arm.title for arm in ARMS}
 Results = list[tuple[Run, dict[str, Any]]]  # what each run's file holds
 
 
-def read_runs(runs: Iterable[Run], folder: Path) -> tuple[Results, list[str]]:
-    """What the files of runs hold, and the names of the runs that have none."""
+def read_runs(plan: str, runs: Iterable[Run], folder: Path) -> tuple[Results, list[str]]:
+    """What the files of a plan's runs hold, and the names of the runs that have none.
+
+    Raises:
+        ValueError: None of them is there.
+    """
     results, missing = [], []
     for run in runs:
         path = folder / f'{run.name}.json'
@@ -43,6 +47,8 @@ def read_runs(runs: Iterable[Run], folder: Path) -> tuple[Results, list[str]]:
             results.append((run, cli.read_json(path)))
         else:
             missing.append(run.name)
+    if not results:
+        raise ValueError(f'no run of the plan {plan!r} is in {folder}: python tools/analysis_tools/quality.py {plan}')
     return results, missing
 
 
@@ -179,9 +185,7 @@ def figures_of(plan: str, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: None of them is there.
     """
-    results, missing = read_runs(runs, folder)
-    if not results:
-        raise ValueError(f'no run of the plan {plan!r} is in {folder}: python tools/analysis_tools/quality.py {plan}')
+    results, missing = read_runs(plan, runs, folder)
     return {
         'provenance': provenance(plan, results),
         'metrics': {run.task: found['metric'] for run, found in results},
