@@ -12,7 +12,7 @@ import zipfile
 import pytest
 import torch
 from test_bad_input import message
-from tiny_run import ROOT, TOOLS, draw_images, write_config
+from tiny_run import ROOT, TOOLS, UNSHRUNK, draw_images, write_config
 from torch import nn
 
 from mmprune_gates.engine.checkpoint import UNSAFE, load_weights, read_checkpoint
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp('tiny')
     images = draw_images(folder / 'images')
-    assert TOOLS['train']([write_config(folder / 'tiny.py', images), '--work-dir', str(folder / 'work')]) == 0
+    assert TOOLS['train']([write_config(folder / 'tiny.py', images, UNSHRUNK), '--work-dir', str(folder / 'work')]) == 0
     return images, folder / 'work'
 
 
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
 def config(run, tmp_path, monkeypatch):
     """Path of a config like the run's own, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    return write_config(tmp_path / 'tiny.py', run[0])
+    return write_config(tmp_path / 'tiny.py', run[0], UNSHRUNK)
 
 
 def refused(capsys, tool, *arguments):

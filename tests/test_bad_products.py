@@ -15,7 +15,7 @@ from bad_inputs import ARGUMENTS, CONFIGS, HOOKS, MEASURING, MODELS, PRODUCTS
 from test_bad_checkpoints import CONTENTS, RUNS, run  # noqa: F401  (a fixture)
 from test_bad_checkpoints import FILES as BROKEN
 from test_bad_input import message
-from tiny_run import ROOT, TOOLS, write_config
+from tiny_run import ROOT, TOOLS, UNSHRUNK, write_config
 
 from mmprune_gates.engine.files import write_bytes, write_text
 from mmprune_gates.engine.product import FILES, WHOLE, WRITING, prepare_folder, write_product
@@ -29,14 +29,14 @@ NEW = {name: f'new {name}'.encode() for name in FILES}
 def gated(run, tmp_path, monkeypatch):  # noqa: F811
     """(config, checkpoint) of a finished run; the current folder is a new one."""
     monkeypatch.chdir(tmp_path)
-    return write_config(tmp_path / 'tiny.py', run[0]), str(run[1] / 'iter_4.pth')
+    return write_config(tmp_path / 'tiny.py', run[0], UNSHRUNK), str(run[1] / 'iter_4.pth')
 
 
 @pytest.fixture(scope='module')
 def product(run, tmp_path_factory):  # noqa: F811
     """Folder of a slimmed run; not to be changed."""
     folder = tmp_path_factory.mktemp('product')
-    config = write_config(folder / 'tiny.py', run[0])
+    config = write_config(folder / 'tiny.py', run[0], UNSHRUNK)
     assert TOOLS['slim']([config, str(run[1] / 'iter_4.pth'), str(folder / 'slim')]) == 0
     return folder / 'slim'
 

@@ -44,7 +44,7 @@ def small_fcn(sbd):
         'train_cfg.max_iters': 6,
         'default_hooks.checkpoint.interval': 6,
     }
-    cycle = dict(tick=1, tock=2, ticks=2, fraction=0.2, target_macs=0.5)
+    cycle = dict(tick=1, tock=2, ticks=2, fraction=0.2, target_macs=0.5, shrink=False)  # closed gates are counted
     return [f'{key}={value}' for key, value in (options | {f'custom_hooks.0.{k}': v for k, v in cycle.items()}).items()]
 
 

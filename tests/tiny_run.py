@@ -44,6 +44,8 @@ DECORATOR = """
 model['gates'] = dict(type='DecoratorGate')
 custom_hooks = [dict(type='mmprune_gates.GateDecoratorHook', target_macs=0.6, by_epoch=False)]
 """
+# A run whose checkpoint holds the whole model, closed channels included.
+UNSHRUNK = 'custom_hooks[0].update(shrink=False, end=0.5, settle=0.55)'
 DENSE = """
 model['type'] = model.pop('architecture')
 del model['input_shape']
