@@ -197,6 +197,18 @@ TOOL_ARGUMENTS = {
         f'gdp.py gdp.py --json {NOWHERE}/figures.json': NOWHERE,
         'gdp.py gdp.py --json .': 'it is a folder',
     },
+    'export_onnx': {
+        'absent.py other.pth net.onnx': 'config absent.py cannot be read',
+        'text other.pth net.onnx': 'config text cannot be read',
+        'one.py other.pth net.onnx': 'model must be a dictionary, got 1',
+        'dense.py other.pth net.onnx': 'model.input_shape',
+        'dense.py absent.pth net.onnx --shape 3 16 16': 'absent.pth does not exist',
+        'dense.py text net.onnx --shape 3 16 16': 'checkpoint text is truncated or not a checkpoint',
+        'dense.py other.pth net.onnx --shape 3 16 16': 'other.pth does not fit ImageClassifier',
+        'gdp.py other.pth net.onnx': 'run tools/slim.py first',
+        f'dense.py other.pth {NOWHERE}/net.onnx': NOWHERE,
+        'dense.py other.pth .': 'it is a folder',
+    },
     'benchmark': {
         'absent.py': 'config absent.py cannot be read',
         'text': 'config text cannot be read',

@@ -5,14 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from latency import compare
+import latency
+import pytest
+from latency import BACKENDS, compare
 from PIL import Image
+from tiny_run import write_config
 from torch import nn, zeros
 
 DEMO = Path(__file__).parents[1] / 'tools' / 'dev' / 'demo.py'
 KEYS = {
     *('miou_dense', 'miou_gated', 'miou_slim', 'macs_dense', 'macs_slim', 'macs_removed', 'target_removed'),
-    *('params_dense', 'params_slim', 'latency_ratio', 'parity_error', 'gates_zero', 'gates_open', 'gates_between'),
+    *('params_dense', 'params_slim', 'latency_ratio', 'latency_ratio_onnx', 'parity_error'),
+    *('gates_zero', 'gates_open', 'gates_between'),
 }
 
 
@@ -33,7 +37,8 @@ def test_demo_writes_summary_and_picture(tmp_path, scenes):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out']  # nothing outside the work directory
 
 
-def test_latency_is_compared_in_pairs():
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_latency_is_compared_in_pairs(backend):
     class Model(nn.Module):
         def __init__(self, width):
             super().__init__()
@@ -42,6 +47,22 @@ def test_latency_is_compared_in_pairs():
         def forward(self, x, mode):
             return self.conv(x)
 
-    found = compare(Model(256), Model(4), zeros(1, 8, 64, 64), pairs=4, repeats=2)
+    wide, narrow = (BACKENDS[backend](Model(width), zeros(1, 8, 64, 64)) for width in (256, 4))
+    found = compare(wide, narrow, pairs=4, repeats=2)
     assert found['pairs'] == 4 and found['ratio_quartiles'][0] <= found['ratio'] <= found['ratio_quartiles'][1]
     assert found['ratio'] > 1
+
+
+def test_latency_of_two_configs_in_both_backends(tmp_path, capsys):
+    config = write_config(tmp_path / 'net.py', tmp_path, "model.update(type='mmprune_gates.SlimModel', widths=0.5)")
+    figures = tmp_path / 'figures.json'
+    assert latency.main([config, config, '--pairs', '2', '--backend', 'both', '--json', str(figures)]) == 0
+    printed = capsys.readouterr().out
+    assert 'torch: first' in printed and 'onnxruntime: first' in printed
+    both = json.loads(figures.read_text())
+    assert list(both) == ['torch', 'onnxruntime'] and all(found['first_ms'] > 0 for found in both.values())
+    assert latency.main([config, config, '--pairs', '2', '--json', str(figures)]) == 0
+    assert json.loads(figures.read_text()).keys() == both['torch'].keys()
+    with pytest.raises(SystemExit, match='2'):
+        latency.main([config, config, '--backend', 'onnxruntime', '--device', 'cuda'])
+    assert 'onnxruntime is timed on the CPU' in capsys.readouterr().err

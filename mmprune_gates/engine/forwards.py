@@ -16,6 +16,7 @@ class Segmentor(Protocol):
     """The parts of an encoder-decoder segmentor."""
 
     decode_head: Any
+    encode_decode: Any
     extract_feat: Any
 
 
@@ -37,6 +38,17 @@ def inference_forward(model: nn.Module, inputs: Tensor):
     if not is_segmentor(model):
         return model(inputs, mode='tensor')
     return decode(model, model.extract_feat(inputs))[-1]
+
+
+def prediction_forward(model: nn.Module, inputs: Tensor):
+    """Logits that ``predict`` makes labels or scores of: (N, 3, H, W) -> (N, classes, H, W) of a segmentor.
+
+    The whole image is one window, whatever ``test_cfg`` says.
+    """
+    if not is_segmentor(model):
+        return model(inputs, mode='tensor')
+    size = inputs.shape[2:]
+    return model.encode_decode(inputs, [{'img_shape': size, 'pad_shape': size, 'ori_shape': size}])
 
 
 def training_forward(model: nn.Module, inputs: Tensor):

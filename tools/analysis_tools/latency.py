@@ -2,7 +2,9 @@
 
 Example::
 
-    python tools/analysis_tools/latency.py DENSE_CONFIG SLIM_CONFIG --shape 3 64 96
+    python tools/analysis_tools/latency.py DENSE_CONFIG SLIM_CONFIG --shape 3 64 96 --backend both
+
+What is timed is what MACs are counted of: up to the logits of the head, before they are resized to the image.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 from mmprune_gates import cli  # cures come before the imports below
 
@@ -24,6 +27,9 @@ from torch import nn
 from mmprune_gates.checks import IMAGE, checked
 from mmprune_gates.engine.forwards import inference_forward
 from mmprune_gates.engine.model_config import default_input_shape, without_pretrained
+from mmprune_gates.engine.onnx_graph import Deployed, onnx_of, require_packages, run_session, session_of
+
+Run = Callable[[], object]
 
 
 def load(path: str) -> Config:
@@ -69,26 +75,50 @@ def check_runs(path: str, model: nn.Module, inputs: torch.Tensor) -> None:
         ) from error
 
 
-@torch.no_grad()
-def seconds(model: nn.Module, inputs: torch.Tensor, repeats: int) -> float:
-    """Mean seconds of one forward."""
+def once_in_torch(model: nn.Module, inputs: torch.Tensor) -> Run:
+    """A function that runs the eager model once."""
+
+    @torch.no_grad()
+    def once() -> None:
+        inference_forward(model, inputs)
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+
+    return once
+
+
+def once_in_onnxruntime(model: nn.Module, inputs: torch.Tensor) -> Run:
+    """A function that runs the model once in onnxruntime, on the CPU with as many threads as torch has.
+
+    Raises:
+        ValueError: It cannot be exported; says at which op.
+    """
+    require_packages()
+    proto = onnx_of(Deployed(model, forward=inference_forward), inputs.shape[1:])
+    session = session_of(proto, torch.get_num_threads())
+    return lambda: run_session(session, inputs)
+
+
+BACKENDS = {'torch': once_in_torch, 'onnxruntime': once_in_onnxruntime}
+
+
+def seconds(once: Run, repeats: int) -> float:
+    """Mean seconds of one run."""
     begin = time.perf_counter()
     for _ in range(repeats):
-        inference_forward(model, inputs)
-    if inputs.is_cuda:
-        torch.cuda.synchronize()
+        once()
     return (time.perf_counter() - begin) / repeats
 
 
-def compare(first: nn.Module, second: nn.Module, inputs: torch.Tensor, pairs: int, repeats: int = 5) -> dict:
-    """Time two models in turn, A B A B ...
+def compare(first: Run, second: Run, pairs: int, repeats: int = 5) -> dict:
+    """Time two functions in turn, A B A B ...
 
     Returns:
         Median milliseconds of both, and the ratio first / second of each pair: median and quartiles.
     """
-    for model in (first, second):
-        seconds(model, inputs, repeats)
-    times = [(seconds(first, inputs, repeats), seconds(second, inputs, repeats)) for _ in range(pairs)]
+    for once in (first, second):
+        seconds(once, repeats)
+    times = [(seconds(first, repeats), seconds(second, repeats)) for _ in range(pairs)]
     low, middle, high = statistics.quantiles([a / b for a, b in times], n=4)
     return {
         'first_ms': 1e3 * statistics.median(a for a, _ in times),
@@ -110,10 +140,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--pairs', type=int, default=30)
     parser.add_argument('--threads', type=int, default=1, help='CPU threads')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--json', metavar='FILE', help='also write the figures here')
+    parser.add_argument('--backend', choices=[*BACKENDS, 'both'], default='torch', help='what runs the models')
+    parser.add_argument('--json', metavar='FILE', help='also write the figures here; of both, an entry for each')
     args = parser.parse_args(argv)
     if min(args.batch, args.threads) < 1 or args.pairs < 2:
         parser.error('--batch and --threads must be at least 1 and --pairs at least 2')
+    if args.backend != 'torch' and args.device != 'cpu':
+        parser.error('onnxruntime is timed on the CPU: leave --device out, or take --backend torch')
     return args
 
 
@@ -131,14 +164,24 @@ def main(argv: list[str] | None = None) -> int:
     inputs = torch.randn(args.batch, *shape, device=args.device)
     check_runs(args.first, first, inputs)
     check_runs(args.second, second, inputs)
-    found = compare(first, second, inputs, args.pairs)
+    found = {}
+    print(f'input {tuple(inputs.shape)}, {args.threads} threads, {args.pairs} alternating pairs')
+    for name in BACKENDS if args.backend == 'both' else [args.backend]:
+        run = BACKENDS[name]
+        found[name] = compare(run(first, inputs), run(second, inputs), args.pairs)
+        print(told(name, found[name]), flush=True)
     if args.json:
-        cli.write_json(args.json, found)
-    low, high = found['ratio_quartiles']
-    print(f'input {tuple(inputs.shape)}, {found["threads"]} threads, {args.pairs} alternating pairs')
-    print(f'first {found["first_ms"]:.2f} ms, second {found["second_ms"]:.2f} ms')
-    print(f'ratio {found["ratio"]:.2f} (quartiles {low:.2f} to {high:.2f})')
+        cli.write_json(args.json, found if args.backend == 'both' else found[args.backend])
     return 0
+
+
+def told(name: str, found: dict) -> str:
+    """The figures of one backend in words."""
+    low, high = found['ratio_quartiles']
+    return (
+        f'{name}: first {found["first_ms"]:.2f} ms, second {found["second_ms"]:.2f} ms, '
+        f'ratio {found["ratio"]:.2f} (quartiles {low:.2f} to {high:.2f})'
+    )
 
 
 if __name__ == '__main__':

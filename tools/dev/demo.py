@@ -78,7 +78,8 @@ def summarise(demo: Demo, target: float) -> dict:
     last = history[-1]
     half = len(last['histogram']) // 2
     out = demo.work_dir / 'latency.json'
-    demo.run('latency', 'analysis_tools/latency.py', DENSE, slim / 'slim.py', '--json', out)
+    demo.run('latency', 'analysis_tools/latency.py', DENSE, slim / 'slim.py', '--backend', 'both',
+             '--json', out)  # fmt: skip
     latency = cli.read_json(out)
     step = demo.step_times()
     settle = Config.fromfile(GDP).custom_hooks[0].get('settle', Schedule.settle)
@@ -92,8 +93,10 @@ def summarise(demo: Demo, target: float) -> dict:
         'target_removed': round(1 - target, 6),
         'params_dense': report['params']['before'],
         'params_slim': report['params']['after'],
-        'latency_ratio': latency['ratio'],
-        'latency_ratio_quartiles': latency['ratio_quartiles'],
+        'latency_ratio': latency['torch']['ratio'],
+        'latency_ratio_quartiles': latency['torch']['ratio_quartiles'],
+        'latency_ratio_onnx': latency['onnxruntime']['ratio'],
+        'latency_ratio_onnx_quartiles': latency['onnxruntime']['ratio_quartiles'],
         'train_time_ratio': settle * step['gated'] + (1 - settle) * step['shrunk'],
         'step_time_ratios': step,
         'parity_error': report['parity_error'],
@@ -113,6 +116,7 @@ def show(console: Console, summary: dict) -> None:
         dense, slim = summary[f'{key}_dense'], summary[f'{key}_slim']
         table.add_row(name, f'{dense / 1e6:.2f} M', f'{slim / 1e6:.2f} M ({slim / dense:.1%})')
     table.add_row('CPU latency', '1', f'1 / {summary["latency_ratio"]:.2f}')
+    table.add_row('CPU latency in onnxruntime', '1', f'1 / {summary["latency_ratio_onnx"]:.2f}')
     table.add_row('training', '1', f'{summary["train_time_ratio"]:.2f}')
     console.print(table)
     console.print(

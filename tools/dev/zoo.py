@@ -98,14 +98,21 @@ def sweep(out_dir: Path, only: str, jobs: int, timeout: float) -> None:
             print(f'{model[0]}/{model[1]}: {share}, {sum(result["seconds"].values()):.0f} s. {failures}', flush=True)
 
 
-def run(out_dir: Path, model: Model, timeout: float) -> dict:
-    """Measure one model in a process of its own; what it knew when it died or ran out of time is kept."""
+def run(out_dir: Path, model: Model, timeout: float, tool: str = __file__) -> dict:
+    """Measure one model in a process of its own; what it knew when it died or ran out of time is kept.
+
+    Args:
+        out_dir: Folder of the results.
+        model: The model.
+        timeout: Seconds it may take.
+        tool: The file that measures, called with ``--measure SCOPE CONFIG FILE``.
+    """
     scope, _, config = model
     target = result_path(out_dir, model)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, log = target.with_suffix('.partial'), target.with_suffix('.log')
     partial.unlink(missing_ok=True)
-    command = [sys.executable, __file__, '--measure', scope, config, str(partial)]
+    command = [sys.executable, tool, '--measure', scope, config, str(partial)]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
     ended = None
     with log.open('w') as file:

@@ -1,0 +1,213 @@
+"""A slim or dense model as an ONNX file that says what it was pruned from; written only if onnxruntime agrees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmprune_gates.checks import IMAGE, checked
+from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
+from mmprune_gates.engine.files import check_writable, write_bytes
+from mmprune_gates.engine.forwards import is_segmentor
+from mmprune_gates.engine.model_config import GATED, default_input_shape, without_pretrained
+from mmprune_gates.engine.onnx_graph import (
+    IMAGES,
+    LABELS,
+    LOGITS,
+    Agreement,
+    Deployed,
+    Proto,
+    Shape,
+    compare,
+    norms_left,
+    onnx_of,
+    opset_of,
+    random_ops,
+    require_packages,
+    session_of,
+)
+from mmprune_gates.version import __version__
+
+BATCHES = (1, 3)  # that are compared; the model is traced with 2
+FARTHER = 64  # pixels by which another size that is compared is higher and wider
+TRANSLATED = 'torch.onnx.export'
+NORMALISATION = ('mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr', 'to_rgb')  # keys of a data preprocessor
+
+Report = dict[str, Any]
+
+
+def export_onnx(
+    config: Config,
+    checkpoint_path: str | Path,
+    out: str | Path,
+    shape: Sequence[int] | None = None,
+    argmax: bool = False,
+    dynamic_size: bool = False,
+) -> Report:
+    """Export a segmentor or classifier to ONNX, compare, and write.
+
+    Args:
+        config: Config of a slim or dense model.
+        checkpoint_path: Its weights.
+        out: The file to write.
+        shape: (C, H, W) of the images; by default what MACs are stated for.
+        argmax: Give label maps instead of logits; segmentors only.
+        dynamic_size: Let height and width vary as well as the batch.
+
+    Returns:
+        What the file's metadata says.
+
+    Raises:
+        ValueError: A config with gates, a checkpoint that does not fit, an op that cannot be exported, or an output
+            that differs from the model's by more than 1e-4 relative, or in more than 0.1 % of the labels; nothing is
+            written then.
+        OSError: ``out`` cannot be written.
+    """
+    require_packages()
+    check_writable(out)
+    shape = checked('--shape', shape, IMAGE) if shape else default_input_shape(config.model)
+    checkpoint = read_checkpoint(checkpoint_path)
+    module = Deployed(loaded_model(config, checkpoint, checkpoint_path), argmax)
+    if argmax and not is_segmentor(module.model):
+        raise ValueError(f'--argmax is for segmentors; {type(module.model).__name__} has no label map')
+    check_runs(module, shape)
+    proto = onnx_of(module, shape, dynamic_size)
+    agreement = compare(session_of(proto), module, shapes_to_compare(shape, dynamic_size))
+    refuse_unlike(agreement, proto)
+    report = {
+        **origin(config, checkpoint, Path(checkpoint_path)),
+        **graph_facts(proto, module, shape, dynamic_size),
+        **agreement_facts(agreement),
+    }
+    add_metadata(proto, report)
+    data = proto.SerializeToString()
+    write_bytes(out, data)
+    return {**report, 'bytes': len(data)}
+
+
+def loaded_model(config: Config, checkpoint: dict[str, Any], path: str | Path) -> nn.Module:
+    """The model of a config with its weights, ready to infer.
+
+    Raises:
+        ValueError: It has gates, or the checkpoint does not fit.
+    """
+    if config.model.get('type') == GATED:
+        raise ValueError(
+            f'{config.filename}: the model has gates; run tools/slim.py first, and give the slim.py and slim.pth that '
+            'it writes'
+        )
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    model = MODELS.build(without_pretrained(config.model.to_dict()))
+    load_weights(model, checkpoint, path)
+    return revert_sync_batchnorm(model).eval()
+
+
+@torch.no_grad()
+def check_runs(module: Deployed, shape: Sequence[int]) -> None:
+    """Refuse images that a model does not take.
+
+    Raises:
+        ValueError: Its forward fails.
+    """
+    try:
+        module(torch.zeros(1, *shape))
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f'{type(module.model).__name__} does not take images of shape {tuple(shape)} ({error}); give --shape C H W'
+        ) from error
+
+
+def shapes_to_compare(shape: Sequence[int], dynamic_size: bool) -> tuple[Shape, ...]:
+    """Shapes of the random images: two batch sizes, and another size where it may vary."""
+    channels, height, width = shape
+    shapes = [(batch, channels, height, width) for batch in BATCHES]
+    if dynamic_size:
+        shapes.append((BATCHES[0], channels, height + FARTHER, width + 2 * FARTHER))
+    return tuple(shapes)
+
+
+def refuse_unlike(agreement: Agreement, proto: Proto) -> None:
+    """Refuse an ONNX model that does not compute what the model does.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if agreement.holds:
+        return
+    drawing = ', '.join(random_ops(proto))
+    if drawing:
+        raise ValueError(
+            f'the model draws random numbers when it infers ({drawing}), so its ONNX model cannot be compared with it; '
+            'nothing was written'
+        )
+    raise ValueError(
+        f'the ONNX model differs from the eager one: {agreement}; nothing was written. Export without --dynamic-size '
+        'if you gave it, and please report the config'
+    )
+
+
+def origin(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Report:
+    """What an ONNX model was made from, and what it was pruned from where that is known."""
+    found: Report = {
+        'mmprune_gates': __version__,
+        'config': Path(config.filename or '').name,
+        'checkpoint': path.name,
+        'checkpoint_sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+        'architecture': config.model.get('architecture', config.model.type),
+    }
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    found.update(meta.get('slim') or {})  # MACs and parameters, before and after
+    data = meta.get('dataset_meta') or {}
+    found.update({key: data[key] for key in ('classes', 'palette') if data.get(key)})
+    slim = path.with_name('slim.json')
+    if meta.get('slim') and slim.is_file():
+        found['pruned_from'] = json.loads(slim.read_text())['provenance']
+    preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    found['preprocessing'] = {key: preprocessor[key] for key in NORMALISATION if preprocessor.get(key) is not None}
+    return found
+
+
+def graph_facts(proto: Proto, module: Deployed, shape: Sequence[int], dynamic_size: bool) -> Report:
+    """What an ONNX model takes and gives, and how it was made."""
+    channels, height, width = shape
+    size = ['height', 'width'] if dynamic_size else [height, width]
+    return {
+        'input': {'name': IMAGES, 'shape': ['batch', channels, *size]},
+        'output': LABELS if module.labels else LOGITS,
+        'inference': 'of the whole image; test_cfg (slide, flips) is not part of it',
+        'opset': opset_of(proto),
+        'exporter': f'{TRANSLATED} {torch.__version__}',
+        'simplified': "by the exporter's optimizer (onnxscript): constants folded, norms put into convolutions",
+        'norms_left': norms_left(proto),
+    }
+
+
+def agreement_facts(agreement: Agreement) -> Report:
+    """What the comparison has found."""
+    import onnxruntime
+
+    return {
+        'compared_with': f'onnxruntime {onnxruntime.__version__}',
+        'compared_shapes': agreement.shapes,
+        'relative_error': agreement.error,
+        'equal_labels': agreement.equal,
+    }
+
+
+def add_metadata(proto: Proto, report: Report) -> None:
+    """Write facts into an ONNX model: text as it is, everything else as JSON."""
+    del proto.metadata_props[:]
+    for key, value in report.items():
+        if value is not None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            proto.metadata_props.add(key=key, value=text)

@@ -1,0 +1,293 @@
+"""A model as an ONNX graph: captured by ``torch.export``, translated by torch's exporter, compared by onnxruntime.
+
+The exporter's own optimiser (onnxscript) folds constants and puts norms into the convolutions before them.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import Node
+
+from mmprune_gates import compat
+from mmprune_gates.channels.calls import Forward
+from mmprune_gates.channels.op import module_path
+from mmprune_gates.engine.forwards import as_list, is_segmentor, prediction_forward
+from mmprune_gates.slimming.parity import relative_error
+
+PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+IMAGES, LOGITS, LABELS = 'images', 'logits', 'labels'
+DIMENSIONS = {0: 'batch', 2: 'height', 3: 'width'}  # of the images, which may vary
+TOLERANCE = 1e-4  # relative error of logits
+EQUAL = 0.999  # share of labels
+DRAWING = ('Random', 'Bernoulli', 'Multinomial')  # what names of operators begin with that draw random numbers
+LARGEST = 2**31 - 2**20  # bytes of parameters: no ONNX file holds more than 2 GiB
+FIXED = re.compile(r'size\(\)\[(\d)\] as dynamic but your code specialized it to be a constant \((\d+)\)')
+UNTRANSLATED = re.compile(r'translating node %(\w+).*?target=(?:torch\.ops\.)?([\w.]+)')
+
+Proto = Any  # onnx.ModelProto
+Session = Any  # onnxruntime.InferenceSession
+Shape = tuple[int, int, int, int]
+
+
+class Deployed(nn.Module):
+    """What is exported of a model: (N, C, H, W) preprocessed images -> logits, or labels.
+
+    Args:
+        model: A segmentor or classifier.
+        labels: Give the int64 labels instead: of a segmentor a map (N, H, W).
+        forward: Makes logits of the model and images; by default those that it predicts with.
+    """
+
+    def __init__(self, model: nn.Module, labels: bool = False, forward: Forward | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.labels = labels
+        self.logits_of = forward or prediction_forward
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, or labels.
+
+        Raises:
+            ValueError: The model gives anything but one tensor.
+        """
+        logits = self.logits_of(self.model, images)
+        if not isinstance(logits, Tensor):
+            raise ValueError(
+                f'{type(self.model).__name__} gives a {type(logits).__name__} where one tensor of logits was expected; '
+                'only segmentors and classifiers with a head of one output are exported'
+            )
+        return self.labels_of(logits) if self.labels else logits
+
+    def labels_of(self, logits: Tensor) -> Tensor:
+        """The label at the largest logit; of a segmentor's single logit, whether it is above the head's threshold."""
+        if is_segmentor(self.model) and logits.shape[1] == 1:
+            threshold = as_list(self.model.decode_head)[-1].threshold
+            return (logits.squeeze(1).sigmoid() > threshold).long()
+        return logits.argmax(1)
+
+
+def require_packages() -> None:
+    """Refuse to begin without what ONNX takes.
+
+    Raises:
+        ValueError: A package is missing; says which.
+    """
+    missing = [name for name in PACKAGES if not compat.has_package(name)]
+    if missing:
+        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'mmprune_gates[onnx]'")
+
+
+def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False) -> Proto:
+    """The ONNX model of a module; its batch may vary.
+
+    Args:
+        module: The module.
+        shape: (C, H, W) of the images.
+        dynamic_size: Whether height and width may vary as well.
+
+    Raises:
+        ValueError: The module cannot be captured or translated; says at which op.
+    """
+    held = sum(tensor.nbytes for tensor in module.state_dict().values())
+    if held > LARGEST:
+        raise ValueError(f'the model holds {held / 2**30:.1f} GiB, and no ONNX file more than 2')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of torch, about itself
+        program = captured(module, torch.zeros(2, *shape), dynamic_size)
+        proto = translated(program, LABELS if module.labels else LOGITS)
+    strip(proto)
+    name_dimensions(proto)
+    return proto
+
+
+@torch.no_grad()
+def captured(module: Deployed, images: Tensor, dynamic_size: bool) -> ExportedProgram:
+    """The module as ATen ops.
+
+    Raises:
+        ValueError: Its code fixes a dimension that is to vary, or cannot be captured at all.
+    """
+    varying = dict.fromkeys(DIMENSIONS if dynamic_size else (0,), Dim.DYNAMIC)
+    try:
+        return torch.export.export(module, (images,), dynamic_shapes=(varying,), strict=False)
+    except Exception as error:  # it runs the model's code
+        name, text = type(module.model).__name__, str(error)
+        fixed = [f'{DIMENSIONS[int(dim)]} ({size})' for dim, size in FIXED.findall(text)]
+        if fixed:
+            raise ValueError(
+                f'the code of {name} fixes {" and ".join(fixed)} of its input, so its ONNX model would take no other; '
+                'leave out --dynamic-size where it is height or width'
+            ) from error
+        raise ValueError(
+            f'torch.export cannot capture {name} with images of shape {tuple(images.shape)}: {first_lines(text)}'
+        ) from error
+
+
+def translated(program: ExportedProgram, output: str) -> Proto:
+    """A captured program in ONNX, optimised.
+
+    Raises:
+        ValueError: An op has no translation; names it and the module that calls it.
+    """
+    try:
+        found = torch.onnx.export(program, dynamo=True, input_names=[IMAGES], output_names=[output], verbose=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ValueError(untranslated(error)) from error
+    if found is None:
+        raise RuntimeError('torch.onnx.export has returned nothing')
+    return found.model_proto
+
+
+def untranslated(error: BaseException) -> str:
+    """What to tell a person where torch's exporter has failed.
+
+    Args:
+        error: What it has raised.
+    """
+    match = UNTRANSLATED.search(str(error))
+    if match is None:
+        return f"torch's ONNX exporter has failed: {first_lines(str(error))}"
+    name, op = match[1], match[2].removesuffix('.default')
+    path = path_of_failed(error, name)
+    where = f' in {path}' if path else ''
+    return f"torch's ONNX exporter has no translation for the op {op}{where}; a model with this op cannot be exported"
+
+
+def path_of_failed(error: BaseException, name: str) -> str:
+    """Path of the module that calls the op at which the exporter has failed; empty if that is not known.
+
+    The exporter rewrites the graph before it translates it, so the op is looked for where the error comes from.
+
+    Args:
+        error: What the exporter has raised.
+        name: Of the op's node.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            for value in frame.f_locals.values():
+                if isinstance(value, Node) and value.name == name:
+                    return module_path(value).removeprefix('model').lstrip('.')
+        cause = cause.__cause__
+    return ''
+
+
+def first_lines(text: str, lines: int = 2) -> str:
+    """The beginning of a message of torch, which goes on with advice about torch."""
+    told = [line.strip() for line in text.splitlines() if line.strip()]
+    return ' '.join(told[:lines])
+
+
+def strip(proto: Proto) -> None:
+    """Take out what the exporter notes beside the graph: lines of code with the folders of this machine."""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+    for node in graph.node:
+        node.ClearField('doc_string')
+
+
+def name_dimensions(proto: Proto) -> None:
+    """Give the varying dimensions of the images their names, wherever they occur."""
+    names = {}
+    dimensions = proto.graph.input[0].type.tensor_type.shape.dim
+    for number, name in DIMENSIONS.items():
+        if dimensions[number].dim_param:
+            names[dimensions[number].dim_param] = name
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            words = re.split(r'(\w+)', dimension.dim_param)
+            if len(words) > 1:
+                dimension.dim_param = ''.join(names.get(word, word) for word in words)
+
+
+def session_of(proto: Proto, threads: int = 1) -> Session:
+    """An onnxruntime session on the CPU.
+
+    Args:
+        proto: The ONNX model.
+        threads: That it computes with.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=['CPUExecutionProvider'])
+
+
+def run_session(session: Session, images: Tensor) -> Tensor:
+    """What onnxruntime makes of images."""
+    (found,) = session.run(None, {IMAGES: images.numpy()})
+    return torch.from_numpy(found)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far onnxruntime is from the module, over all inputs.
+
+    Attributes:
+        shapes: (N, C, H, W) of the random images.
+        error: Largest difference of logits, relative to the largest logit; None of labels.
+        equal: Share of labels that are the same.
+    """
+
+    shapes: tuple[Shape, ...]
+    error: float | None
+    equal: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two are the same as far as rounding allows."""
+        return self.equal >= EQUAL and (self.error is None or self.error <= TOLERANCE)
+
+    def __str__(self) -> str:
+        told = f'{self.equal:.2%} of the labels are equal'
+        if self.error is None:
+            return told
+        return f'relative error {self.error:.1e}, {told}'
+
+
+@torch.no_grad()
+def compare(session: Session, module: Deployed, shapes: Sequence[Shape]) -> Agreement:
+    """Run onnxruntime and the module side by side on random images of several shapes."""
+    generator = torch.Generator().manual_seed(0)
+    errors, same, count = [], 0, 0
+    for shape in shapes:
+        images = torch.randn(shape, generator=generator)
+        expected, found = module(images), run_session(session, images)
+        if found.shape != expected.shape:
+            raise ValueError(f'onnxruntime gives {tuple(found.shape)} for {shape}, the model {tuple(expected.shape)}')
+        if not module.labels:
+            errors.append(relative_error([expected], [found]))
+            expected, found = module.labels_of(expected), module.labels_of(found)
+        same += int((expected == found).sum())
+        count += expected.numel()
+    error = None if module.labels else float(torch.tensor(errors).max())
+    return Agreement(tuple(shapes), error, same / count)
+
+
+def random_ops(proto: Proto) -> list[str]:
+    """The operators of a model that draw random numbers."""
+    return sorted({node.op_type for node in proto.graph.node if node.op_type.startswith(DRAWING)})
+
+
+def norms_left(proto: Proto) -> int:
+    """How many batch norms stand by themselves: those behind convolutions are folded."""
+    return sum(node.op_type == 'BatchNormalization' for node in proto.graph.node)
+
+
+def opset_of(proto: Proto) -> int:
+    """Version of the standard operator set."""
+    return next(entry.version for entry in proto.opset_import if entry.domain in ('', 'ai.onnx'))
