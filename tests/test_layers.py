@@ -10,7 +10,20 @@ PACKAGE = 'mmprune_gates'
 ROOT = Path(__file__).parents[1] / PACKAGE
 # Lowest first.
 LAYERS = (
-    *('version', 'checks', 'compat', 'channels', 'gates', 'budget', 'slimming', 'pruning', 'engine', 'cli', 'report'),
+    *(
+        'version',
+        'checks',
+        'compat',
+        'channels',
+        'gates',
+        'budget',
+        'slimming',
+        'pruning',
+        'engine',
+        'timing',
+        'cli',
+        'report',
+    ),
 )
 OPENMMLAB = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 MAY_IMPORT_OPENMMLAB = {'compat', 'engine', 'cli', 'report'}

@@ -21,9 +21,11 @@ class Cost:
         graph: The channel graph.
         model: Its model, without gates in its weights.
         unit: Below it a channel's marginal cost counts as one unit when scores are divided by it.
+        step: Groups shrink to multiples of it: widths between cost no less.
     """
 
     unit = 1.0
+    step = 1
     graph: ChannelGraph
     model: nn.Module | None
 

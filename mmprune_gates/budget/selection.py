@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from math import ceil
+from math import ceil, lcm
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ class Candidates:
             ValueError: A pattern that matches no module with channels.
         """
         cost = cost or MACs().bind(graph)
+        limits = replace(limits, divisor=lcm(limits.divisor, cost.step))
         excluded: set[int] = set()
         for pattern in limits.exclude:
             excluded |= excluded_channels(graph, pattern)
@@ -208,7 +209,7 @@ class Candidates:
             ratio: Cost of what is kept / cost of the whole model, below which nothing more closes.
         """
         ranks = self.ranks(below(score, kept.vector))
-        counts = self.marginal(kept.vector) > 0  # what is in a closed block does not count again either
+        counts = MACs().bind(self.graph).marginal(kept.vector.double()) > 0  # what is in a closed block does not again
         closing = kept.vector & counts & (ranks < len(ranks))
         closed = 0
         for rank in ranks[closing].unique().tolist():

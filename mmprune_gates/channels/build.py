@@ -17,6 +17,8 @@ from mmprune_gates.channels.graph import ChannelGraph, Layer
 from mmprune_gates.channels.groups import Block
 from mmprune_gates.channels.labels import Axis
 from mmprune_gates.channels.numbering import Numbering, number_channels
+from mmprune_gates.channels.walked import Walked
+from mmprune_gates.channels.workload import workload_of
 
 WEIGHTED = (
     nn.Linear,
@@ -35,14 +37,16 @@ SINGLE = 'a single channel'
 UNREACHED = 'not reached by the traced forward'
 
 
-def build_graph(flow: Flow, branches: Sequence[Branch], prune_channels: bool = True) -> ChannelGraph:
+def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune_channels: bool = True) -> ChannelGraph:
     """The channel graph of a model whose exported graphs have been walked.
 
     Args:
-        flow: What the walks found.
+        inference: The walk over the inference pass; its flow holds what all walks found.
         branches: Its residual blocks, all with a gate or all without.
+        batch: Batch size of the traced input.
         prune_channels: Whether channels may go, or only blocks.
     """
+    flow = inference.flow
     if not prune_channels:
         for value in flow.tensors.values():
             flow.freeze(value.axes, BLOCKS_ONLY)
@@ -65,6 +69,7 @@ def build_graph(flow: Flow, branches: Sequence[Branch], prune_channels: bool = T
         tainted=frozenset(flow.tainted),
         unreached=_unreached_modules(flow),
         cost=cost,
+        workload=workload_of(inference, numbering, blocks, batch),
     )
 
 

@@ -12,6 +12,7 @@ from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import FullWidth, Read, Site
 from mmprune_gates.channels.groups import Block, Group
 from mmprune_gates.channels.kept import Kept, kept_of
+from mmprune_gates.channels.workload import Workload
 
 OUTPUT = 'an output of the model'  # why the channels of its outputs are frozen
 
@@ -65,6 +66,7 @@ class ChannelGraph:
         tainted: Module paths of sites whose output is also used where a gate would not pass unchanged.
         unreached: Module paths whose own parameters no traced pass uses.
         cost: Multiply-accumulates of inference as a function of what is kept.
+        workload: The ops of inference, for costs of other kinds.
     """
 
     groups: tuple[Group, ...]
@@ -78,6 +80,7 @@ class ChannelGraph:
     tainted: frozenset[str]
     unreached: tuple[str, ...]
     cost: Cost
+    workload: Workload
 
     @property
     def num_channels(self) -> int:

@@ -50,6 +50,7 @@ def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> Channel
         filters=graph.filters[kept.vector],
         unreached=tuple(path for path in graph.unreached if left.stays(path)),
         cost=cost,
+        workload=graph.workload.narrowed(left.index),
     )
 
 

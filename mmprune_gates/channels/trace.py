@@ -66,17 +66,18 @@ def read_graph(
     flow = Flow(model, aliases(model))
     batch = batch_size(options)
     program = _capture(flow, forward, options, training=False)
-    branches = _walk(flow, program, batch, counted=True)
+    inference = _walk(flow, program, batch, counted=True)
+    branches = find_branches(inference)
     if train_forward is not None:
         program = _capture(flow, train_forward, options, training=True)
         trained = _walk(flow, program, batch, counted=False)
-        branches = _in_both_passes(branches, trained)
+        branches = _in_both_passes(branches, find_branches(trained))
     settle(flow)
     classes = flow.classes()
     branches = with_own_names([branch for branch in branches if branch.terms and branch.keeps_channels(classes)])
     if units != 'channels':
         branches = [_with_gate(flow, branch) for branch in branches]
-    return build_graph(flow, branches, prune_channels=units != 'blocks')
+    return build_graph(inference, branches, batch, prune_channels=units != 'blocks')
 
 
 def _in_both_passes(branches: list[Branch], trained: list[Branch]) -> list[Branch]:
@@ -131,11 +132,12 @@ def _capture(flow: Flow, forward: Forward | None, options: Options, training: bo
     return program
 
 
-def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> list[Branch]:
-    """Let labels flow through an exported graph, from its inputs to its outputs; returns its residual branches."""
+def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> Walked:
+    """Let labels flow through an exported graph, from its inputs to its outputs."""
     graph = program.graph
     values, names = _placeholders(flow, program)
     calls: dict[Node, Call] = {}
+    whole: set[Node] = set()
     for found in find_calls(flow, graph, names):
         calls |= dict.fromkeys(found.nodes, found)
 
@@ -155,12 +157,13 @@ def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> li
         if computes_across(draft, values[call.entry]):
             flow.absorb_cost(draft)
             keep_whole(flow, call, values, batch)
+            whole.update(call.nodes)
         else:
             flow.absorb(draft)
     for node in graph.output_node().all_input_nodes:
         for value in as_list(values[node]):
             flow.freeze(value.axes, OUTPUT)
-    return find_branches(Walked(flow, values, names))
+    return Walked(flow, values, names, frozenset(whole))
 
 
 def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[Node, Any], dict[Node, str]]:

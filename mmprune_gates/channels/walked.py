@@ -21,11 +21,13 @@ class Walked:
         flow: What this walk and those before it have found.
         values: Labels of all tensors, in order of execution.
         names: Names of the parameters and buffers among them.
+        whole: Calls in modules that keep their full width, whatever becomes narrower around them.
     """
 
     flow: Flow
     values: Mapping[Node, Any]
     names: Mapping[Node, str]
+    whole: frozenset[Node] = frozenset()
 
     @cached_property
     def paths(self) -> dict[Node, list[str]]:

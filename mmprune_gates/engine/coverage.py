@@ -8,23 +8,25 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.groups import Block
 from mmprune_gates.engine.builders import trace
-from mmprune_gates.engine.model_config import GATED, default_input_shape, without_pretrained
-from mmprune_gates.gates import gates_of, has_gates
+from mmprune_gates.engine.model_config import GATED, default_input_shape, stock_model, without_pretrained
 
 
-def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) -> tuple[ChannelGraph, list[int]]:
-    """The channel graph of a stock, gated or slim config, built without pretrained weights.
+def model_of_config(
+    config: Config, input_shape: Sequence[int] | None = None
+) -> tuple[nn.Module, ChannelGraph, tuple[int, ...]]:
+    """The model of a stock, gated or slim config, without gates and pretrained weights, and its channel graph.
 
     Args:
         config: The config.
         input_shape: (C, H, W) of the trace; by default ``model.input_shape`` or the data preprocessor's size.
 
     Returns:
-        The graph, and the input shape it was traced with.
+        Model, graph, and the input shape it was traced with.
 
     Raises:
         ValueError: No input shape is known.
@@ -32,12 +34,18 @@ def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) ->
     init_default_scope(config.get('default_scope', 'mmengine'))
     model_config = without_pretrained(config.model.to_dict())
     shape = tuple(input_shape or default_input_shape(model_config))
-    if 'architecture' in model_config:
-        model_config['input_shape'] = shape
     if model_config['type'] == GATED:
-        model_config['units'] = 'both'  # what could go, whatever has gates
+        model_config = stock_model(model_config)
+    elif 'architecture' in model_config:
+        model_config['input_shape'] = shape
     model = MODELS.build(model_config)
-    return gates_of(model).graph if has_gates(model) else trace(model, shape, 'both'), list(shape)
+    return model, trace(model, shape, 'both'), shape
+
+
+def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) -> tuple[ChannelGraph, list[int]]:
+    """The channel graph of a config, and its input shape, see :func:`model_of_config`."""
+    _, graph, shape = model_of_config(config, input_shape)
+    return graph, list(shape)
 
 
 def coverage(graph: ChannelGraph) -> dict[str, Any]:

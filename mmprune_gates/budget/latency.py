@@ -1,0 +1,268 @@
+"""Latency on a machine as a cost: what each op takes there, at the widths that it is left with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map
+
+from mmprune_gates.budget.costs import Cost
+from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target, digest_of
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.groups import at
+from mmprune_gates.channels.workload import Operand, Work, Workload
+
+COMMAND = 'python tools/analysis_tools/latency_table.py CONFIG'
+NARROWEST = 1e-2  # a channel's marginal cost counts at least as this share of the mean one
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A width as a product.
+
+    Attributes:
+        rigid: What does not change.
+        factors: Numbers of the vectors of channels whose counts multiply it.
+    """
+
+    rigid: int = 1
+    factors: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What must be known of an op to look up what it takes.
+
+    Attributes:
+        signature: The op, its constants, the shapes of its tensors; ``*`` stands behind what may become smaller.
+        reads: Channels that a layer reads; 1 for other ops.
+        makes: Channels that a layer makes; elements of the largest tensor of other ops.
+    """
+
+    signature: str
+    reads: Extent
+    makes: Extent
+
+
+def is_layer(work: Work) -> bool:
+    """Whether an op has a width that it reads and one that it makes; a depthwise convolution has but one."""
+    if not work.name.startswith(('conv', 'linear')):
+        return False
+    x, made = work.operands[0], work.results[0]
+    read, written = (channels_of(work, operand).factors for operand in (x, made))
+    return not read or read != written or work.name == 'linear'
+
+
+def channels_of(work: Work, operand: Operand) -> Extent:
+    """Width of the input or output of a layer."""
+    dim = len(operand.shape) - 1 if work.name == 'linear' else 1
+    number = operand.factors.get(dim)
+    return Extent(operand.shape[dim]) if number is None else Extent(1, (number,))
+
+
+def elements_of(operand: Operand) -> Extent:
+    """Elements of a tensor."""
+    rigid = [size for dim, size in enumerate(operand.shape) if dim not in operand.factors]
+    return Extent(prod(rigid), tuple(operand.factors.values()))
+
+
+def largest_of(work: Work) -> Operand:
+    """The tensor of an op that has the most elements."""
+    return max([*work.operands, *work.results], key=lambda operand: prod(operand.shape))
+
+
+def kind_of(work: Work) -> Kind:
+    """What an op's latency is looked up by."""
+
+    def shown(leaf: Any) -> Any:
+        if not isinstance(leaf, Operand):
+            return leaf
+        sizes = [f'{size}*' if dim in leaf.factors else f'{size}' for dim, size in enumerate(leaf.shape)]
+        return 'x'.join(sizes)
+
+    arguments = tree_map(shown, (*work.args, *work.kwargs.items()))
+    signature = f'{work.target}{arguments}'
+    if is_layer(work):
+        return Kind(signature, channels_of(work, work.operands[0]), channels_of(work, work.results[0]))
+    return Kind(signature, Extent(), elements_of(largest_of(work)))
+
+
+ACTIVATIONS = frozenset('relu relu6 hardtanh clamp leaky_relu sigmoid hardsigmoid tanh'.split())
+DROPOUTS = frozenset('dropout feature_dropout alpha_dropout'.split())
+
+
+def absorbed(works: Sequence[Work]) -> set[int]:
+    """Positions of the ops that onnxruntime carries out within the layer before: norms, activations and sums.
+
+    A fact of onnxruntime 1.31: norms are folded into weights, the others written as the layer's result is.
+    """
+    readers = Counter(operand.maker for work in works for operand in work.operands)
+    layer_of: dict[int, int] = {}  # op -> layer that carries it out
+    found: set[int] = set()
+    for position, work in enumerate(works):
+        if work.name.startswith(('conv', 'linear')):
+            layer_of[position] = position
+            continue
+        makers = [operand.maker for operand in work.operands if operand.maker in layer_of]
+        alone = [maker for maker in makers if readers[maker] == 1]
+        is_folded = work.name == 'batch_norm' and alone == [layer_of.get(alone[0])] if alone else False
+        if is_folded or (alone and work.name in {*ACTIVATIONS, *DROPOUTS, 'add'}):
+            layer_of[position] = layer_of[alone[0]]
+            found.add(position)
+        elif work.name in DROPOUTS:
+            found.add(position)
+    return found
+
+
+class Widths:
+    """Widths of many ops at once, from how many channels of each vector are kept.
+
+    Args:
+        extents: One per op.
+    """
+
+    def __init__(self, extents: Sequence[Extent]) -> None:
+        self.rigid = torch.tensor([extent.rigid for extent in extents], dtype=torch.double)
+        factors = [torch.tensor(extent.factors, dtype=torch.long) for extent in extents]
+        self.factors = pad_sequence([torch.zeros(0, dtype=torch.long), *factors], True, -1)[1:]
+
+    def __call__(self, counts: Tensor) -> Tensor:
+        """(T,) the width of each op; (V,) counts of the vectors."""
+        return self.rigid * at(counts, self.factors, 1).prod(1)
+
+
+class Curves:
+    """Looks up what many ops take, each on a curve of its own.
+
+    What a wider kernel does in less time counts for the narrower one: widths can be rounded up.
+
+    Args:
+        curves: One per op.
+        steps: One per op; widths are rounded up to multiples of it.
+    """
+
+    def __init__(self, curves: Sequence[Curve], steps: Sequence[int]) -> None:
+        self.reads = knots([curve.reads for curve in curves])
+        self.makes = knots([curve.makes for curve in curves])
+        self.ms = torch.zeros(len(curves), self.reads.shape[1], self.makes.shape[1], dtype=torch.double)
+        for own, curve in zip(self.ms, curves, strict=True):
+            measured = torch.tensor(curve.ms, dtype=torch.double)
+            rows, columns = measured.shape
+            own[:] = measured[-1, -1]
+            own[:rows, :columns] = measured
+            own[:rows, columns:] = measured[:, -1:]
+            own[rows:, :columns] = measured[-1:]
+        for dim in (1, 2):
+            self.ms = self.ms.flip(dim).cummin(dim).values.flip(dim)
+        self.steps = torch.tensor(steps)
+
+    def __call__(self, reads: Tensor, makes: Tensor) -> Tensor:
+        """(T,) milliseconds at (T,) widths. Differentiable, by slopes between knots."""
+        row, along_rows = between(self.reads, self.rounded(reads, self.reads))
+        column, along_columns = between(self.makes, self.rounded(makes, self.makes))
+        number = torch.arange(len(row))
+        high = torch.lerp(self.ms[number, row, column + 1], self.ms[number, row + 1, column + 1], along_rows)
+        low = torch.lerp(self.ms[number, row, column], self.ms[number, row + 1, column], along_rows)
+        return torch.lerp(low, high, along_columns)
+
+    def rounded(self, width: Tensor, knots: Tensor) -> Tensor:
+        """(T,) widths rounded up to the steps of the kernels; the slope is that of the width."""
+        up = (width.detach() / self.steps).ceil() * self.steps
+        up = torch.minimum(up, knots.max(1).values)
+        return width + (up - width).detach()
+
+
+def knots(rows: Sequence[Sequence[int]]) -> Tensor:
+    """(T, K) rising knots, shorter rows filled with larger ones, at least two each."""
+    size = max([2, *map(len, rows)])
+    filled = [[*row, *range(row[-1] + 1, row[-1] + 1 + size - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.double).reshape(-1, size)
+
+
+def between(knots: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of the knot below each width, and how far it is from there to the next, in [0, 1]."""
+    below = torch.searchsorted(knots, width.detach()[:, None])[:, 0] - 1
+    below = below.clamp(0, knots.shape[1] - 2)
+    first, last = (knots.gather(1, below[:, None] + side)[:, 0] for side in (0, 1))
+    return below, ((width - first) / (last - first)).clamp(0, 1)
+
+
+class Latency(Cost):
+    """Milliseconds that inference takes on this machine.
+
+    Ops are looked up in a table that ``tools/analysis_tools/latency_table.py`` has measured, interpolated between its
+    widths; widths of layers are rounded up to the multiples that the machine's kernels work in.
+
+    Args:
+        table: File of the table; by default the one of this machine and these settings.
+        backend, device, threads, batch: As in :class:`Target`.
+
+    Raises:
+        ValueError: A setting is not what it must be.
+    """
+
+    def __init__(self, table: str | None = None, **settings: Any) -> None:
+        self.settings = Target(**settings)
+        self.path = Path(table) if table else self.settings.path()
+
+    def bind(self, graph: ChannelGraph, model: nn.Module | None = None) -> Latency:
+        """Look up all ops of a graph.
+
+        Raises:
+            ValueError: There is no table, or it lacks ops of the model; the message has the command that measures them.
+        """
+        if not self.path.is_file():
+            raise ValueError(f'no table of latencies at {self.path}; measure it: {self.command}')
+        table = Table.load(self.path)
+        fit = table.fits.get(digest_of(signatures_of(graph.workload)))
+        missing = table.missing(signatures_of(graph.workload))
+        if missing or fit is None:
+            raise ValueError(
+                f'{self.path} lacks {len(missing)} ops of the model, or how their sum becomes its latency; '
+                f'measure them: {self.command}'
+            )
+        return self.looking_up(graph, table, fit)
+
+    def looking_up(self, graph: ChannelGraph, table: Table, fit: Fit) -> Latency:
+        """The cost with all that it needs to price channels of a graph; returns itself."""
+        super().bind(graph)
+        works = graph.workload.works
+        kinds = [kind_of(work) for work in works]
+        self.reads, self.makes = (Widths([getattr(kind, side) for kind in kinds]) for side in ('reads', 'makes'))
+        self.executed = Widths([Extent(1, work.gates) for work in works])
+        steps = [table.step if is_layer(work) else 1 for work in works]
+        self.curves = Curves([table.curves[kind.signature] for kind in kinds], steps)
+        inside = absorbed(works) if self.settings.backend == 'onnxruntime' else set()
+        self.apart = torch.tensor([float(position not in inside) for position in range(len(works))]).double()
+        self.fit, self.step = fit, table.step
+        self.unit = NARROWEST * float(self.price(torch.ones(graph.num_channels).double())) / max(1, graph.num_channels)
+        return self
+
+    def price(self, value: Tensor) -> Tensor:
+        """Milliseconds of one call."""
+        return self.per_op(value).sum()
+
+    def per_op(self, value: Tensor) -> Tensor:
+        """(T,) milliseconds of each op when channel i counts by ``value[i]``; 0 of one without channels."""
+        counts = self.graph.workload.counts(value)
+        reads, makes = self.reads(counts), self.makes(counts)
+        ms = self.fit.scale * self.curves(reads, makes) + self.fit.overhead
+        return torch.where((reads > 0) & (makes > 0), self.apart * self.executed(counts) * ms, 0.0)
+
+    @property
+    def command(self) -> str:
+        """What to run for a table of this machine and these settings."""
+        return f'{COMMAND} {self.settings.options()}'.rstrip()
+
+
+def signatures_of(workload: Workload) -> list[str]:
+    """Signatures of all ops, in order."""
+    return [kind_of(work).signature for work in workload.works]

@@ -1,0 +1,77 @@
+"""What a table of latencies knows of a model: predicted against measured, and the costliest layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmprune_gates.budget.latency import Curves, Latency, kind_of
+from mmprune_gates.budget.latency_table import Curve, Table
+from mmprune_gates.engine.gate_picture import BLUE, GREY, VERMILION
+
+COSTLIEST = 5
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')  # Okabe and Ito's
+Pairs = Sequence[tuple[float, float]]  # predicted and measured milliseconds
+
+
+def latency_picture(cost: Latency, table: Table, fitted: Pairs, checked: Pairs) -> Figure:
+    """Two panels.
+
+    Args:
+        cost: Looks up the ops of the model.
+        table: The table.
+        fitted: Of the selections that scale and offset were fitted to.
+        checked: Of further ones.
+    """
+    figure = Figure(figsize=(10.5, 4.5), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    draw_predictions(left, fitted, checked)
+    draw_staircases(right, cost, table)
+    return figure
+
+
+def draw_predictions(axes: Axes, fitted: Pairs, checked: Pairs) -> None:
+    """Predicted against measured latency of whole models."""
+    largest = 1.05 * max(max(pair) for pair in (*fitted, *checked))
+    axes.plot([0, largest], [0, largest], color='black', linewidth=0.8)
+    axes.fill_between([0, largest], [0, 0.95 * largest], [0, 1.05 * largest], color=GREY, label='within 5 %')
+    for pairs, colour, label in ((fitted, BLUE, 'fitted to'), (checked, VERMILION, 'not fitted to')):
+        if pairs:
+            predicted, measured = np.array(pairs).T
+            axes.scatter(measured, predicted, s=18, color=colour, label=f'{len(pairs)} models {label}', zorder=2)
+    axes.set(xlim=(0, largest), ylim=(0, largest), xlabel='measured, ms', ylabel='predicted, ms')
+    axes.set_title('Latency of randomly pruned models')
+    axes.legend(loc='upper left')
+
+
+def draw_staircases(axes: Axes, cost: Latency, table: Table) -> None:
+    """What the costliest layers take as they make fewer channels, all that they read kept."""
+    works = cost.graph.workload.works
+    everything = torch.ones(cost.graph.num_channels, dtype=torch.double)
+    totals: dict[str, float] = {}
+    layers: dict[str, str] = {}
+    for work, ms in zip(works, cost.per_op(everything).tolist(), strict=True):
+        signature = kind_of(work).signature
+        if len(table.curves[signature].makes) > 1 and len(table.curves[signature].reads) > 1:
+            totals[signature] = totals.get(signature, 0.0) + ms
+            layers.setdefault(signature, work.layer)
+    costliest = sorted(totals, key=totals.__getitem__, reverse=True)[:COSTLIEST]
+    for signature, colour in zip(costliest, COLOURS, strict=False):
+        curve = table.curves[signature]
+        widths, ms = staircase(curve, table.step)
+        axes.plot(100 * widths / widths[-1], ms, color=colour, linewidth=1.5, label=layers[signature])
+        axes.scatter(100 * np.array(curve.makes) / curve.makes[-1], curve.ms[-1], s=14, color=colour)
+    axes.set(xlabel='channels made, %', ylabel='ms', xlim=(0, 102), ylim=(0, None))
+    axes.set_title('The costliest layers; dots: measured')
+    axes.legend(loc='upper left', fontsize='small')
+
+
+def staircase(curve: Curve, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Widths that a layer can make, and the milliseconds it is priced at."""
+    widths = torch.arange(1, curve.makes[-1] + 1).double()
+    looked_up = Curves([curve] * len(widths), [step] * len(widths))
+    return widths.numpy(), looked_up(torch.full_like(widths, curve.reads[-1]), widths).numpy()

@@ -1,0 +1,1 @@
+"""Measured latencies: of ops at several widths, and of whole models."""

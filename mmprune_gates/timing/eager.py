@@ -1,0 +1,68 @@
+"""Ops and models of torch in eager mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.budget.latency_table import Target
+from mmprune_gates.engine.forwards import inference_forward
+from mmprune_gates.timing.clock import Call, clock_of
+from mmprune_gates.timing.narrowing import Narrowed
+
+BUDGET_S = 0.15  # seconds for one op at one width
+REPEATS = (3, 15)  # at least and at most
+
+
+class Eager:
+    """Times ops and prepares models on a device.
+
+    Args:
+        target: Device and threads.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.device = target.device
+        self.now = clock_of(target.device, target.threads)
+        torch.set_num_threads(target.threads)
+
+    @torch.inference_mode()
+    def ms(self, ops: Sequence[Narrowed]) -> list[float | None]:
+        """Median milliseconds of each op, measured in turn; None for those that do not run at their width."""
+        seconds: list[list[float]] = [[] for _ in ops]
+        broken = set()
+        for repeat in range(REPEATS[1] + 1):
+            for number, op in enumerate(ops):
+                if number in broken or (repeat > REPEATS[0] and sum(seconds[number]) > BUDGET_S):
+                    continue
+                try:
+                    took = self.once(op)
+                except (RuntimeError, ValueError, TypeError, IndexError):  # the op does not bear the width
+                    broken.add(number)
+                    continue
+                if repeat:  # the first is a warm-up
+                    seconds[number].append(took)
+        return [1e3 * median(own) if own else None for own in seconds]
+
+    def once(self, op: Narrowed) -> float:
+        """Seconds of one call on tensors that have just been written, as those of a model are."""
+        tensors = [torch.ones(shape, device=self.device) for shape in op.shapes]
+        args, kwargs = op.arguments(tensors)
+        begin = self.now()
+        result = op.work.target(*args, **kwargs)
+        took = self.now() - begin
+        del result
+        return took
+
+    def call(self, model: nn.Module, images: Tensor) -> Call:
+        """A call of a model on (N, C, H, W) images."""
+        model, images = model.to(self.device).eval(), images.to(self.device)
+
+        @torch.inference_mode()
+        def run() -> None:
+            inference_forward(model, images)
+
+        return run

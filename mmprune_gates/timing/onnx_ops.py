@@ -1,0 +1,207 @@
+"""Ops and models of onnxruntime; ops by its own profile of many in one graph, each with inputs of its own."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.budget.latency_table import Target
+from mmprune_gates.engine.forwards import inference_forward
+from mmprune_gates.engine.onnx_graph import Deployed, onnx_of, require_packages, run_session, session_of
+from mmprune_gates.timing.clock import Call, clock_of
+from mmprune_gates.timing.narrowing import Narrowed
+
+REPEATS = 8  # runs after the first, which warms up
+ELEMENTS = 2**26  # of all tensors of one graph, at most
+RESULT = 'result'  # and its number: name of what an op makes
+REORDERS = ('ReorderInput', 'ReorderOutput')  # between layouts; in a whole model few are left
+
+
+class Onnxruntime:
+    """Times ops and prepares models on the CPU.
+
+    Args:
+        target: Device and threads.
+
+    Raises:
+        ValueError: A package is missing, or the device is another one.
+    """
+
+    def __init__(self, target: Target) -> None:
+        require_packages()
+        if target.device != 'cpu':
+            raise ValueError(f"backend='onnxruntime' measures on the CPU, not on device={target.device!r}")
+        self.threads = target.threads
+        self.now = clock_of(target.device, target.threads)
+        torch.set_num_threads(target.threads)
+
+    def call(self, model: nn.Module, images: Tensor) -> Call:
+        """A call of a model on (N, C, H, W) images."""
+        module = Deployed(model, forward=inference_forward)
+        session = session_of(onnx_of(module, images.shape[1:]), self.threads)
+
+        def run() -> None:
+            run_session(session, images)
+
+        return run
+
+    def ms(self, ops: Sequence[Narrowed]) -> list[float | None]:
+        """Milliseconds of each op, measured in turn; None for those that do not run at their width."""
+        run = [runs(op) for op in ops]
+        took = iter([ms for part in parts([*compress(ops, run)]) for ms in self.of_graph(part)])
+        return [next(took) if does else None for does in run]
+
+    def of_graph(self, ops: Sequence[Narrowed]) -> list[float | None]:
+        """Milliseconds of ops that fit into one graph; None for those that cannot be translated."""
+        try:
+            model = translated(Side(ops))
+        except torch.onnx.errors.OnnxExporterError:
+            if len(ops) == 1:
+                return [None]
+            half = len(ops) // 2
+            return [*self.of_graph(ops[:half]), *self.of_graph(ops[half:])]
+        return self.profiled(model, Side(ops).inputs())
+
+    def profiled(self, model: bytes, inputs: Sequence[Tensor]) -> list[float | None]:
+        """Milliseconds of each result of a graph."""
+        import onnx
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        with tempfile.TemporaryDirectory() as folder:
+            options.profile_file_prefix = str(Path(folder) / 'profile')
+            options.optimized_model_filepath = str(Path(folder) / 'optimized.onnx')
+            session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+            feeds = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs, strict=True)}
+            for _ in range(REPEATS + 1):
+                session.run(None, feeds)
+            events = json.loads(Path(session.end_profiling()).read_text())
+            optimized = onnx.load(options.optimized_model_filepath)
+        owners = {node: int(result.removeprefix(RESULT)) for node, result in nodes_of(optimized).items()}
+        return fastest(events, owners, len(session.get_outputs()))
+
+
+def runs(op: Narrowed) -> bool:
+    """Whether an op takes tensors of its shapes."""
+    args, kwargs = op.arguments([torch.empty(shape, device='meta') for shape in op.shapes])
+    try:
+        op.work.target(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return True
+
+
+def translated(side: Side) -> bytes:
+    """Ops as an ONNX model whose results are numbered."""
+    inputs = side.inputs()
+    names = [f'input{number}' for number in range(len(inputs))]
+    results = [f'{RESULT}{number}' for number in range(len(side.ops))]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of torch, about itself
+        program = torch.onnx.export(
+            side, (inputs,), dynamo=True, input_names=names, output_names=results, optimize=False, verbose=False
+        )
+    assert program is not None  # it is, for dynamo=True
+    return program.model_proto.SerializeToString()
+
+
+class Side(nn.Module):
+    """Ops side by side; constants are its buffers.
+
+    Args:
+        ops: The ops.
+    """
+
+    def __init__(self, ops: Sequence[Narrowed]) -> None:
+        super().__init__()
+        self.ops = ops
+        for number, shape, constant in self.tensors():
+            if constant:
+                self.register_buffer(f'constant{number}', torch.ones(shape))
+
+    def tensors(self) -> Iterator[tuple[int, tuple[int, ...], bool]]:
+        """Number and shape of each tensor of all ops, and whether it is a constant."""
+        number = 0
+        for op in self.ops:
+            for shape, operand in zip(op.shapes, op.work.operands, strict=True):
+                yield number, shape, operand.constant
+                number += 1
+
+    def inputs(self) -> list[Tensor]:
+        """All tensors that are no constants."""
+        return [torch.ones(shape) for _, shape, constant in self.tensors() if not constant]
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        """The (first) result of each op."""
+        left = iter(inputs)
+        given = [getattr(self, f'constant{number}') if held else next(left) for number, _, held in self.tensors()]
+        results, begin = [], 0
+        for op in self.ops:
+            end = begin + len(op.shapes)
+            args, kwargs = op.arguments(given[begin:end])
+            result = op.work.target(*args, **kwargs)
+            results.append(result if isinstance(result, Tensor) else result[0])
+            begin = end
+        return results
+
+
+def parts(ops: Sequence[Narrowed]) -> Iterator[list[Narrowed]]:
+    """The ops in parts that each fit into a graph."""
+    part: list[Narrowed] = []
+    elements = 0
+    for op in ops:
+        own = sum(map(prod, op.shapes))
+        if part and elements + own > ELEMENTS:
+            yield part
+            part, elements = [], 0
+        part.append(op)
+        elements += own
+    if part:
+        yield part
+
+
+def nodes_of(model: Any) -> dict[str, str]:
+    """Name of each node of an optimised graph -> the result that it helps to make."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found: dict[str, str] = {}
+    for result in model.graph.output:
+        open_ = [result.name]
+        while open_:
+            node = makers.get(open_.pop())
+            if node is not None and node.name not in found:
+                found[node.name] = result.name
+                open_ += node.input
+    return found
+
+
+def fastest(events: Sequence[Mapping[str, Any]], owners: Mapping[str, int], count: int) -> list[float | None]:
+    """Least milliseconds of each op, from a profile of several runs: other processes only ever add to them.
+
+    Args:
+        events: What onnxruntime has noted.
+        owners: Node -> number of the op that it is part of.
+        count: Number of ops.
+    """
+    ms: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        name = event.get('name', '').removesuffix('_kernel_time')
+        if name in owners and event['args'].get('op_name') not in REORDERS:
+            ms[name].append(event['dur'] / 1e3)
+    total: list[float | None] = [0.0] * count
+    for name, own in ms.items():
+        number = owners[name]
+        total[number] = (total[number] or 0.0) + min(own[1:])
+    return total

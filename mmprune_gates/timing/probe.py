@@ -1,0 +1,78 @@
+"""In which steps of width a machine becomes faster: small residual networks at many widths.
+
+Whole networks and not single layers: onnxruntime, for instance, keeps channels in blocks from layer to layer, and moves
+them where a width does not fill its blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import ceil
+from statistics import mean
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.timing.clock import Call, Clock, medians
+
+STEPS = (2, 4, 8, 16, 32)
+WIDTHS = range(44, 65)
+INPUT = (1, 3, 32, 32)
+SLOWER = 1.04  # times, at most, that widths rounded up twice as far may take
+
+
+class Probe(nn.Module):
+    """Two residual blocks with a depthwise convolution.
+
+    Args:
+        width: Channels of all its layers.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList([self.branch(width) for _ in range(2)])
+
+    @staticmethod
+    def branch(width: int) -> nn.Sequential:
+        """What a block adds to its input."""
+        return nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, groups=width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, images: Tensor, mode: str = 'tensor') -> Tensor:
+        """Features of images; ``mode`` is that of OpenMMLab's models."""
+        features = self.stem(images)
+        for block in self.blocks:
+            features = torch.relu(features + block(features))
+        return features
+
+
+def step_of(call: Callable[[nn.Module, Tensor], Call], now: Clock) -> int:
+    """Multiples to which widths can be rounded up at no cost, 1 where there are none.
+
+    A step is doubled as long as rounding up further takes no longer.
+
+    Args:
+        call: Makes a call of a model on images.
+        now: The clock.
+    """
+    images = torch.ones(INPUT)
+    calls = [call(Probe(width), images) for width in WIDTHS]
+    took = dict(zip(WIDTHS, medians(calls, now), strict=True))
+    best, before = 1, 1.0
+    for step in STEPS:
+        slower = slowdown(took, step)
+        if slower > SLOWER * before:
+            break
+        best, before = step, slower
+    return best
+
+
+def slowdown(took: Mapping[int, float], step: int) -> float:
+    """How much longer a width rounded up to a multiple of a step takes, on average over those that are none."""
+    return mean(took[ceil(width / step) * step] / took[width] for width in took if width % step)

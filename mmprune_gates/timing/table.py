@@ -1,0 +1,190 @@
+"""Measure what a model's ops take at several widths, and how their sum becomes the model's latency."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_gates.budget.latency import Latency, kind_of, signatures_of
+from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target, digest_of
+from mmprune_gates.budget.selection import Candidates, Limits
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.channels.kept import Kept
+from mmprune_gates.channels.workload import Work
+from mmprune_gates.slimming import slim_model
+from mmprune_gates.timing.clock import Call, Clock, medians
+from mmprune_gates.timing.eager import Eager
+from mmprune_gates.timing.narrowing import Narrowed, at_widths
+from mmprune_gates.timing.onnx_ops import Onnxruntime
+from mmprune_gates.timing.probe import step_of
+
+AT_A_TIME = 8  # ops between two moments at which the table is written
+SELECTIONS = 10
+SUM, NUMBER = Fit(1.0, 0.0, []), Fit(0.0, 1.0, [])  # of what ops take alone, and of the ops themselves
+SHARES = (0.1, 0.9)  # of the MACs that random selections keep
+Show = Callable[[Sequence[Any], str], Iterable[Any]]  # a progress bar
+
+
+class Backend(Protocol):
+    """What times ops and models."""
+
+    now: Clock
+
+    def ms(self, ops: Sequence[Narrowed]) -> list[float | None]:
+        """Milliseconds of each op; None for those that do not run at their width."""
+
+    def call(self, model: nn.Module, images: Tensor) -> Call:
+        """A call of a model on (N, C, H, W) images."""
+
+
+def backend_of(target: Target) -> Backend:
+    """What measures for a target."""
+    return Eager(target) if target.backend == 'torch' else Onnxruntime(target)
+
+
+def measure(
+    table: Table, graph: ChannelGraph, backend: Backend, batch: int, save: Callable[[], None], show: Show
+) -> None:
+    """Add the ops of a model that a table lacks.
+
+    Args:
+        table: The table.
+        graph: Channel graph of the model.
+        backend: What times them.
+        batch: Images at a time.
+        save: Writes the table; called now and then.
+        show: Shows progress.
+    """
+    if not table.curves:
+        table.step = step_of(backend.call, backend.now)
+    by_signature = {kind_of(work).signature: work for work in graph.workload.works}
+    missing = table.missing(list(by_signature))
+    parts = [missing[begin : begin + AT_A_TIME] for begin in range(0, len(missing), AT_A_TIME)]
+    for part in show(parts, 'ops'):
+        works = [by_signature[signature] for signature in part]
+        for signature, curve in zip(part, curves_of(works, backend, table.step, batch), strict=True):
+            table.curves[signature] = curve
+        save()
+
+
+def curves_of(works: Sequence[Work], backend: Backend, step: int, batch: int) -> list[Curve]:
+    """Curves of several ops, measured in turn.
+
+    Args:
+        works: The ops.
+        backend: What times them.
+        step: Widths are multiples of it.
+        batch: Images at a time.
+    """
+    grids = [at_widths(work, step, batch) for work in works]
+    ops = [op for grid in grids for row in grid for op in row]
+    took = iter(backend.ms(ops))
+    return [curve_of(grid, [[next(took) for _ in row] for row in grid]) for grid in grids]
+
+
+def curve_of(grid: Sequence[Sequence[Narrowed]], took: Sequence[Sequence[float | None]]) -> Curve:
+    """A curve from what was measured; an op that does not run by itself at a width is taken to be proportional.
+
+    Args:
+        grid: The op at several widths.
+        took: Milliseconds, None where it did not run.
+    """
+    full, widest = took[-1][-1] or 0.0, grid[-1][-1]
+    ms = []
+    for ops, row in zip(grid, took, strict=True):
+        shares = [op.reads * op.makes / (widest.reads * widest.makes) for op in ops]
+        ms.append([full * share if own is None else own for own, share in zip(row, shares, strict=True)])
+    return Curve([row[0].reads for row in grid], [op.makes for op in grid[0]], ms)
+
+
+def fit(
+    table: Table,
+    graph: ChannelGraph,
+    model: nn.Module,
+    images: Tensor,
+    backend: Backend,
+    cost: Latency,
+    show: Show,
+    count: int = SELECTIONS,
+) -> Fit:
+    """How the sum over ops becomes the latency of whole models, by random selections: least relative errors.
+
+    Args:
+        table: The table, complete.
+        graph: Channel graph of the model.
+        model: The model.
+        images: (N, C, H, W) what it is called with.
+        backend: What times it.
+        cost: Looks up ops; its fit is changed.
+        show: Shows progress.
+        count: Number of selections.
+    """
+    chosen = [*random_selections(graph, table.step, count, seed=0), graph.kept()]
+    measured = torch.tensor(latencies(model, graph, chosen, images, backend, show)).double()
+    parts = torch.stack([prices(cost.looking_up(graph, table, part), chosen) for part in (SUM, NUMBER)], 1)
+    relative = parts / measured[:, None]
+    scale, overhead = torch.linalg.lstsq(relative, torch.ones(len(chosen), 1).double()).solution.flatten()
+    predicted = scale * parts[:, 0] + overhead * parts[:, 1]
+    found = Fit(float(scale), float(overhead), list(zip(predicted.tolist(), measured.tolist(), strict=True)))
+    table.fits[digest_of(signatures_of(graph.workload))] = found
+    cost.looking_up(graph, table, found)
+    return found
+
+
+def prices(cost: Latency, chosen: Sequence[Kept]) -> Tensor:
+    """(S,) milliseconds of several selections."""
+    return torch.stack([cost.price(kept.vector.double()) for kept in chosen])
+
+
+def random_selections(graph: ChannelGraph, step: int, count: int, seed: int) -> list[Kept]:
+    """Random selections of channels, of all sizes; some groups keep more than others.
+
+    Args:
+        graph: The channel graph.
+        step: Groups shrink to multiples of it.
+        count: How many.
+        seed: Of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    candidates = Candidates.of(graph, Limits(divisor=step))
+    everything_closed = graph.keeping(candidates.ranks(torch.zeros(graph.num_channels)) >= graph.num_channels)
+    least = max(SHARES[0], 1.05 * candidates.share(everything_closed))
+    shares = torch.logspace(0, 1, count, base=max(SHARES[1], least) / least).double() * least
+    found = []
+    for share in shares.tolist():
+        score = torch.randn(graph.num_channels, generator=generator)
+        for group in graph.groups:
+            score[group.span] += torch.randn(1, generator=generator)
+        found.append(candidates.choose(score, min(1.0, share)))
+    return found
+
+
+def latencies(
+    model: nn.Module,
+    graph: ChannelGraph,
+    chosen: Sequence[Kept],
+    images: Tensor,
+    backend: Backend,
+    show: Show,
+) -> list[float]:
+    """Median milliseconds of slim models, measured in turn.
+
+    Args:
+        model: The whole model.
+        graph: Its channel graph.
+        chosen: What each keeps.
+        images: (N, C, H, W) what they are called with.
+        backend: What times them.
+        show: Shows progress.
+    """
+    calls = []
+    for kept in show(chosen, 'models'):
+        slim = copy.deepcopy(model)
+        if not kept.vector.all():
+            slim_model(slim, graph, kept)
+        calls.append(backend.call(slim, images))
+    return medians(calls, backend.now)

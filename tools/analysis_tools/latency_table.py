@@ -1,0 +1,144 @@
+"""Measure on this machine what the ops of a model take, so that ``cost=dict(type='Latency')`` can prune for speed.
+
+Each op is timed at several widths, then the sum over ops is fitted to the latency of randomly pruned models. The table
+grows with every model that is measured; what is in it is not measured again, so a run that was stopped goes on.
+
+Example::
+
+    python tools/analysis_tools/latency_table.py configs/gdp_deeplabv3plus_voc.py --backend onnxruntime
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from statistics import median
+
+from mmprune_gates import cli  # cures come before the imports below
+
+# isort: split
+import torch
+from mmengine.model import revert_sync_batchnorm
+from rich.console import Console
+from rich.progress import track
+
+from mmprune_gates.budget.latency import Latency
+from mmprune_gates.budget.latency_table import BACKENDS, Table, Target
+from mmprune_gates.checks import IMAGE, checked
+from mmprune_gates.engine.coverage import model_of_config
+from mmprune_gates.report.latency_picture import latency_picture
+from mmprune_gates.report.pictures import png_of
+from mmprune_gates.timing.table import backend_of, fit, latencies, measure, random_selections
+
+CHECK_SEED = 1  # of selections that nothing was fitted to
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = cli.config_parser(__doc__)
+    parser.add_argument('--backend', choices=BACKENDS, default=Target.backend)
+    parser.add_argument('--device', default=Target.device)
+    parser.add_argument('--threads', type=int, default=Target.threads, help='CPU threads')
+    parser.add_argument('--batch', type=int, default=Target.batch, help='images at a time')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='input size, where the config has none')
+    parser.add_argument('--table', metavar='FILE', help="default: this machine's, in the user's cache")
+    parser.add_argument('--check', type=int, default=0, metavar='N', help='compare with N further random selections')
+    parser.add_argument('--picture', metavar='PNG', help='draw predicted against measured, and the costliest layers')
+    parser.add_argument('--json', metavar='FILE', help='also write the figures here')
+    return parser.parse_args(argv)
+
+
+@cli.reports_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = parse(argv)
+    config = cli.load_config(args)
+    target = Target(args.backend, args.device, args.threads, args.batch)
+    path = Path(args.table) if args.table else target.path()
+    for file in filter(None, (path, args.picture, args.json)):
+        cli.check_writable(file)
+    table = table_at(path, target)
+    show = functools.partial(track, console=Console(stderr=True), transient=True)
+    model, graph, shape = model_of_config(config, args.shape and checked('--shape', (3, *args.shape), IMAGE))
+    model = revert_sync_batchnorm(model)
+    backend = backend_of(target)
+    save = functools.partial(save_table, table, path)
+    measure(table, graph, backend, target.batch, save, show)
+    cost = Latency(str(path), **vars(target))
+    images = torch.randn(target.batch, *shape)
+    found = fit(table, graph, model, images, backend, cost, show)
+    save()
+    chosen = random_selections(graph, table.step, args.check, CHECK_SEED)
+    took = latencies(model, graph, chosen, images, backend, show) if chosen else []
+    checks = [(float(cost.price(kept.vector.double())), ms) for kept, ms in zip(chosen, took, strict=True)]
+    report = {
+        'config': args.config,
+        'table': str(path),
+        'target': table.facts,
+        'step': table.step,
+        'ops': len(graph.workload.works),
+        'dense_ms': found.selections[-1][1],
+        'fit': {'scale': found.scale, 'overhead_ms': found.overhead, **summary(found.selections)},
+        'check': summary(checks),
+    }
+    if args.picture:
+        figure = latency_picture(cost, table, found.selections, checks)
+        cli.write_bytes(args.picture, png_of(figure, dpi=120))
+    if args.json:
+        cli.write_json(args.json, report)
+    print('\n'.join(told(report)))
+    return 0
+
+
+def table_at(path: Path, target: Target) -> Table:
+    """The table in a file, or an empty one.
+
+    Raises:
+        ValueError: It is one of another machine or other settings.
+    """
+    facts = target.facts()
+    if not path.is_file():
+        return Table(facts)
+    table = Table.load(path)
+    differs = [name for name, value in facts.items() if table.facts.get(name) != value]
+    if differs:
+        name = differs[0]
+        raise ValueError(
+            f'{path} was measured with {name} {table.facts.get(name)!r}, not {facts[name]!r}; give another --table'
+        )
+    return table
+
+
+def save_table(table: Table, path: Path) -> None:
+    """Write a table."""
+    cli.write_text(path, table.text())
+
+
+def summary(pairs: list[tuple[float, float]]) -> dict:
+    """Relative errors of predictions: median and worst, and all pairs."""
+    errors = [abs(predicted / measured - 1) for predicted, measured in pairs]
+    if not errors:
+        return {}
+    return {'median': median(errors), 'worst': max(errors), 'predicted_and_measured_ms': pairs}
+
+
+def told(report: dict) -> list[str]:
+    """The report in words."""
+    facts = report['target']
+    lines = [
+        f'{facts["backend"]} {facts["version"]} on {facts["machine"]}, {facts["threads"]} threads, batch '
+        f'{facts["batch"]}: {report["ops"]} ops, whole model {report["dense_ms"]:.2f} ms',
+        f'widths in steps of {report["step"]}',
+    ]
+    for name, words in (('fit', 'selections it was fitted to'), ('check', 'further random selections')):
+        found = report[name]
+        if found:
+            number = len(found['predicted_and_measured_ms'])
+            lines.append(f'{number} {words}: off by {found["median"]:.1%} (median), {found["worst"]:.1%} (worst)')
+    return [*lines, f'table: {report["table"]}']
+
+
+if __name__ == '__main__':
+    sys.exit(main())
