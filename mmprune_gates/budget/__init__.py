@@ -4,6 +4,7 @@ from mmprune_gates.budget.controller import Controller, checked_target
 from mmprune_gates.budget.costs import Cost, MACs, Parameters
 from mmprune_gates.budget.criteria import Criterion, Magnitude, MeanGradient, NormScale, Random, Taylor
 from mmprune_gates.budget.gradient import Gradient
+from mmprune_gates.budget.latency import Latency
 from mmprune_gates.budget.polarizer import Polarizer, Schedule
 from mmprune_gates.budget.selection import Candidates, Limits
 from mmprune_gates.budget.tick_tock import Cycle, TickTock
@@ -16,6 +17,7 @@ __all__ = [
     'Criterion',
     'Cycle',
     'Gradient',
+    'Latency',
     'Limits',
     'MACs',
     'Magnitude',

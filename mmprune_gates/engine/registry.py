@@ -20,10 +20,10 @@ COSTS = Registry('cost', **SCOPE)
 
 for criterion in (budget.MeanGradient, budget.Taylor, budget.Magnitude, budget.NormScale, budget.Random):
     CRITERIA.register_module(module=criterion)
-for cost in (budget.MACs, budget.Parameters):
+for cost in (budget.MACs, budget.Parameters, budget.Latency):
     COSTS.register_module(module=cost)
 
 
 def built(registry: Registry, config: Any) -> Any:
     """What a config describes; anything but a config as it is."""
-    return registry.build(dict(config)) if isinstance(config, Mapping) else config
+    return registry.build({'_scope_': registry.scope, **config}) if isinstance(config, Mapping) else config

@@ -1,0 +1,76 @@
+"""Whether a model that was pruned to a latency is as fast as it was to become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS
+
+from mmprune_gates.budget.latency import Latency
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.channels.kept import Kept
+from mmprune_gates.engine.coverage import model_of_config
+from mmprune_gates.engine.model_config import is_ours
+from mmprune_gates.engine.registry import COSTS, built
+from mmprune_gates.timing.clock import medians
+from mmprune_gates.timing.table import backend_of
+
+
+def latency_cost(config: Config) -> tuple[Latency, float] | None:
+    """The latency that a config prunes to, and the share of the whole model's; None if it prunes to another cost."""
+    for hook in config.get('custom_hooks') or []:
+        if is_ours(hook) and hook.get('cost') is not None:
+            cost = built(COSTS, hook['cost'])
+            if isinstance(cost, Latency):
+                return cost, hook['target_macs']
+    return None
+
+
+def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Predicted and measured latency of the dense and the slim model, measured in turn.
+
+    Args:
+        config: Config of the pruning run.
+        slim_dir: The product.
+        report: Its ``slim.json``.
+
+    Returns:
+        None if the run had no latency for a target.
+    """
+    wanted = latency_cost(config)
+    if wanted is None:
+        return None
+    cost, target = wanted
+    dense, graph, shape = model_of_config(config)
+    cost.bind(graph)
+    slim = MODELS.build(Config.fromfile(Path(slim_dir) / 'slim.py').model)
+    images = torch.randn(cost.settings.batch, *shape)
+    backend = backend_of(cost.settings)
+    calls = [backend.call(revert_sync_batchnorm(model).eval(), images) for model in (dense, slim)]
+    before, after = medians(calls, backend.now)
+    everything, kept = graph.kept(), kept_in(graph, report)
+    predicted = [float(cost.price(chosen.vector.double())) for chosen in (everything, kept)]
+    return {
+        **cost.settings.facts(),
+        'target': target,
+        'predicted_ms': {'before': predicted[0], 'after': predicted[1], 'kept': predicted[1] / predicted[0]},
+        'measured_ms': {'before': before, 'after': after, 'kept': after / before},
+    }
+
+
+def kept_in(graph: ChannelGraph, report: Mapping[str, Any]) -> Kept:
+    """What a product has kept, as its report says."""
+    masks = {}
+    for name, group in report['groups'].items():
+        mask = torch.zeros(group['size'], dtype=torch.bool)
+        mask[group['kept']] = True
+        masks[name] = mask
+    blocks = report['blocks']
+    for name in set(blocks['removed']).difference(blocks['constant']):
+        masks[name] = torch.zeros(1, dtype=torch.bool)
+    return graph.kept(masks)

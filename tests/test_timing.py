@@ -1,0 +1,165 @@
+"""Measured latencies: ops and models by both backends, selections, the fit, the command line, the verdict of slimming."""
+
+import json
+from pathlib import Path
+
+import latency_table
+import pytest
+import slim
+import torch
+import train
+from helpers import traced
+from test_latency import STEP, table_of, wide
+from toy_nets import Concat, Depthwise, LinearRanks, Residual
+
+from mmprune_gates.budget.latency import Latency, kind_of
+from mmprune_gates.budget.latency_table import Table, Target
+from mmprune_gates.timing.clock import medians
+from mmprune_gates.timing.narrowing import at_widths
+from mmprune_gates.timing.probe import INPUT, STEPS, WIDTHS, Probe, slowdown
+from mmprune_gates.timing.table import backend_of, curves_of, fit, random_selections
+
+ROOT = Path(__file__).parents[1]
+WIDER = {  # than the tiny config: several steps of a machine
+    'model.backbone.base_channels': 32,
+    'model.backbone.stem_channels': 32,
+    'model.decode_head.in_channels': 256,
+    'model.decode_head.c1_in_channels': 32,
+    'model.auxiliary_head.in_channels': 128,
+}
+BACKENDS = pytest.mark.parametrize('name', ['torch', 'onnxruntime'])
+
+
+def quiet(parts, _):
+    return parts
+
+
+@BACKENDS
+@pytest.mark.parametrize('net', [Residual, Concat, Depthwise, LinearRanks], ids=lambda net: net.__name__)
+def test_every_op_is_timed_at_every_width(name, net):
+    _, graph, _ = traced(net)
+    works = {kind_of(work).signature: work for work in graph.workload.works}
+    for work, curve in zip(works.values(), curves_of([*works.values()], backend_of(Target(name)), 2, 1), strict=True):
+        ms = torch.tensor(curve.ms)
+        assert ms.shape == (len(curve.reads), len(curve.makes))
+        assert bool((ms >= 0).all())
+        if work.name in ('conv2d', 'linear'):
+            assert bool((ms > 0).all())
+
+
+def test_an_op_that_does_not_run_at_a_width_is_taken_to_be_proportional():
+    _, graph = wide()
+    work = next(work for work in graph.workload.works if work.name == 'relu')
+    (row,) = at_widths(work, STEP)
+
+    class Stubborn:
+        """Times nothing but the full width."""
+
+        def ms(self, ops):
+            return [None] * (len(ops) - 1) + [8.0]
+
+    (curve,) = curves_of([work], Stubborn(), STEP, 1)
+    assert curve.ms[0] == pytest.approx([8.0 * op.makes / row[-1].makes for op in row])
+
+
+def test_random_selections_are_of_all_sizes_and_in_steps():
+    _, graph = wide()
+    chosen = random_selections(graph, STEP, 6, seed=0)
+    shares = [graph.macs(kept) / graph.macs() for kept in chosen]
+    assert max(shares) > 2 * min(shares)
+    assert all(int(mask.sum()) % STEP == 0 for kept in chosen for mask in kept.values())
+    again = random_selections(graph, STEP, 6, seed=0)
+    assert all(torch.equal(a.vector, b.vector) for a, b in zip(chosen, again, strict=True))
+
+
+def test_the_fit_finds_scale_and_overhead(tmp_path):
+    model, graph = wide()
+    table = table_of(graph)
+
+    class Exact:
+        """A machine on which a model takes three times what its ops take, and 0.25 ms for each op."""
+
+        @staticmethod
+        def now():
+            return Exact.clock
+
+        def call(self, slim, images):
+            widths = [slim.a[0].out_channels, slim.b[0].out_channels]
+            ops = 3 * widths[0] + widths[0] * widths[1] + 4 * widths[1] + 2 * 64 * sum(widths)
+
+            def run():
+                Exact.clock += 1e-3 * (3 * 1e-3 * ops + 0.25 * 7)
+
+            return run
+
+    Exact.clock = 0.0
+    found = fit(table, graph, model, torch.randn(1, 3, 8, 8), Exact(), Latency(str(tmp_path / 'none')), quiet)
+    assert (found.scale, found.overhead) == pytest.approx((3.0, 0.25))
+    assert found.errors[-1] < 1e-6
+
+
+@BACKENDS
+def test_models_are_timed(name):
+    backend = backend_of(Target(name))
+    narrow, broad = medians([backend.call(Probe(width), torch.ones(INPUT)) for width in (16, 128)], backend.now)
+    assert 0 < narrow < broad
+
+
+def test_slower_widths_between_steps():
+    took = {width: 2.0 if width % 8 else 1.0 for width in WIDTHS}
+    assert [slowdown(took, step) for step in STEPS if step <= 8][-1] == 0.5
+    assert slowdown(dict.fromkeys(WIDTHS, 1.0), 2) == 1.0
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory, tiny_config):
+    """A tiny config of GDP with a latency for a target, and its table, measured by the command line."""
+    folder = tmp_path_factory.mktemp('latency')
+    config = tiny_config(folder / 'run', **WIDER)
+    config.custom_hooks[0].cost = dict(type='Latency', table=str(folder / 'table.json'))
+    config.custom_hooks[0].target_macs = 0.7
+    config.dump(folder / 'config.py')
+    arguments = [str(folder / 'config.py'), '--table', str(folder / 'table.json')]
+    extra = ['--check', '2', '--picture', str(folder / 'picture.png'), '--json', str(folder / 'report.json')]
+    assert latency_table.main([*arguments, *extra]) == 0
+    return folder
+
+
+@pytest.mark.models
+def test_the_command_line_writes_table_picture_and_figures(measured):
+    table = Table.load(measured / 'table.json')
+    report = json.loads((measured / 'report.json').read_text())
+    assert report['step'] == table.step
+    assert len(report['fit']['predicted_and_measured_ms']) == 11
+    assert len(report['check']['predicted_and_measured_ms']) == 2
+    assert (measured / 'picture.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.models
+def test_what_is_known_is_not_measured_again(measured):
+    before = Table.load(measured / 'table.json')
+    assert latency_table.main([str(measured / 'config.py'), '--table', str(measured / 'table.json')]) == 0
+    after = Table.load(measured / 'table.json')
+    assert (after.curves, after.step) == (before.curves, before.step)
+
+
+@pytest.mark.models
+def test_a_table_of_other_settings_is_refused(measured, capsys):
+    arguments = ['--table', str(measured / 'table.json'), '--threads', '2']
+    assert latency_table.main([str(measured / 'config.py'), *arguments]) == 1
+    assert 'was measured with threads 1, not 2' in capsys.readouterr().err
+
+
+@pytest.mark.models
+def test_a_run_prunes_to_it_and_slimming_states_the_verdict(measured, capsys):
+    config = str(measured / 'config.py')
+    assert train.main([config, '--work-dir', str(measured / 'run')]) == 0
+    checkpoint = (measured / 'run' / 'last_checkpoint').read_text()
+    assert slim.main([config, checkpoint, str(measured / 'slim')]) == 0
+    assert 'measured is off by' in capsys.readouterr().out
+    latency = json.loads((measured / 'slim' / 'slim.json').read_text())['latency']
+    assert latency['predicted_ms']['kept'] <= 0.7
+    assert latency['measured_ms']['after'] > 0
+    step = Table.load(measured / 'table.json').step
+    groups = json.loads((measured / 'slim' / 'slim.json').read_text())['groups'].values()
+    assert all(len(group['kept']) % step == 0 or len(group['kept']) == group['size'] for group in groups)
