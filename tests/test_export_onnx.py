@@ -251,6 +251,15 @@ def test_labels_that_differ_do_not_hold():
     assert not onnx_graph.Agreement(shapes, float('nan'), 1.0).holds
 
 
+def test_a_model_whose_own_outputs_are_not_finite_is_refused(classifier, tmp_path, capsys):
+    config, checkpoint = classifier(SLIM)
+    state = torch.load(checkpoint)['state_dict']
+    state['head.fc.weight'].fill_(3e38)
+    torch.save({'state_dict': state}, checkpoint)
+    assert 'the outputs of the model are not finite' in refused(capsys, config, checkpoint, tmp_path / 'net.onnx')
+    assert not list(tmp_path.glob('*net.onnx*'))
+
+
 @pytest.mark.parametrize(
     ('change', 'options', 'words'),
     [

@@ -5,10 +5,12 @@ The exporter's own optimiser (onnxscript) folds constants and puts norms into th
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from mmprune_gates.engine.forwards import as_list, is_segmentor, prediction_forw
 from mmprune_gates.slimming.parity import relative_error
 
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+LOGGERS = ('onnx_ir', 'onnxscript', 'torch.onnx')
 IMAGES, LOGITS, LABELS = 'images', 'logits', 'labels'
 DIMENSIONS = {0: 'batch', 2: 'height', 3: 'width'}  # of the images, which may vary
 TOLERANCE = 1e-4  # relative error of logits
@@ -101,13 +104,28 @@ def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False) 
     held = sum(tensor.nbytes for tensor in module.state_dict().values())
     if held > LARGEST:
         raise ValueError(f'the model holds {held / 2**30:.1f} GiB, and no ONNX file more than 2')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of torch, about itself
+    with quiet():
         program = captured(module, torch.zeros(2, *shape), dynamic_size)
         proto = translated(program, LABELS if module.labels else LOGITS)
     strip(proto)
     name_dimensions(proto)
     return proto
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of the exporter, which are about itself."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 @torch.no_grad()
@@ -261,7 +279,11 @@ class Agreement:
 
 @torch.no_grad()
 def compare(session: Session, module: Deployed, shapes: Sequence[Shape]) -> Agreement:
-    """Run onnxruntime and the module side by side on random images of several shapes."""
+    """Run onnxruntime and the module side by side on random images of several shapes.
+
+    Raises:
+        ValueError: Outputs of another shape, or the module's own are not finite.
+    """
     generator = torch.Generator().manual_seed(0)
     errors, same, count = [], 0, 0
     for shape in shapes:
@@ -269,6 +291,8 @@ def compare(session: Session, module: Deployed, shapes: Sequence[Shape]) -> Agre
         expected, found = module(images), run_session(session, images)
         if found.shape != expected.shape:
             raise ValueError(f'onnxruntime gives {tuple(found.shape)} for {shape}, the model {tuple(expected.shape)}')
+        if not expected.isfinite().all():
+            raise ValueError('the outputs of the model are not finite (NaN or infinite), so nothing can be compared')
         if not module.labels:
             errors.append(relative_error([expected], [found]))
             expected, found = module.labels_of(expected), module.labels_of(found)
