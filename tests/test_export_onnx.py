@@ -213,8 +213,15 @@ def test_an_op_that_onnx_lacks_is_named_with_its_module(classifier, tmp_path, ca
 def test_a_batch_that_the_code_fixes_is_named(classifier, tmp_path, capsys):
     config, checkpoint = classifier("model['backbone'].update(type='mmengine.PairNet')", SLIM)
     message = refused(capsys, config, checkpoint, tmp_path / 'net.onnx')
-    assert 'the code of ImageClassifier fixes batch (2) of its input' in message
-    assert not list(tmp_path.glob('*net.onnx*'))
+    assert 'the code of ImageClassifier fixes batch (2) of its input' in message and '--batch N' in message
+    out = tmp_path / 'net.onnx'
+    assert not out.exists()
+    assert tool.main([config, checkpoint, str(out), '--batch', '2']) == 0
+    proto, said = read(out)
+    assert json.loads(said['input'])['shape'] == [2, 3, 16, 16] and run(proto, torch.randn(2, 3, 16, 16)).shape == (
+        2,
+        2,
+    )
 
 
 def test_a_model_that_draws_random_numbers_is_refused(classifier, tmp_path, capsys):
@@ -264,6 +271,7 @@ def test_a_model_whose_own_outputs_are_not_finite_is_refused(classifier, tmp_pat
     ('change', 'options', 'words'),
     [
         (SLIM, ['--argmax'], '--argmax is for segmentors; ImageClassifier has no label map'),
+        (SLIM, ['--batch', '0'], '--batch must be a whole number of at least 1'),
         (SLIM, ['--shape', '3', '0', '16'], '--shape must be three positive whole numbers'),
         (SLIM, ['--shape', '4', '16', '16'], 'does not take images of shape (4, 16, 16)'),
         (DENSE, [], 'model.input_shape'),

@@ -14,7 +14,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmprune_gates.checks import IMAGE, checked
+from mmprune_gates.checks import COUNT, IMAGE, checked, optional
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.files import check_writable, write_bytes
 from mmprune_gates.engine.forwards import is_segmentor
@@ -52,6 +52,7 @@ def export_onnx(
     shape: Sequence[int] | None = None,
     argmax: bool = False,
     dynamic_size: bool = False,
+    batch: int | None = None,
 ) -> Report:
     """Export a segmentor or classifier to ONNX, compare, and write.
 
@@ -61,7 +62,8 @@ def export_onnx(
         out: The file to write.
         shape: (C, H, W) of the images; by default what MACs are stated for.
         argmax: Give label maps instead of logits; segmentors only.
-        dynamic_size: Let height and width vary as well as the batch.
+        dynamic_size: Let height and width vary.
+        batch: Number of images that it takes at a time; None for any number.
 
     Returns:
         What the file's metadata says.
@@ -75,17 +77,18 @@ def export_onnx(
     require_packages()
     check_writable(out)
     shape = checked('--shape', shape, IMAGE) if shape else default_input_shape(config.model)
+    checked('--batch', batch, optional(COUNT))
     checkpoint = read_checkpoint(checkpoint_path)
     module = Deployed(loaded_model(config, checkpoint, checkpoint_path), argmax)
     if argmax and not is_segmentor(module.model):
         raise ValueError(f'--argmax is for segmentors; {type(module.model).__name__} has no label map')
     check_runs(module, shape)
-    proto = onnx_of(module, shape, dynamic_size)
-    agreement = compare(session_of(proto), module, shapes_to_compare(shape, dynamic_size))
+    proto = onnx_of(module, shape, dynamic_size, batch)
+    agreement = compare(session_of(proto), module, shapes_to_compare(shape, dynamic_size, batch))
     refuse_unlike(agreement, proto)
     report = {
         **origin(config, checkpoint, Path(checkpoint_path)),
-        **graph_facts(proto, module, shape, dynamic_size),
+        **graph_facts(proto, module),
         **agreement_facts(agreement),
     }
     add_metadata(proto, report)
@@ -126,12 +129,13 @@ def check_runs(module: Deployed, shape: Sequence[int]) -> None:
         ) from error
 
 
-def shapes_to_compare(shape: Sequence[int], dynamic_size: bool) -> tuple[Shape, ...]:
-    """Shapes of the random images: two batch sizes, and another size where it may vary."""
+def shapes_to_compare(shape: Sequence[int], dynamic_size: bool, batch: int | None) -> tuple[Shape, ...]:
+    """Shapes of the random images: two batches, of different sizes if that may vary, and other images if they may."""
     channels, height, width = shape
-    shapes = [(batch, channels, height, width) for batch in BATCHES]
+    batches = BATCHES if batch is None else (batch, batch)
+    shapes = [(number, channels, height, width) for number in batches]
     if dynamic_size:
-        shapes.append((BATCHES[0], channels, height + FARTHER, width + 2 * FARTHER))
+        shapes.append((batches[0], channels, height + FARTHER, width + 2 * FARTHER))
     return tuple(shapes)
 
 
@@ -177,12 +181,12 @@ def origin(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Report:
     return found
 
 
-def graph_facts(proto: Proto, module: Deployed, shape: Sequence[int], dynamic_size: bool) -> Report:
+def graph_facts(proto: Proto, module: Deployed) -> Report:
     """What an ONNX model takes and gives, and how it was made."""
-    channels, height, width = shape
-    size = ['height', 'width'] if dynamic_size else [height, width]
+    dimensions = proto.graph.input[0].type.tensor_type.shape.dim
+    shape = [dimension.dim_param or dimension.dim_value for dimension in dimensions]
     return {
-        'input': {'name': IMAGES, 'shape': ['batch', channels, *size]},
+        'input': {'name': IMAGES, 'shape': shape},
         'output': LABELS if module.labels else LOGITS,
         'inference': 'of the whole image; test_cfg (slide, flips) is not part of it',
         'opset': opset_of(proto),

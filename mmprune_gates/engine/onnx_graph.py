@@ -90,13 +90,14 @@ def require_packages() -> None:
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'mmprune_gates[onnx]'")
 
 
-def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False) -> Proto:
-    """The ONNX model of a module; its batch may vary.
+def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False, batch: int | None = None) -> Proto:
+    """The ONNX model of a module.
 
     Args:
         module: The module.
         shape: (C, H, W) of the images.
-        dynamic_size: Whether height and width may vary as well.
+        dynamic_size: Whether height and width may vary.
+        batch: How many images it takes at a time; None for any number.
 
     Raises:
         ValueError: The module cannot be captured or translated; says at which op.
@@ -105,7 +106,8 @@ def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False) 
     if held > LARGEST:
         raise ValueError(f'the model holds {held / 2**30:.1f} GiB, and no ONNX file more than 2')
     with quiet():
-        program = captured(module, torch.zeros(2, *shape), dynamic_size)
+        varying = [dim for dim in DIMENSIONS if (batch is None if dim == 0 else dynamic_size)]
+        program = captured(module, torch.zeros(batch or 2, *shape), varying)
         proto = translated(program, LABELS if module.labels else LOGITS)
     strip(proto)
     name_dimensions(proto)
@@ -129,22 +131,27 @@ def quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def captured(module: Deployed, images: Tensor, dynamic_size: bool) -> ExportedProgram:
+def captured(module: Deployed, images: Tensor, varying: Sequence[int]) -> ExportedProgram:
     """The module as ATen ops.
+
+    Args:
+        module: The module.
+        images: Zeros.
+        varying: Dimensions of the images that may have other sizes.
 
     Raises:
         ValueError: Its code fixes a dimension that is to vary, or cannot be captured at all.
     """
-    varying = dict.fromkeys(DIMENSIONS if dynamic_size else (0,), Dim.DYNAMIC)
+    dimensions = dict.fromkeys(varying, Dim.DYNAMIC)
     try:
-        return torch.export.export(module, (images,), dynamic_shapes=(varying,), strict=False)
+        return torch.export.export(module, (images,), dynamic_shapes=(dimensions,), strict=False)
     except Exception as error:  # it runs the model's code
         name, text = type(module.model).__name__, str(error)
         fixed = [f'{DIMENSIONS[int(dim)]} ({size})' for dim, size in FIXED.findall(text)]
         if fixed:
             raise ValueError(
                 f'the code of {name} fixes {" and ".join(fixed)} of its input, so its ONNX model would take no other; '
-                'leave out --dynamic-size where it is height or width'
+                'for a fixed batch give --batch N, for fixed height or width leave out --dynamic-size'
             ) from error
         raise ValueError(
             f'torch.export cannot capture {name} with images of shape {tuple(images.shape)}: {first_lines(text)}'
@@ -281,6 +288,8 @@ class Agreement:
 def compare(session: Session, module: Deployed, shapes: Sequence[Shape]) -> Agreement:
     """Run onnxruntime and the module side by side on random images of several shapes.
 
+    Code that squeezes may drop a batch of one (LeNet's does); its ONNX model keeps it, and that is no difference.
+
     Raises:
         ValueError: Outputs of another shape, or the module's own are not finite.
     """
@@ -289,6 +298,8 @@ def compare(session: Session, module: Deployed, shapes: Sequence[Shape]) -> Agre
     for shape in shapes:
         images = torch.randn(shape, generator=generator)
         expected, found = module(images), run_session(session, images)
+        if found.squeeze().shape == expected.squeeze().shape:
+            expected = expected.reshape(found.shape)
         if found.shape != expected.shape:
             raise ValueError(f'onnxruntime gives {tuple(found.shape)} for {shape}, the model {tuple(expected.shape)}')
         if not expected.isfinite().all():
