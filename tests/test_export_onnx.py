@@ -295,3 +295,34 @@ def test_a_missing_package_is_named_with_its_cure(monkeypatch):
     monkeypatch.setattr(onnx_graph, 'PACKAGES', ('onnx', 'no_such_package'))
     with pytest.raises(ValueError, match=r"needs no_such_package: pip install 'mmprune_gates\[onnx\]'"):
         onnx_graph.require_packages()
+
+
+class Pooled(nn.Module):
+    """Pools to so many cells each way."""
+
+    def __init__(self, cells):
+        super().__init__()
+        self.cells = nn.AdaptiveAvgPool2d(cells)
+
+    def forward(self, images, mode):
+        return self.cells(images).flatten(1)
+
+
+def test_pooling_to_cells_of_images_of_any_size_is_refused():
+    several, one = Deployed(Pooled(2)), Deployed(Pooled(1))
+    with pytest.raises(ValueError, match=r'adaptive_avg_pool2d to \(2, 2\) in cells .*leave out --dynamic-size'):
+        onnx_graph.onnx_of(several, (3, 8, 8), dynamic_size=True)
+    for module, dynamic in ((several, False), (one, True)):
+        shapes = onnx_export.shapes_to_compare(module, (3, 9, 13), dynamic, None)
+        assert len(shapes) == (4 if dynamic else 2)
+        assert onnx_graph.compare(session_of(onnx_graph.onnx_of(module, (3, 9, 13), dynamic)), module, shapes).holds
+
+
+def test_odd_sizes_are_compared_where_the_model_takes_them():
+    class Halves(nn.Module):
+        def forward(self, images, mode):
+            return images.unflatten(2, (-1, 2)).mean((2, 3, 4))
+
+    sizes = [shape[2:] for shape in onnx_export.shapes_to_compare(Deployed(Pooled(1)), (3, 8, 8), True, None)]
+    assert sizes == [(8, 8), (8, 8), (72, 136), (9, 13)]
+    assert len(onnx_export.shapes_to_compare(Deployed(Halves()), (3, 8, 8), True, 4)) == 3

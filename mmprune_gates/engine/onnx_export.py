@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ def export_onnx(
     module = Deployed(loaded_model(config, checkpoint, checkpoint_path), argmax)
     if argmax and not is_segmentor(module.model):
         raise ValueError(f'--argmax is for segmentors; {type(module.model).__name__} has no label map')
-    check_runs(module, shape)
+    check_runs(module, shape, batch or 1)
     proto = onnx_of(module, shape, dynamic_size, batch)
-    agreement = compare(session_of(proto), module, shapes_to_compare(shape, dynamic_size, batch))
+    agreement = compare(session_of(proto), module, shapes_to_compare(module, shape, dynamic_size, batch))
     refuse_unlike(agreement, proto)
     report = {
         **origin(config, checkpoint, Path(checkpoint_path)),
@@ -115,27 +116,36 @@ def loaded_model(config: Config, checkpoint: dict[str, Any], path: str | Path) -
 
 
 @torch.no_grad()
-def check_runs(module: Deployed, shape: Sequence[int]) -> None:
+def check_runs(module: Deployed, shape: Sequence[int], batch: int) -> None:
     """Refuse images that a model does not take.
 
     Raises:
         ValueError: Its forward fails.
     """
     try:
-        module(torch.zeros(1, *shape))
+        module(torch.zeros(batch, *shape))
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f'{type(module.model).__name__} does not take images of shape {tuple(shape)} ({error}); give --shape C H W'
         ) from error
 
 
-def shapes_to_compare(shape: Sequence[int], dynamic_size: bool, batch: int | None) -> tuple[Shape, ...]:
-    """Shapes of the random images: two batches, of different sizes if that may vary, and other images if they may."""
+def shapes_to_compare(
+    module: Deployed, shape: Sequence[int], dynamic_size: bool, batch: int | None
+) -> tuple[Shape, ...]:
+    """Shapes of the random images: two batches, of different sizes if that may vary, and other images if they may.
+
+    Of the other images some have an odd height and width, if the model takes such.
+    """
     channels, height, width = shape
-    batches = BATCHES if batch is None else (batch, batch)
-    shapes = [(number, channels, height, width) for number in batches]
+    first, second = BATCHES if batch is None else (batch, batch)
+    shapes = [(first, channels, height, width), (second, channels, height, width)]
     if dynamic_size:
-        shapes.append((batches[0], channels, height + FARTHER, width + 2 * FARTHER))
+        shapes.append((first, channels, height + FARTHER, width + 2 * FARTHER))
+        odd = (height + height % 2 + 1, width + width % 2 + 5)
+        with suppress(ValueError):
+            check_runs(module, (channels, *odd), first)
+            shapes.append((first, channels, *odd))
     return tuple(shapes)
 
 

@@ -108,6 +108,8 @@ def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False, 
     with quiet():
         varying = [dim for dim in DIMENSIONS if (batch is None if dim == 0 else dynamic_size)]
         program = captured(module, torch.zeros(batch or 2, *shape), varying)
+        if dynamic_size:
+            refuse_pooling(program)
         proto = translated(program, LABELS if module.labels else LOGITS)
     strip(proto)
     name_dimensions(proto)
@@ -156,6 +158,23 @@ def captured(module: Deployed, images: Tensor, varying: Sequence[int]) -> Export
         raise ValueError(
             f'torch.export cannot capture {name} with images of shape {tuple(images.shape)}: {first_lines(text)}'
         ) from error
+
+
+def refuse_pooling(program: ExportedProgram) -> None:
+    """Refuse pooling to several cells, as pyramid pooling does, of images of any size.
+
+    torch's exporter is right only about sizes that the number of cells divides, and can take an hour over it.
+
+    Raises:
+        ValueError: A module does it; names it.
+    """
+    for node in program.graph.nodes:
+        if 'adaptive_avg_pool2d' in str(node.target) and max(node.args[1]) > 1:
+            path = module_path(node).removeprefix('model.')
+            raise ValueError(
+                f"torch's ONNX exporter does not translate adaptive_avg_pool2d to {tuple(node.args[1])} in {path} for "
+                'images of any size: leave out --dynamic-size'
+            )
 
 
 def translated(program: ExportedProgram, output: str) -> Proto:

@@ -96,7 +96,7 @@ def export(probe: Probe) -> None:
         probe.record['any_batch'] = str(error)  # what speaks against it
         batch = 1
         proto = onnx_of(module, shape, batch=batch)
-    agreement = compare(session_of(proto), module, shapes_to_compare(shape, False, batch))
+    agreement = compare(session_of(proto), module, shapes_to_compare(module, shape, False, batch))
     ops = sorted({node.op_type for node in proto.graph.node})
     probe.record.update(
         error=agreement.error, equal=agreement.equal, opset=opset_of(proto), norms_left=norms_left(proto), ops=ops
