@@ -213,8 +213,15 @@ def test_an_op_that_onnx_lacks_is_named_with_its_module(classifier, tmp_path, ca
 def test_a_batch_that_the_code_fixes_is_named(classifier, tmp_path, capsys):
     config, checkpoint = classifier("model['backbone'].update(type='mmengine.PairNet')", SLIM)
     message = refused(capsys, config, checkpoint, tmp_path / 'net.onnx')
-    assert 'the code of ImageClassifier fixes batch (2) of its input' in message
-    assert not list(tmp_path.glob('*net.onnx*'))
+    assert 'the code of ImageClassifier fixes batch (2) of its input' in message and '--batch N' in message
+    out = tmp_path / 'net.onnx'
+    assert not out.exists()
+    assert tool.main([config, checkpoint, str(out), '--batch', '2']) == 0
+    proto, said = read(out)
+    assert json.loads(said['input'])['shape'] == [2, 3, 16, 16] and run(proto, torch.randn(2, 3, 16, 16)).shape == (
+        2,
+        2,
+    )
 
 
 def test_a_model_that_draws_random_numbers_is_refused(classifier, tmp_path, capsys):
@@ -251,10 +258,20 @@ def test_labels_that_differ_do_not_hold():
     assert not onnx_graph.Agreement(shapes, float('nan'), 1.0).holds
 
 
+def test_a_model_whose_own_outputs_are_not_finite_is_refused(classifier, tmp_path, capsys):
+    config, checkpoint = classifier(SLIM)
+    state = torch.load(checkpoint)['state_dict']
+    state['head.fc.weight'].fill_(3e38)
+    torch.save({'state_dict': state}, checkpoint)
+    assert 'the outputs of the model are not finite' in refused(capsys, config, checkpoint, tmp_path / 'net.onnx')
+    assert not list(tmp_path.glob('*net.onnx*'))
+
+
 @pytest.mark.parametrize(
     ('change', 'options', 'words'),
     [
         (SLIM, ['--argmax'], '--argmax is for segmentors; ImageClassifier has no label map'),
+        (SLIM, ['--batch', '0'], '--batch must be a whole number of at least 1'),
         (SLIM, ['--shape', '3', '0', '16'], '--shape must be three positive whole numbers'),
         (SLIM, ['--shape', '4', '16', '16'], 'does not take images of shape (4, 16, 16)'),
         (DENSE, [], 'model.input_shape'),
@@ -278,3 +295,34 @@ def test_a_missing_package_is_named_with_its_cure(monkeypatch):
     monkeypatch.setattr(onnx_graph, 'PACKAGES', ('onnx', 'no_such_package'))
     with pytest.raises(ValueError, match=r"needs no_such_package: pip install 'mmprune_gates\[onnx\]'"):
         onnx_graph.require_packages()
+
+
+class Pooled(nn.Module):
+    """Pools to so many cells each way."""
+
+    def __init__(self, cells):
+        super().__init__()
+        self.cells = nn.AdaptiveAvgPool2d(cells)
+
+    def forward(self, images, mode):
+        return self.cells(images).flatten(1)
+
+
+def test_pooling_to_cells_of_images_of_any_size_is_refused():
+    several, one = Deployed(Pooled(2)), Deployed(Pooled(1))
+    with pytest.raises(ValueError, match=r'adaptive_avg_pool2d to \(2, 2\) in cells .*leave out --dynamic-size'):
+        onnx_graph.onnx_of(several, (3, 8, 8), dynamic_size=True)
+    for module, dynamic in ((several, False), (one, True)):
+        shapes = onnx_export.shapes_to_compare(module, (3, 9, 13), dynamic, None)
+        assert len(shapes) == (4 if dynamic else 2)
+        assert onnx_graph.compare(session_of(onnx_graph.onnx_of(module, (3, 9, 13), dynamic)), module, shapes).holds
+
+
+def test_odd_sizes_are_compared_where_the_model_takes_them():
+    class Halves(nn.Module):
+        def forward(self, images, mode):
+            return images.unflatten(2, (-1, 2)).mean((2, 3, 4))
+
+    sizes = [shape[2:] for shape in onnx_export.shapes_to_compare(Deployed(Pooled(1)), (3, 8, 8), True, None)]
+    assert sizes == [(8, 8), (8, 8), (72, 136), (9, 13)]
+    assert len(onnx_export.shapes_to_compare(Deployed(Halves()), (3, 8, 8), True, 4)) == 3

@@ -8,6 +8,7 @@ import torch
 import zoo
 import zoo_measure
 import zoo_models
+import zoo_onnx
 import zoo_select
 import zoo_table
 from mmengine.config import ConfigDict
@@ -250,3 +251,30 @@ def test_one_model_from_its_config_to_the_page(tmp_path):
     assert zoo.main([*arguments, '--write', str(tmp_path / 'zoo.md')]) == 0
     assert '| lenet | lenet5_mnist | convolutional |' in (tmp_path / 'zoo.md').read_text()
     assert list(json.loads((tmp_path / 'zoo.json').read_text())['models']) == ['mmpretrain/lenet']
+
+
+# ONNX.
+
+
+@pytest.mark.models
+def test_one_model_from_its_config_to_the_count_of_onnx_models(tmp_path, capsys):
+    arguments = ['--out-dir', str(tmp_path), '--only', 'mmpretrain/lenet']
+    assert zoo_onnx.main(arguments) == 0
+    assert capsys.readouterr().out.endswith('1 of 1 are exported and agree\n')
+    result = json.loads((tmp_path / 'mmpretrain' / 'lenet.json').read_text())
+    assert 0 < result['error'] <= 1e-4 and 'Conv' in result['ops'] and 0 < result['macs_kept'] < 0.7
+
+
+def test_models_that_are_not_exported_are_named():
+    results = {
+        'mmseg/good': {'failures': {}, 'error': 1e-6, 'equal': 1.0},
+        'mmseg/fixed': {'failures': {}, 'error': 1e-6, 'equal': 1.0, 'any_batch': 'it counts windows'},
+        'mmseg/odd': {'failures': {'export': 'ValueError: no translation for the op aten.odd in backbone'}},
+        'mmseg/broken': {'failures': {'run': 'ImportError: x'}},
+    }
+    first, *others = zoo_onnx.told(results).split('\n')
+    assert first == '2 of 3 are exported and agree'
+    assert others == [
+        'mmseg/fixed: only with a fixed batch: it counts windows',
+        'mmseg/odd: export: ValueError: no translation for the op aten.odd in backbone',
+    ]

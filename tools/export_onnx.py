@@ -1,6 +1,6 @@
 """Export a slim or dense segmentor or classifier to ONNX, and compare it with onnxruntime.
 
-The model takes preprocessed images (its metadata has mean, std and channel order) in any batch size and gives logits, a
+The model takes preprocessed images (its metadata has mean, std and channel order) and gives logits, a
 segmentor at the size of the images. Exits with 1, and writes nothing, when onnxruntime does not agree with the model.
 """
 
@@ -22,8 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--argmax', action='store_true', help='give a label map instead of logits; segmentors only')
     parser.add_argument('--dynamic-size', action='store_true', help='let height and width vary as well')
     parser.add_argument('--shape', type=int, nargs=3, metavar=('C', 'H', 'W'), help="images; default: the config's")
+    parser.add_argument('--batch', type=int, metavar='N', help='images at a time; default: any number')
     args = parser.parse_args(argv)
-    report = export_onnx(cli.load_config(args), args.checkpoint, args.out, args.shape, args.argmax, args.dynamic_size)
+    config = cli.load_config(args)
+    report = export_onnx(config, args.checkpoint, args.out, args.shape, args.argmax, args.dynamic_size, args.batch)
     print('\n'.join(lines(report, args.out)))
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmprune_gates.checks import IMAGE, checked
+from mmprune_gates.checks import COUNT, IMAGE, checked, optional
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.files import check_writable, write_bytes
 from mmprune_gates.engine.forwards import is_segmentor
@@ -52,6 +53,7 @@ def export_onnx(
     shape: Sequence[int] | None = None,
     argmax: bool = False,
     dynamic_size: bool = False,
+    batch: int | None = None,
 ) -> Report:
     """Export a segmentor or classifier to ONNX, compare, and write.
 
@@ -61,7 +63,8 @@ def export_onnx(
         out: The file to write.
         shape: (C, H, W) of the images; by default what MACs are stated for.
         argmax: Give label maps instead of logits; segmentors only.
-        dynamic_size: Let height and width vary as well as the batch.
+        dynamic_size: Let height and width vary.
+        batch: Number of images that it takes at a time; None for any number.
 
     Returns:
         What the file's metadata says.
@@ -75,17 +78,18 @@ def export_onnx(
     require_packages()
     check_writable(out)
     shape = checked('--shape', shape, IMAGE) if shape else default_input_shape(config.model)
+    checked('--batch', batch, optional(COUNT))
     checkpoint = read_checkpoint(checkpoint_path)
     module = Deployed(loaded_model(config, checkpoint, checkpoint_path), argmax)
     if argmax and not is_segmentor(module.model):
         raise ValueError(f'--argmax is for segmentors; {type(module.model).__name__} has no label map')
-    check_runs(module, shape)
-    proto = onnx_of(module, shape, dynamic_size)
-    agreement = compare(session_of(proto), module, shapes_to_compare(shape, dynamic_size))
+    check_runs(module, shape, batch or 1)
+    proto = onnx_of(module, shape, dynamic_size, batch)
+    agreement = compare(session_of(proto), module, shapes_to_compare(module, shape, dynamic_size, batch))
     refuse_unlike(agreement, proto)
     report = {
         **origin(config, checkpoint, Path(checkpoint_path)),
-        **graph_facts(proto, module, shape, dynamic_size),
+        **graph_facts(proto, module),
         **agreement_facts(agreement),
     }
     add_metadata(proto, report)
@@ -112,26 +116,36 @@ def loaded_model(config: Config, checkpoint: dict[str, Any], path: str | Path) -
 
 
 @torch.no_grad()
-def check_runs(module: Deployed, shape: Sequence[int]) -> None:
+def check_runs(module: Deployed, shape: Sequence[int], batch: int) -> None:
     """Refuse images that a model does not take.
 
     Raises:
         ValueError: Its forward fails.
     """
     try:
-        module(torch.zeros(1, *shape))
+        module(torch.zeros(batch, *shape))
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f'{type(module.model).__name__} does not take images of shape {tuple(shape)} ({error}); give --shape C H W'
         ) from error
 
 
-def shapes_to_compare(shape: Sequence[int], dynamic_size: bool) -> tuple[Shape, ...]:
-    """Shapes of the random images: two batch sizes, and another size where it may vary."""
+def shapes_to_compare(
+    module: Deployed, shape: Sequence[int], dynamic_size: bool, batch: int | None
+) -> tuple[Shape, ...]:
+    """Shapes of the random images: two batches, of different sizes if that may vary, and other images if they may.
+
+    Of the other images some have an odd height and width, if the model takes such.
+    """
     channels, height, width = shape
-    shapes = [(batch, channels, height, width) for batch in BATCHES]
+    first, second = BATCHES if batch is None else (batch, batch)
+    shapes = [(first, channels, height, width), (second, channels, height, width)]
     if dynamic_size:
-        shapes.append((BATCHES[0], channels, height + FARTHER, width + 2 * FARTHER))
+        shapes.append((first, channels, height + FARTHER, width + 2 * FARTHER))
+        odd = (height + height % 2 + 1, width + width % 2 + 5)
+        with suppress(ValueError):
+            check_runs(module, (channels, *odd), first)
+            shapes.append((first, channels, *odd))
     return tuple(shapes)
 
 
@@ -177,12 +191,12 @@ def origin(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Report:
     return found
 
 
-def graph_facts(proto: Proto, module: Deployed, shape: Sequence[int], dynamic_size: bool) -> Report:
+def graph_facts(proto: Proto, module: Deployed) -> Report:
     """What an ONNX model takes and gives, and how it was made."""
-    channels, height, width = shape
-    size = ['height', 'width'] if dynamic_size else [height, width]
+    dimensions = proto.graph.input[0].type.tensor_type.shape.dim
+    shape = [dimension.dim_param or dimension.dim_value for dimension in dimensions]
     return {
-        'input': {'name': IMAGES, 'shape': ['batch', channels, *size]},
+        'input': {'name': IMAGES, 'shape': shape},
         'output': LABELS if module.labels else LOGITS,
         'inference': 'of the whole image; test_cfg (slide, flips) is not part of it',
         'opset': opset_of(proto),

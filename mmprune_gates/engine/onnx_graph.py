@@ -5,10 +5,12 @@ The exporter's own optimiser (onnxscript) folds constants and puts norms into th
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from mmprune_gates.engine.forwards import as_list, is_segmentor, prediction_forw
 from mmprune_gates.slimming.parity import relative_error
 
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+LOGGERS = ('onnx_ir', 'onnxscript', 'torch.onnx')
 IMAGES, LOGITS, LABELS = 'images', 'logits', 'labels'
 DIMENSIONS = {0: 'batch', 2: 'height', 3: 'width'}  # of the images, which may vary
 TOLERANCE = 1e-4  # relative error of logits
@@ -87,13 +90,14 @@ def require_packages() -> None:
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'mmprune_gates[onnx]'")
 
 
-def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False) -> Proto:
-    """The ONNX model of a module; its batch may vary.
+def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False, batch: int | None = None) -> Proto:
+    """The ONNX model of a module.
 
     Args:
         module: The module.
         shape: (C, H, W) of the images.
-        dynamic_size: Whether height and width may vary as well.
+        dynamic_size: Whether height and width may vary.
+        batch: How many images it takes at a time; None for any number.
 
     Raises:
         ValueError: The module cannot be captured or translated; says at which op.
@@ -101,36 +105,76 @@ def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False) 
     held = sum(tensor.nbytes for tensor in module.state_dict().values())
     if held > LARGEST:
         raise ValueError(f'the model holds {held / 2**30:.1f} GiB, and no ONNX file more than 2')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of torch, about itself
-        program = captured(module, torch.zeros(2, *shape), dynamic_size)
+    with quiet():
+        varying = [dim for dim in DIMENSIONS if (batch is None if dim == 0 else dynamic_size)]
+        program = captured(module, torch.zeros(batch or 2, *shape), varying)
+        if dynamic_size:
+            refuse_pooling(program)
         proto = translated(program, LABELS if module.labels else LOGITS)
     strip(proto)
     name_dimensions(proto)
     return proto
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of the exporter, which are about itself."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
 @torch.no_grad()
-def captured(module: Deployed, images: Tensor, dynamic_size: bool) -> ExportedProgram:
+def captured(module: Deployed, images: Tensor, varying: Sequence[int]) -> ExportedProgram:
     """The module as ATen ops.
+
+    Args:
+        module: The module.
+        images: Zeros.
+        varying: Dimensions of the images that may have other sizes.
 
     Raises:
         ValueError: Its code fixes a dimension that is to vary, or cannot be captured at all.
     """
-    varying = dict.fromkeys(DIMENSIONS if dynamic_size else (0,), Dim.DYNAMIC)
+    dimensions = dict.fromkeys(varying, Dim.DYNAMIC)
     try:
-        return torch.export.export(module, (images,), dynamic_shapes=(varying,), strict=False)
+        return torch.export.export(module, (images,), dynamic_shapes=(dimensions,), strict=False)
     except Exception as error:  # it runs the model's code
         name, text = type(module.model).__name__, str(error)
         fixed = [f'{DIMENSIONS[int(dim)]} ({size})' for dim, size in FIXED.findall(text)]
         if fixed:
             raise ValueError(
                 f'the code of {name} fixes {" and ".join(fixed)} of its input, so its ONNX model would take no other; '
-                'leave out --dynamic-size where it is height or width'
+                'for a fixed batch give --batch N, for fixed height or width leave out --dynamic-size'
             ) from error
         raise ValueError(
             f'torch.export cannot capture {name} with images of shape {tuple(images.shape)}: {first_lines(text)}'
         ) from error
+
+
+def refuse_pooling(program: ExportedProgram) -> None:
+    """Refuse pooling to several cells, as pyramid pooling does, of images of any size.
+
+    torch's exporter is right only about sizes that the number of cells divides, and can take an hour over it.
+
+    Raises:
+        ValueError: A module does it; names it.
+    """
+    for node in program.graph.nodes:
+        if 'adaptive_avg_pool2d' in str(node.target) and max(node.args[1]) > 1:
+            path = module_path(node).removeprefix('model.')
+            raise ValueError(
+                f"torch's ONNX exporter does not translate adaptive_avg_pool2d to {tuple(node.args[1])} in {path} for "
+                'images of any size: leave out --dynamic-size'
+            )
 
 
 def translated(program: ExportedProgram, output: str) -> Proto:
@@ -261,14 +305,24 @@ class Agreement:
 
 @torch.no_grad()
 def compare(session: Session, module: Deployed, shapes: Sequence[Shape]) -> Agreement:
-    """Run onnxruntime and the module side by side on random images of several shapes."""
+    """Run onnxruntime and the module side by side on random images of several shapes.
+
+    Code that squeezes may drop a batch of one (LeNet's does); its ONNX model keeps it, and that is no difference.
+
+    Raises:
+        ValueError: Outputs of another shape, or the module's own are not finite.
+    """
     generator = torch.Generator().manual_seed(0)
     errors, same, count = [], 0, 0
     for shape in shapes:
         images = torch.randn(shape, generator=generator)
         expected, found = module(images), run_session(session, images)
+        if found.squeeze().shape == expected.squeeze().shape:
+            expected = expected.reshape(found.shape)
         if found.shape != expected.shape:
             raise ValueError(f'onnxruntime gives {tuple(found.shape)} for {shape}, the model {tuple(expected.shape)}')
+        if not expected.isfinite().all():
+            raise ValueError('the outputs of the model are not finite (NaN or infinite), so nothing can be compared')
         if not module.labels:
             errors.append(relative_error([expected], [found]))
             expected, found = module.labels_of(expected), module.labels_of(found)
