@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from helpers import random_kept, toy, traced
-from toy_nets import Depthwise, Plain, Residual, conv, conv_bn
 from torch import nn
+from toy_nets import Depthwise, Plain, Residual, conv, conv_bn
 
 from mmprune_gates import GDP, GateDecorator, trace_channels
 from mmprune_gates.budget import Candidates, Latency, Limits
@@ -17,6 +17,7 @@ from mmprune_gates.slimming import slim_model
 from mmprune_gates.timing.narrowing import at_widths
 
 STEP = 4
+AS_MEASURED = Fit(1.0, 0.0, [])
 
 
 class Wide(nn.Module):
@@ -30,13 +31,15 @@ class Wide(nn.Module):
         return self.head(self.b(self.a(x)))
 
 
-def table_of(graph, step=STEP, ms=lambda op: 1e-3 * op.reads * op.makes, fit=Fit(1.0, 0.0, [])):
-    """A table in which the ops of a graph take what a function says."""
+def table_of(graph, step=STEP, fit=AS_MEASURED):
+    """A table in which an op takes a microsecond for each pair of channels that it reads and makes."""
     table = Table(Target().facts(), step)
     for work in graph.workload.works:
         grid = at_widths(work, step)
-        rows = [[ms(op) for op in row] for row in grid]
-        table.curves[kind_of(work).signature] = Curve([row[0].reads for row in grid], [op.makes for op in grid[0]], rows)
+        rows = [[1e-3 * op.reads * op.makes for op in row] for row in grid]
+        table.curves[kind_of(work).signature] = Curve(
+            [row[0].reads for row in grid], [op.makes for op in grid[0]], rows
+        )
     table.fits[digest_of(signatures_of(graph.workload))] = fit
     return table
 

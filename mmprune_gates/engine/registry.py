@@ -25,5 +25,23 @@ for cost in (budget.MACs, budget.Parameters, budget.Latency):
 
 
 def built(registry: Registry, config: Any) -> Any:
-    """What a config describes; anything but a config as it is."""
-    return registry.build({'_scope_': registry.scope, **config}) if isinstance(config, Mapping) else config
+    """What a config describes; anything but a config as it is.
+
+    Raises:
+        ValueError: Its type is not registered, or does not take its arguments.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    options = dict(config)
+    name = options.pop('type', None)
+    kind = registry.get(name) if isinstance(name, str) else name
+    if not callable(kind):
+        known = ', '.join(registry.module_dict)
+        raise ValueError(
+            f'{registry.name}={dict(config)!r}: its type must be one of {known}, or of your own, registered in '
+            'mmprune_gates and imported by custom_imports'
+        )
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise ValueError(f'{registry.name}={dict(config)!r}: {error}') from error

@@ -4,7 +4,8 @@ Example::
 
     python tools/analysis_tools/latency.py DENSE_CONFIG SLIM_CONFIG --shape 3 64 96 --backend both
 
-What is timed is what MACs are counted of: up to the logits of the head, before they are resized to the image.
+What is timed is what MACs are counted of: up to the logits of the head, before they are resized to the image. On one
+CPU thread the time is that which the process computes, so that other processes hardly matter.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 from mmprune_gates import cli  # cures come before the imports below
 
@@ -24,12 +23,12 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmprune_gates.budget.latency_table import BACKENDS, Target
 from mmprune_gates.checks import IMAGE, checked
 from mmprune_gates.engine.forwards import inference_forward
 from mmprune_gates.engine.model_config import default_input_shape, without_pretrained
-from mmprune_gates.engine.onnx_graph import Deployed, onnx_of, require_packages, run_session, session_of
-
-Run = Callable[[], object]
+from mmprune_gates.timing.clock import Call, Clock
+from mmprune_gates.timing.table import backend_of
 
 
 def load(path: str) -> Config:
@@ -75,50 +74,30 @@ def check_runs(path: str, model: nn.Module, inputs: torch.Tensor) -> None:
         ) from error
 
 
-def once_in_torch(model: nn.Module, inputs: torch.Tensor) -> Run:
-    """A function that runs the eager model once."""
-
-    @torch.no_grad()
-    def once() -> None:
-        inference_forward(model, inputs)
-        if inputs.is_cuda:
-            torch.cuda.synchronize()
-
-    return once
-
-
-def once_in_onnxruntime(model: nn.Module, inputs: torch.Tensor) -> Run:
-    """A function that runs the model once in onnxruntime, on the CPU with as many threads as torch has.
-
-    Raises:
-        ValueError: It cannot be exported; says at which op.
-    """
-    require_packages()
-    proto = onnx_of(Deployed(model, forward=inference_forward), inputs.shape[1:])
-    session = session_of(proto, torch.get_num_threads())
-    return lambda: run_session(session, inputs)
-
-
-BACKENDS = {'torch': once_in_torch, 'onnxruntime': once_in_onnxruntime}
-
-
-def seconds(once: Run, repeats: int) -> float:
+def seconds(once: Call, repeats: int, now: Clock) -> float:
     """Mean seconds of one run."""
-    begin = time.perf_counter()
+    begin = now()
     for _ in range(repeats):
         once()
-    return (time.perf_counter() - begin) / repeats
+    return (now() - begin) / repeats
 
 
-def compare(first: Run, second: Run, pairs: int, repeats: int = 5) -> dict:
+def compare(first: Call, second: Call, pairs: int, now: Clock, repeats: int = 5) -> dict:
     """Time two functions in turn, A B A B ...
+
+    Args:
+        first: A.
+        second: B.
+        pairs: How often.
+        now: The clock.
+        repeats: Runs in a row of which the mean counts.
 
     Returns:
         Median milliseconds of both, and the ratio first / second of each pair: median and quartiles.
     """
     for once in (first, second):
-        seconds(once, repeats)
-    times = [(seconds(first, repeats), seconds(second, repeats)) for _ in range(pairs)]
+        seconds(once, repeats, now)
+    times = [(seconds(first, repeats, now), seconds(second, repeats, now)) for _ in range(pairs)]
     low, middle, high = statistics.quantiles([a / b for a, b in times], n=4)
     return {
         'first_ms': 1e3 * statistics.median(a for a, _ in times),
@@ -167,8 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     found = {}
     print(f'input {tuple(inputs.shape)}, {args.threads} threads, {args.pairs} alternating pairs')
     for name in BACKENDS if args.backend == 'both' else [args.backend]:
-        run = BACKENDS[name]
-        found[name] = compare(run(first, inputs), run(second, inputs), args.pairs)
+        backend = backend_of(Target(name, args.device, args.threads, args.batch))
+        found[name] = compare(*(backend.call(model, inputs) for model in (first, second)), args.pairs, backend.now)
         print(told(name, found[name]), flush=True)
     if args.json:
         cli.write_json(args.json, found if args.backend == 'both' else found[args.backend])
