@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -119,6 +119,36 @@ class Term:
     factors: tuple[Ids, ...]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Channels cut into several dimensions, as they lie along one of them.
+
+    Attributes:
+        view: What cuts them.
+        dim: The dimension of its result.
+        ids: (C,) ids that stand for the pieces along it.
+        source: Ids of the channels that are cut.
+    """
+
+    view: Node
+    dim: int
+    ids: Ids
+    source: Ids
+
+
+@dataclass
+class Scout:
+    """What is found out about views before it is decided along which dimension the channels that they cut can shrink.
+
+    Attributes:
+        pieces: All dimensions of all views that cut channels, in order of execution.
+        batches: Ids along which products stand each for itself.
+    """
+
+    pieces: list[Piece] = field(default_factory=list)
+    batches: list[Ids] = field(default_factory=list)
+
+
 @dataclass
 class Flow:
     """What one or more walks over exported graphs of one model have found; names are canonical.
@@ -139,6 +169,10 @@ class Flow:
         calls: How often each module without submodules is called, by path.
         plain: Options by path of the modules that take and return one tensor.
         odd: Paths of modules that are called in other ways.
+        heads: Views that cut channels into heads -> the dimension of their result that counts the heads.
+        cuts: The channels that those views have made of heads, one for each head.
+        seen: Channels that a module's code views in another shape, and the path of the module.
+        scout: Looks for such views; None in a walk that makes use of what it has found.
     """
 
     model: nn.Module
@@ -156,6 +190,10 @@ class Flow:
     calls: Counter[str] = field(default_factory=Counter)
     plain: dict[str, Options] = field(default_factory=dict)
     odd: set[str] = field(default_factory=set)
+    heads: Mapping[Node, int] = field(default_factory=dict)
+    cuts: list[Ids] = field(default_factory=list)
+    seen: list[tuple[str, Ids]] = field(default_factory=list)
+    scout: Scout | None = None
 
     def canonical(self, name: str) -> str:
         """The first of all names of a module or tensor."""
@@ -183,7 +221,7 @@ class Flow:
 
     def draft(self) -> Flow:
         """An empty flow for rules to record in, until it is clear whether what they find holds."""
-        return Flow(self.model, self.aliases, self.tensors, self.num_ids)
+        return Flow(self.model, self.aliases, self.tensors, self.num_ids, heads=self.heads)
 
     def absorb(self, draft: Flow) -> None:
         """Take over all that rules have recorded in a draft."""
@@ -193,6 +231,8 @@ class Flow:
         self.reads += draft.reads
         self.sites |= draft.sites
         self.tainted |= draft.tainted
+        self.cuts += draft.cuts
+        self.seen += draft.seen
         for weight, use in draft.layers.items():
             self.layers.setdefault(weight, use)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import FullWidth, Read, Site
 from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.channels.kept import Kept, kept_of
 
 OUTPUT = 'an output of the model'  # why the channels of its outputs are frozen
@@ -65,6 +66,8 @@ class ChannelGraph:
         tainted: Module paths of sites whose output is also used where a gate would not pass unchanged.
         unreached: Module paths whose own parameters no traced pass uses.
         cost: Multiply-accumulates of inference as a function of what is kept.
+        seen: What modules view that holds heads.
+        follows: Attributes of modules that say how many channels there are, and follow when some go.
     """
 
     groups: tuple[Group, ...]
@@ -78,6 +81,8 @@ class ChannelGraph:
     tainted: frozenset[str]
     unreached: tuple[str, ...]
     cost: Cost
+    seen: tuple[Seen, ...] = ()
+    follows: tuple[Follow, ...] = ()
 
     @property
     def num_channels(self) -> int:

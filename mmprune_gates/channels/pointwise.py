@@ -77,7 +77,7 @@ def additive(op: Op) -> Result:
 
 def multiplicative(op: Op) -> Result:
     """mul: zero if any factor is, homogeneous if exactly one factor is."""
-    return _elementwise(op, _scaled_once, broadcast=GATED)
+    return _elementwise(op, scaled_once, broadcast=GATED)
 
 
 def quotient(op: Op) -> Result:
@@ -98,7 +98,7 @@ def _lost(states: list[State]) -> State:
     return np.full_like(states[0], LOST)
 
 
-def _scaled_once(states: list[State]) -> State:
+def scaled_once(states: list[State]) -> State:
     """A product scales with a gate if exactly one factor does, and is zero if any factor is."""
     stacked = np.stack(states)
     scaled = stacked == GATED
@@ -154,11 +154,11 @@ def aligned(
         if longest > 1:
             op.freeze(channels, reason)
         elif channels:
-            axes.append(_meet(op, channels, combine, at_most))
+            axes.append(meet(op, channels, combine, at_most))
     return axes
 
 
-def _meet(op: Op, axes: list[Axis], combine: Combine, at_most: int) -> Axis:
+def meet(op: Op, axes: list[Axis], combine: Combine, at_most: int) -> Axis:
     """One axis from all that meet along a dimension; sites that stop to scale the result are tainted."""
     first, *others = axes
     for other in others:

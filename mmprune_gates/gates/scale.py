@@ -11,6 +11,7 @@ from mmprune_gates.channels.groups import at
 from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate, laid
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement
+from mmprune_gates.gates.stand_in import given
 
 Source = tuple[Gate, int]
 
@@ -82,7 +83,8 @@ class Scale:
             return None
         value = self.value()
         if self.placement.kind == INPUT:
-            return (self.scaled(args[0], value), *args[1:])
+            x, *rest = given(args)
+            return (self.scaled(x, value), *rest)
         for name, dim in self.targets():
             parameter = getattr(module, name)
             scaled = parameter * laid(value, dim, parameter.dim())
