@@ -108,14 +108,17 @@ class Attention(nn.Module):
 class Torch(nn.Module):
     """``nn.MultiheadAttention`` as ``mmcv`` wraps it."""
 
-    def __init__(self, c, *options):
+    def __init__(self, c, heads, batch_first, need_weights):
         super().__init__()
-        self.attn = nn.MultiheadAttention(c, 4 if c % 4 == 0 else 3)
+        self.batch_first, self.need_weights = batch_first, need_weights
+        self.attn = nn.MultiheadAttention(c, heads, batch_first=batch_first)
 
     def forward(self, x, context=None):
-        x = x.transpose(0, 1)
-        context = x if context is None else context.transpose(0, 1)
-        return self.attn(x, context, context)[0].transpose(0, 1)
+        x, context = (
+            one if self.batch_first else one.transpose(0, 1) for one in (x, x if context is None else context)
+        )
+        y = self.attn(x, context, context, need_weights=self.need_weights)[0]
+        return y if self.batch_first else y.transpose(0, 1)
 
 
 class Layer(nn.Module):
@@ -189,8 +192,10 @@ def layers(cross):
     )
 
 
-of_torch = st.tuples(st.just(Torch), st.booleans(), st.booleans())
-some_layers = st.lists(st.one_of(layers(False), layers(False), layers(True)), min_size=1, max_size=2)
+of_torch = st.tuples(
+    st.just(Torch), st.booleans(), st.booleans(), st.sampled_from([2, 4]), st.booleans(), st.booleans()
+)
+some_layers = st.lists(st.one_of(layers(False), layers(False), layers(True), of_torch), min_size=1, max_size=2)
 
 
 @settings(

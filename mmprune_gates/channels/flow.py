@@ -27,6 +27,7 @@ class Read(Generic[Index]):
     Attributes:
         layer: Module path of the reader.
         weight: Name of its weight; None for a module that keeps its full width.
+        parameter: That name, seen from the layer.
         in_dim: Dimension of the weight that reads them, or None.
         dim: Channel dimension of its input; -1, the last, for a linear layer.
         index: (C,) channel at each input position, -1 for none.
@@ -39,6 +40,7 @@ class Read(Generic[Index]):
 
     layer: str
     weight: str | None = None
+    parameter: str = 'weight'
     in_dim: int | None = None
     dim: int
     index: Index

@@ -58,7 +58,13 @@ def unbind(op: Op) -> Result:
 
 
 def split(op: Op) -> Result:
-    """split: consecutive pieces along ``args[2]``, by their sizes, which the code may fix."""
+    """split: consecutive pieces along ``args[2]``, by their sizes, which the code may fix.
+
+    Pieces of a parameter pass: nothing but a rehearsal tells whether the code computes those sizes.
+    """
+    axis = op.x.along(op.arg(2, 0))
+    if op.parameter(0) is not None and axis is not None:
+        return _pieces(op, axis)
     return op.spoilt([op.arg(2, 0)], 'split at sizes that the code may fix')
 
 
@@ -71,6 +77,19 @@ def index(op: Op) -> Result:
     picked = len(shapes(node)[0])
     before, behind = list(range(dim)), list(range(dim + 1, op.x.rank))
     return op.moved([*before, *[None] * picked, *behind], 'indexed along channels')
+
+
+def _pieces(op: Op, axis: Axis) -> list[Value]:
+    """Consecutive pieces along an axis, of the sizes that the results have."""
+    rest = op.x.without(axis.dim)
+    pieces = []
+    start = 0
+    for shape in shapes(op.node):
+        stop = start + shape[axis.dim]
+        piece = axis.take(np.arange(start, stop))
+        pieces.append(Value(shape, (*rest, piece)))
+        start = stop
+    return pieces
 
 
 def roll(op: Op) -> Result:
@@ -107,14 +126,8 @@ def chunk(op: Op) -> Result:
     sizes = {shape[dim] for shape in parts}
     if len(sizes) > 1 or sizes == {1}:
         return op.spoilt([dim], 'split into pieces of different sizes, or of one channel')
-    rows = np.arange(len(axis.ids)).reshape(len(parts), -1)
-    op.flow.tie(axis.ids[rows])
-    rest = op.x.without(dim)
-    pieces = []
-    for shape, row in zip(parts, rows, strict=True):
-        piece = axis.take(row)
-        pieces.append(Value(shape, (*rest, piece)))
-    return pieces
+    op.flow.tie(axis.ids.reshape(len(parts), -1))
+    return _pieces(op, axis)
 
 
 def pixel_shuffle(op: Op) -> Result:

@@ -44,13 +44,18 @@ class Scope:
         path: Its path.
         groups: The groups of those heads.
         seen: What it and the modules in it view that holds them.
-        calls: Module path -> arguments of its first call, of it and the modules in it.
+        calls: Module path -> arguments of its first call, of all modules.
     """
 
     path: str
     groups: tuple[Group, ...]
     seen: tuple[Seen, ...]
     calls: Mapping[str, Options]
+
+    def around(self) -> Scope | None:
+        """The module around it that is called; None if there is none."""
+        path = called(holder_of(self.path), self.calls)
+        return replace(self, path=path) if path else None
 
 
 def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelGraph:
@@ -63,22 +68,30 @@ def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> Channel
     """
     follows: list[Follow] = []
     reasons: dict[str, str] = {}
-    ways = list(WAYS)
-    for scope in find_scopes(graph, stage):
-        for way in list(ways):
-            found = list(following(model, scope, way))
-            failed = failure(model, graph, scope, found)
-            if failed is None:
-                follows += found
-                ways.remove(way)
-                ways.insert(0, way)  # likely the one of the next scope as well
-                break
+    for scope in find_scopes(model, graph, stage):
+        found, failed = first_way(model, graph, scope)
+        around = scope.around()
+        if failed is not None and around is not None:  # what it returns besides may not be used by those who call it
+            found, failed = first_way(model, graph, around)
+        if failed is None:
+            follows += found
         else:
             reasons |= dict.fromkeys([group.name for group in scope.groups], failed)
     return replace(graph, follows=tuple(follows)).with_frozen(reasons)
 
 
-def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
+def first_way(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list[Follow], str | None]:
+    """What follows in the first way in which a module computes what it should; if in none, why the last one fails."""
+    failed = None
+    for way in WAYS:
+        found = list(following(model, scope, way))
+        failed = failure(model, graph, scope, found)
+        if failed is None:
+            return found, None
+    return [], failed
+
+
+def find_scopes(model: nn.Module, graph: ChannelGraph, stage: Stage) -> list[Scope]:
     """The modules that hold heads which can go, each as small as can be."""
     places: dict[str, list[Group]] = defaultdict(list)
     for group in graph.free_channels:
@@ -91,15 +104,22 @@ def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
     calls = first_calls(stage)
     groups_at = defaultdict(list)
     for path, groups in places.items():
-        while path and path not in calls:  # a list of modules is not called
-            path = holder_of(path)
-        groups_at[path] += groups
+        around = holder_of(path)
+        if isinstance(model.get_submodule(around), nn.TransformerEncoderLayer):  # computes with the parameters in it
+            path = around
+        groups_at[called(path, calls)] += groups
     scopes = []
     for path, groups in groups_at.items():
         seen = [one for one in graph.seen if any(inside(one.index, group).any() for group in groups)]
-        own = {name: call for name, call in calls.items() if not path or within(name, (path,))}
-        scopes.append(Scope(path, tuple(groups), tuple(seen), own))
+        scopes.append(Scope(path, tuple(groups), tuple(seen), calls))
     return scopes
+
+
+def called(path: str, calls: Mapping[str, Options]) -> str:
+    """The innermost module that encloses a path and is called, as a list of modules is not; '' if there is none."""
+    while path and path not in calls:
+        path = holder_of(path)
+    return path
 
 
 def tensors_of(graph: ChannelGraph, group: Group) -> list[str]:
@@ -164,7 +184,8 @@ def failure(model: nn.Module, graph: ChannelGraph, scope: Scope, follows: Sequen
     if scope.path not in scope.calls:
         return 'heads of several modules, which cannot be tried alone'
     module = randomized(model.get_submodule(scope.path))
-    options = tree_map(random_like, scope.calls[scope.path])
+    generator = torch.Generator().manual_seed(0)
+    options = tree_map(partial(random_like, generator), scope.calls[scope.path])
     part = part_of(graph, scope.path, follows)
     eager = torch.compiler.set_stance('force_eager')
     with eager, torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -231,11 +252,10 @@ def randomized(module: nn.Module) -> nn.Module:
     return module
 
 
-def random_like(leaf: Any) -> Any:
+def random_like(generator: torch.Generator, leaf: Any) -> Any:
     """Random numbers in place of a tensor of numbers, zeros in place of one of whole numbers."""
     if not isinstance(leaf, Tensor):
         return leaf
     if not leaf.is_floating_point():
         return torch.zeros(leaf.shape, dtype=leaf.dtype)
-    generator = torch.Generator().manual_seed(0)
     return torch.randn(leaf.shape, generator=generator, dtype=torch.double)
