@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -241,6 +242,13 @@ class Flow:
     def absorb_cost(self, draft: Flow) -> None:
         """Take over what ops cost, and the ids that this refers to."""
         self.terms += draft.terms
+        self.num_ids = draft.num_ids
+
+    def absorb_whole_cost(self, draft: Flow) -> None:
+        """Take over what ops cost that go on to see all channels, whatever is kept."""
+        for term in draft.terms:
+            extents = [len(ids) for ids in term.factors]
+            self.terms.append(replace(term, positions=term.positions * prod(extents), factors=()))
         self.num_ids = draft.num_ids
 
     def unite(self, a: Ids, b: Ids) -> None:

@@ -152,7 +152,7 @@ def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> li
         for inner in (node,) if call is None else call.nodes:
             follow(inner, draft)
         if call is not None and computes_across(draft, values[call.entry]):
-            flow.absorb_cost(draft)
+            flow.absorb_whole_cost(draft)
             keep_whole(flow, call, values, batch)
         elif _is_dead(node):
             flow.absorb_cost(draft)

@@ -24,6 +24,7 @@ from mmprune_gates.channels.calls import Options, run
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, inside, within
 from mmprune_gates.channels.heads import Follow, Seen
+from mmprune_gates.gates.stand_in import given, shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
 from mmprune_gates.slimming.stage import ERRORS, Stage, line_of_model_code
@@ -68,7 +69,7 @@ def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> Channel
     """
     follows: list[Follow] = []
     reasons: dict[str, str] = {}
-    for scope in find_scopes(model, graph, stage):
+    for scope in find_scopes(graph, stage):
         found, failed = first_way(model, graph, scope)
         around = scope.around()
         if failed is not None and around is not None:  # what it returns besides may not be used by those who call it
@@ -91,7 +92,7 @@ def first_way(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list
     return [], failed
 
 
-def find_scopes(model: nn.Module, graph: ChannelGraph, stage: Stage) -> list[Scope]:
+def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
     """The modules that hold heads which can go, each as small as can be."""
     places: dict[str, list[Group]] = defaultdict(list)
     for group in graph.free_channels:
@@ -104,9 +105,6 @@ def find_scopes(model: nn.Module, graph: ChannelGraph, stage: Stage) -> list[Sco
     calls = first_calls(stage)
     groups_at = defaultdict(list)
     for path, groups in places.items():
-        around = holder_of(path)
-        if isinstance(model.get_submodule(around), nn.TransformerEncoderLayer):  # computes with the parameters in it
-            path = around
         groups_at[called(path, calls)] += groups
     scopes = []
     for path, groups in groups_at.items():
@@ -147,7 +145,7 @@ def first_calls(stage: Stage) -> dict[str, Options]:
     calls: dict[str, Options] = {}
 
     def note(path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        calls.setdefault(path, (args, kwargs))
+        calls.setdefault(path, (given(args), kwargs))
 
     model = copy.deepcopy(stage.model)
     for path, module in model.named_modules():
@@ -165,7 +163,7 @@ def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:
         names = [*COUNTS * (HEADS in way), *INNER * (WIDTHS in way)]
         sizes = whole_attributes(module, names)
         if SHAPE in way:
-            sizes[SHOWN_WIDTH] = input_width(scope.calls.get(one.module))
+            sizes[SHOWN_WIDTH] = shown_width(module) or input_width(scope.calls.get(one.module))
         for name, size in sizes.items():
             if size == len(one.index) and (one.module, name) not in known:
                 known.add((one.module, name))

@@ -97,4 +97,9 @@ def allow_fewer_heads(module: nn.MultiheadAttention) -> bool:
     if module.bias_k is not None or module.add_zero_attn:
         raise NotImplementedError('nn.MultiheadAttention with add_bias_kv or add_zero_attn')
     module.__class__ = NarrowAttention
+    module.register_forward_pre_hook(_keep_off)
     return True
+
+
+def _keep_off(module: nn.Module, args: tuple) -> None:
+    """Forward pre-hook that does nothing; ``nn.TransformerEncoderLayer`` calls modules with hooks, and no kernel."""
