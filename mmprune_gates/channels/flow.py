@@ -264,6 +264,11 @@ class Flow:
         """Never remove the channels of ``axes``."""
         self.frozen.extend((axis.ids, reason) for axis in axes if axis is not None)
 
+    def is_frozen(self, axis: Axis) -> bool:
+        """Whether none of these channels can be removed for a reason that is known already."""
+        frozen = [ids for ids, _ in self.frozen]
+        return bool(frozen) and bool(np.isin(axis.ids, np.concatenate(frozen)).all())
+
     def weaken(self, axis: Axis, at_most: int | np.ndarray) -> Axis:
         """``axis`` with its states lowered; sites whose gate no longer scales the result are tainted."""
         state = np.minimum(axis.state, at_most).astype(np.int8)

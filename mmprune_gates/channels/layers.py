@@ -114,11 +114,10 @@ def _consume(op: Op, channels: Axis | None, reader: Axis | None) -> None:
 def _read(op: Op, channels: Axis, in_dim: int) -> None:
     """Record that a layer reads channels of its input along a dimension of its weight."""
     weight = op.source(1)
-    prefix = f'{op.layer}.' if op.layer else ''
-    if weight is None or not weight.startswith(prefix):
+    parameter = None if weight is None else _seen_from(op, weight)
+    if parameter is None:
         op.freeze([channels], FOREIGN)
         return
-    parameter = weight.removeprefix(prefix)
     read = Read(
         layer=op.layer,
         weight=weight,
@@ -133,6 +132,17 @@ def _read(op: Op, channels: Axis, in_dim: int) -> None:
         direct=parameter == 'weight' and op.flow.is_direct(op.layer),
     )
     op.flow.reads.append(read)
+
+
+def _seen_from(op: Op, weight: str) -> str | None:
+    """Name of a weight as the module that makes the call has it; None if it is not in that module.
+
+    The model itself need not be called: a forward of one's own may call what is in it.
+    """
+    if not op.layer:
+        return weight if weight == 'weight' else None
+    prefix = f'{op.layer}.'
+    return weight.removeprefix(prefix) if weight.startswith(prefix) else None
 
 
 def _is_own(op: Op, position: int, attribute: str) -> bool:

@@ -200,6 +200,8 @@ def view(op: Op) -> Result:
     axes = []
     for before, after in runs(x.shape, op.shape):
         own = [axis for axis in x.axes if axis.dim in before]
+        if len(own) > 1:
+            own = [axis for axis in own if not op.flow.is_frozen(axis)] or own  # what stays has a fixed size
         if len(own) == 1:
             axes += _relaid(op, own[0], before, after)
         else:

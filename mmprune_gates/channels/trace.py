@@ -148,20 +148,28 @@ def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> li
         if node.op != 'call_function' or node in values:  # all ops of a module's call are followed at its first one
             continue
         call = calls.get(node)
+        if call is None and not _is_dead(node):
+            follow(node, flow)
+            continue
         draft = flow.draft()
         for inner in (node,) if call is None else call.nodes:
             follow(inner, draft)
-        if call is not None and computes_across(draft, values[call.entry]):
-            flow.absorb_whole_cost(draft)
-            keep_whole(flow, call, values, batch)
-        elif _is_dead(node):
-            flow.absorb_cost(draft)
-        else:
-            flow.absorb(draft)
+        _settle_draft(flow, draft, call, values, batch)
     for node in graph.output_node().all_input_nodes:
         for value in as_list(values[node]):
             flow.freeze(value.axes, OUTPUT)
     return find_branches(Walked(flow, values, names))
+
+
+def _settle_draft(flow: Flow, draft: Flow, call: Call | None, values: dict[Node, Any], batch: int) -> None:
+    """Take over what was found of a module's call or, without one, of an op whose result nothing reads."""
+    if call is None:
+        flow.absorb_cost(draft)
+    elif computes_across(draft, values[call.entry]):
+        flow.absorb_whole_cost(draft)
+        keep_whole(flow, call, values, batch)
+    else:
+        flow.absorb(draft)
 
 
 def _find_heads(flow: Flow, program: ExportedProgram, batch: int) -> dict[Node, int]:
