@@ -242,7 +242,8 @@ def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> Channe
 
 def randomized(module: nn.Module) -> nn.Module:
     """A copy in float64 and evaluation mode with random parameters."""
-    module = copy.deepcopy(module).double().eval()
+    module = copy.deepcopy(module).double()
+    module.eval()  # not all modules return themselves
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         values = torch.randn(parameter.shape, generator=generator, dtype=torch.double)
