@@ -131,6 +131,16 @@ def test_a_slim_net_is_slimmed_again(kind):
     assert relative_error(call(slim, x), call(masked_copy(reference, again, kept), x)) < 1e-12
 
 
+@kinds
+def test_a_slim_net_is_traced_for_other_runtimes(kind):
+    build, name, _ = KINDS[kind]
+    model, graph, x = traced(build())
+    slim = copy.deepcopy(model)
+    slim_model(slim, graph, {name: torch.tensor([True, False, True])})
+    assert relative_error([torch.jit.trace(slim, x)(x)], call(slim, x)) == 0
+    assert relative_error([torch.export.export(slim, (x,)).module()(x)], call(slim, x)) == 0
+
+
 def test_heads_of_torch_go_and_the_weights_it_gives_do_not_matter():
     model, graph, x = traced(Torch())
     name = 'attn.attn'

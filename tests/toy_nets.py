@@ -250,7 +250,7 @@ class TiedWeights(Toy):
     """Two convolutions that own one weight: it stays one after slimming. No gate can stand at the second."""
 
     free = {}
-    frozen = {'a.0': 'not the `weight` of the module', 'head': 'an output'}
+    frozen = {'a.0': 'no parameter of the module', 'head': 'an output'}
     macs = P * 9 * (6 * 3 + 2 * 6 * 6) + P * 4 * 6
 
     def __init__(self):
@@ -787,7 +787,7 @@ class OwnLayers(Toy):
 
     shape = (3, 2, 2)
     free = {'a.0': 6, 'b': 20}
-    frozen = {'c.0': 'not the `weight`', 'kernel': 'an output'}
+    frozen = {'c.0': 'no parameter of the module', 'kernel': 'an output'}
     macs = 4 * 9 * 6 * 3 + 16 * 20 * 6 + 16 * 5 * 20 + 16 * 4 * 5
     placements = {('b', 'weight'), ('c.0', 'weight')}
 
