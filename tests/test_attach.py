@@ -1,6 +1,7 @@
 """Gates on a model: nothing changes when they come, closed is exactly zero, nothing is left when they go."""
 
 import copy
+from operator import attrgetter
 
 import pytest
 import torch
@@ -64,17 +65,19 @@ def test_a_closed_channel_is_exactly_zero_where_it_is_read(net):
     gates = attach_gates(model, graph, PolarizationGate)
     close(gates, kept)
     vector = torch.cat([graph.kept(kept).vector, torch.ones(1, dtype=torch.bool)])
-    scaled = {scale.module: scale.placement for scale in gates.scales if scale.placement.kind not in BEHIND}
+    before = [scale for scale in gates.scales if scale.placement.kind not in BEHIND]
+    scaled = {(scale.module, scale.placement.parameter): scale.placement for scale in before}
     seen = []
 
     def look(read, module):
         gone = ~vector[read.index]
 
         def check(module, args):
-            own = scaled.get(module)
+            own = scaled.get((module, read.parameter))
             tensor, dim, closed = args[0], read.dim, gone
             if own is not None and own.kind != INPUT:  # the weight is scaled, not the input
-                tensor, dim, closed = module.weight, read.in_dim, ~vector[graph.slots[read.weight][read.in_dim]]
+                tensor = attrgetter(own.parameter)(module)
+                dim, closed = read.in_dim, ~vector[graph.slots[read.weight][read.in_dim]]
             seen.append(tensor.detach().movedim(dim, 0)[closed])
 
         module.register_forward_pre_hook(check)  # after the gate's own hook

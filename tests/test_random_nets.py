@@ -252,12 +252,12 @@ def test_removal_is_exact_in_random_nets(net, seed, units):
         check_gates(model, graph, inputs, kept)
 
 
-def check_gates(model, graph, inputs, kept):
-    """Open, closed, half open, folded, slim, gone."""
+def check_gates(model, graph, inputs, kept, rounding=0):
+    """Open, closed, half open, folded, slim, gone; open gates change no more than ``rounding``."""
     before = call(model, inputs)
     expected = call(masked_copy(model, graph, kept), inputs)
     gates = attach_gates(model, graph, PolarizationGate)
-    assert relative_error(call(model, inputs), before) == 0
+    assert relative_error(call(model, inputs), before) <= rounding
     for name, mask in kept.items():
         gates[name].theta.data.copy_(mask)
     assert relative_error(call(model, inputs), expected) < 1e-9
@@ -267,7 +267,7 @@ def check_gates(model, graph, inputs, kept):
     slim_model(folded, *fold_gates(folded))
     assert relative_error(call(folded, inputs), half) < 1e-9
     detach_gates(model)
-    assert relative_error(call(model, inputs), before) == 0
+    assert relative_error(call(model, inputs), before) <= rounding
     gates = attach_gates(model, graph, DecoratorGate)
     take_over_affine(gates)
     assert relative_error(call(model, inputs), before) < 1e-9

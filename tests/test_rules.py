@@ -37,6 +37,11 @@ def pairs(x):
     return x.view(x.shape[0], 2, x.shape[1] // 2, *x.shape[2:])
 
 
+def attended(x):
+    """Attention of tokens (N, L, E), with one more dimension."""
+    return F.scaled_dot_product_attention(x, x, x)[..., None]
+
+
 class Single(nn.Module):
     """A norm over one channel, for which the others are samples."""
 
@@ -130,6 +135,8 @@ SAME = {  # homogeneous: everything passes, a gate on the norm included
     'view_as': lambda x: x.view_as(x),
     'reshape_as': lambda x: x.flatten(2).reshape_as(x),
     'unflatten': lambda x: x.flatten(2).unflatten(2, (4, 4)),
+    'matmul': lambda x: x @ torch.linspace(-1, 1, 16).to(x).view(4, 4),
+    'index': lambda x: x[:, :, torch.tensor([0, 2, 3])],
 }
 ZERO = {  # zero stays zero, but a gate does not pass
     'silu': F.silu,
@@ -170,6 +177,8 @@ ZERO = {  # zero stays zero, but a gate does not pass
     'le': lambda x: (x <= 0.1).to(x),
     'gt': lambda x: (x > 0.1).to(x),
     'ge': lambda x: (x >= 0.1).to(x),
+    'div(length)': lambda x: F.normalize(x, dim=-1),
+    'div(by positive)': lambda x: torch.ones(1, 4, 4).to(x) / x.clamp(min=0.5).expand_as(x),
     'softmax': lambda x: x.softmax(-1),
     'log_softmax': lambda x: x.log_softmax(2),
     'zeros_like': lambda x: torch.zeros_like(x) + x.sigmoid(),
@@ -181,6 +190,13 @@ ZERO = {  # zero stays zero, but a gate does not pass
     'instance_norm': nn.InstanceNorm2d(6),
     'batch_norm': nn.BatchNorm2d(6, affine=False),
     'batch_norm(1)': Single(),
+    # products in which channels stand each for itself
+    'matmul(heads)': lambda x: x @ x.transpose(2, 3),
+    'bmm': lambda x: torch.bmm(x.flatten(0, 1), x.flatten(0, 1)).view(len(x), -1, 4, 4),
+    'einsum': lambda x: torch.einsum('nchw,ncvw->nchv', x, x),
+    'scaled_dot_product_attention': lambda x: F.scaled_dot_product_attention(x, x, x),
+    'scaled_dot_product_attention(mask)': lambda x: F.scaled_dot_product_attention(x, x, x, x),
+    'scaled_dot_product_attention(map)': lambda x: F.scaled_dot_product_attention(x, x, x, torch.eye(4).to(x)),
 }
 FLAT = {  # in front of a linear layer
     'flatten': lambda x: x.flatten(1),
@@ -219,19 +235,29 @@ STAY = {  # nothing can go, for the reason
     'max(dim)': (lambda x: x.max(2)[0].unsqueeze(2), 'no rule for this op (aten.max'),
     'clamp(tensor)': (lambda x: x.clamp(torch.zeros(())), 'no rule for this op'),
     'clamp(max=tensor)': (lambda x: x.clamp(max=torch.zeros(())), 'no rule for this op'),
+    'div(clamp)': (lambda x: x / x.clamp(min=0), 'divides'),
     'div(itself)': (lambda x: x / (x.abs() + 1), 'divides'),
     'add(rigid)': (lambda x: x + torch.ones(6, 1, 1), 'no removable channels there'),
     'pool(channels)': (lambda x: F.max_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1)[..., None], 'resampled along'),
     'pad(channels)': (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1)), 'padded along'),
-    'matmul': (lambda x: torch.matmul(x.flatten(2).transpose(1, 2), x.flatten(2))[..., None], 'as a matrix'),
-    'bmm': (lambda x: torch.bmm(x.flatten(2), x.flatten(2).transpose(1, 2))[..., None], 'as a matrix'),
+    'matmul(channels)': (lambda x: torch.matmul(x.flatten(2).transpose(1, 2), x.flatten(2))[..., None], 'as a matrix'),
+    'matmul(vector)': (lambda x: (x.flatten(2) @ torch.ones(16).to(x))[..., None, None], 'as a matrix'),
+    'matmul(rigid)': (lambda x: x @ torch.ones(6, 4, 4).to(x), 'no removable channels there'),
+    'bmm(channels)': (lambda x: torch.bmm(x.flatten(2).transpose(1, 2), x.flatten(2))[..., None], 'as a matrix'),
     'mm': (lambda x: torch.mm(x.flatten(1), x.flatten(1).t())[..., None, None], 'as a matrix'),
-    'einsum': (lambda x: torch.einsum('nchw,nciw->nhi', x, x)[..., None], 'as a matrix'),
-    'scaled_dot_product_attention': (lambda x: F.scaled_dot_product_attention(x, x, x), 'as a matrix'),
+    'einsum(channels)': (lambda x: torch.einsum('nchw,nciw->nhi', x, x)[..., None], 'as a matrix'),
+    'einsum(one)': (lambda x: torch.einsum('nchw->nhwc', x), 'as a matrix'),
+    'attention(width)': (lambda x: attended(x.flatten(2).transpose(1, 2)), 'as a matrix'),
+    'attention(tokens)': (lambda x: attended(x.flatten(2)), 'attended over channels'),
+    'attention(mask)': (
+        lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(6, 4, 4).to(x)),
+        'no removable channels there',
+    ),
+    'index(channels)': (lambda x: x[:, torch.tensor([0, 2, 3])], 'indexed along channels'),
+    'index(two)': (lambda x: x[:, :, torch.tensor([0, 2]), torch.tensor([1, 3])][..., None], 'no rule for this op'),
     'cat(input)': (lambda x: torch.cat([x, torch.ones_like(x[:, :1])], 2 - 1), 'sliced at a size'),
     'cat(rigid)': (lambda x: torch.cat([x, torch.ones(2, 6, 1, 4)], 2), 'concatenated with a tensor'),
     'stack(rigid)': (lambda x: torch.stack([x, torch.ones(2, 6, 4, 4)]).sum(0), 'stacked with a tensor'),
-    'view(two)': (lambda x: torch.einsum('nchw->nhwc', x), 'as a matrix'),
 }
 
 

@@ -250,7 +250,7 @@ class TiedWeights(Toy):
     """Two convolutions that own one weight: it stays one after slimming. No gate can stand at the second."""
 
     free = {}
-    frozen = {'a.0': 'not the `weight` of the module', 'head': 'an output'}
+    frozen = {'a.0': 'no parameter of the module', 'head': 'an output'}
     macs = P * 9 * (6 * 3 + 2 * 6 * 6) + P * 4 * 6
 
     def __init__(self):
@@ -334,10 +334,10 @@ class Decoder(Toy):
 
 
 class AttentionProduct(Toy):
-    """Non-local block: what is multiplied as matrices stays, and its products count."""
+    """Non-local block: channels that are summed over stay, those that are mixed over places go; all products count."""
 
-    free = {'out.0': 5}
-    frozen = {'a.0': 'multiplied as a matrix', 'query': 'multiplied', 'key': 'multiplied', 'head': 'an output'}
+    free = {'a.0': 6, 'out.0': 5}
+    frozen = {'query': 'multiplied as a matrix', 'key': 'multiplied', 'head': 'an output'}
     macs = P * 9 * 6 * 3 + 2 * P * 4 * 6 + P * P * 4 + P * P * 6 + P * 5 * 6 + P * 4 * 5
 
     def __init__(self):
@@ -353,11 +353,11 @@ class AttentionProduct(Toy):
 
 
 class MultiHead(Toy):
-    """torch's own attention uses its layers' weights itself: nothing there can be gated, everything counts."""
+    """torch's own attention uses its layers' weights itself: gates act on them there, heads go, everything counts."""
 
     shape = (3, 4, 4)
-    free = {'up': 7}
-    frozen = {'embed': 'not the `weight`', 'attention': 'multiplied as a matrix'}
+    free = {'attention': 2, 'up': 7}
+    frozen = {'embed': 'an output'}
     macs = 16 * (8 * 3 + 24 * 8 + 8 * 8 + 7 * 8 + 8 * 7) + 2 * 16 * 16 * 8
 
     def __init__(self):
@@ -787,7 +787,7 @@ class OwnLayers(Toy):
 
     shape = (3, 2, 2)
     free = {'a.0': 6, 'b': 20}
-    frozen = {'c.0': 'not the `weight`', 'kernel': 'an output'}
+    frozen = {'c.0': 'no parameter of the module', 'kernel': 'an output'}
     macs = 4 * 9 * 6 * 3 + 16 * 20 * 6 + 16 * 5 * 20 + 16 * 4 * 5
     placements = {('b', 'weight'), ('c.0', 'weight')}
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import Flow, FullWidth, Read, Site
 from mmprune_gates.channels.graph import ChannelGraph, Layer
 from mmprune_gates.channels.groups import Block
+from mmprune_gates.channels.heads import Seen, find_seen
 from mmprune_gates.channels.labels import Axis
 from mmprune_gates.channels.numbering import Numbering, number_channels
 from mmprune_gates.channels.walked import Walked
@@ -70,6 +72,7 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
         unreached=_unreached_modules(flow),
         cost=cost,
         workload=workload_of(inference, numbering, blocks, batch),
+        seen=_find_seen(flow, numbering),
     )
 
 
@@ -101,6 +104,15 @@ def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site[Tensor], ...]:
     """Where a gate can stand behind what makes channels."""
     sites = [_resolved(site, numbering) for site in flow.sites.values()]
     return tuple(site for site in sites if (site.index >= 0).any())
+
+
+def _find_seen(flow: Flow, numbering: Numbering) -> tuple[Seen, ...]:
+    """What modules view that holds heads."""
+    if not flow.cuts:
+        return ()
+    heads = numbering.channels(np.concatenate(flow.cuts))
+    indices = [numbering.channels(ids) for _, ids in flow.seen]
+    return find_seen(flow.seen, indices, heads[heads >= 0])
 
 
 def _describe_blocks(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ class Read(Generic[Index]):
     Attributes:
         layer: Module path of the reader.
         weight: Name of its weight; None for a module that keeps its full width.
+        parameter: That name, seen from the layer.
         in_dim: Dimension of the weight that reads them, or None.
         dim: Channel dimension of its input; -1, the last, for a linear layer.
         index: (C,) channel at each input position, -1 for none.
@@ -39,6 +41,7 @@ class Read(Generic[Index]):
 
     layer: str
     weight: str | None = None
+    parameter: str = 'weight'
     in_dim: int | None = None
     dim: int
     index: Index
@@ -119,6 +122,36 @@ class Term:
     factors: tuple[Ids, ...]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Channels cut into several dimensions, as they lie along one of them.
+
+    Attributes:
+        view: What cuts them.
+        dim: The dimension of its result.
+        ids: (C,) ids that stand for the pieces along it.
+        source: Ids of the channels that are cut.
+    """
+
+    view: Node
+    dim: int
+    ids: Ids
+    source: Ids
+
+
+@dataclass
+class Scout:
+    """What is found out about views before it is decided along which dimension the channels that they cut can shrink.
+
+    Attributes:
+        pieces: All dimensions of all views that cut channels, in order of execution.
+        batches: Ids along which products stand each for itself.
+    """
+
+    pieces: list[Piece] = field(default_factory=list)
+    batches: list[Ids] = field(default_factory=list)
+
+
 @dataclass
 class Flow:
     """What one or more walks over exported graphs of one model have found; names are canonical.
@@ -139,6 +172,10 @@ class Flow:
         calls: How often each module without submodules is called, by path.
         plain: Options by path of the modules that take and return one tensor.
         odd: Paths of modules that are called in other ways.
+        heads: Views that cut channels into heads -> the dimension of their result that counts the heads.
+        cuts: The channels that those views have made of heads, one for each head.
+        seen: Channels that a module's code views in another shape, and the path of the module.
+        scout: Looks for such views; None in a walk that makes use of what it has found.
     """
 
     model: nn.Module
@@ -156,6 +193,10 @@ class Flow:
     calls: Counter[str] = field(default_factory=Counter)
     plain: dict[str, Options] = field(default_factory=dict)
     odd: set[str] = field(default_factory=set)
+    heads: Mapping[Node, int] = field(default_factory=dict)
+    cuts: list[Ids] = field(default_factory=list)
+    seen: list[tuple[str, Ids]] = field(default_factory=list)
+    scout: Scout | None = None
 
     def canonical(self, name: str) -> str:
         """The first of all names of a module or tensor."""
@@ -183,7 +224,7 @@ class Flow:
 
     def draft(self) -> Flow:
         """An empty flow for rules to record in, until it is clear whether what they find holds."""
-        return Flow(self.model, self.aliases, self.tensors, self.num_ids)
+        return Flow(self.model, self.aliases, self.tensors, self.num_ids, heads=self.heads)
 
     def absorb(self, draft: Flow) -> None:
         """Take over all that rules have recorded in a draft."""
@@ -193,12 +234,21 @@ class Flow:
         self.reads += draft.reads
         self.sites |= draft.sites
         self.tainted |= draft.tainted
+        self.cuts += draft.cuts
+        self.seen += draft.seen
         for weight, use in draft.layers.items():
             self.layers.setdefault(weight, use)
 
     def absorb_cost(self, draft: Flow) -> None:
         """Take over what ops cost, and the ids that this refers to."""
         self.terms += draft.terms
+        self.num_ids = draft.num_ids
+
+    def absorb_whole_cost(self, draft: Flow) -> None:
+        """Take over what ops cost that go on to see all channels, whatever is kept."""
+        for term in draft.terms:
+            extents = [len(ids) for ids in term.factors]
+            self.terms.append(replace(term, positions=term.positions * prod(extents), factors=()))
         self.num_ids = draft.num_ids
 
     def unite(self, a: Ids, b: Ids) -> None:
@@ -213,6 +263,11 @@ class Flow:
     def freeze(self, axes: Iterable[Axis | None], reason: str) -> None:
         """Never remove the channels of ``axes``."""
         self.frozen.extend((axis.ids, reason) for axis in axes if axis is not None)
+
+    def is_frozen(self, axis: Axis) -> bool:
+        """Whether none of these channels can be removed for a reason that is known already."""
+        frozen = [ids for ids, _ in self.frozen]
+        return bool(frozen) and bool(np.isin(axis.ids, np.concatenate(frozen)).all())
 
     def weaken(self, axis: Axis, at_most: int | np.ndarray) -> Axis:
         """``axis`` with its states lowered; sites whose gate no longer scales the result are tainted."""

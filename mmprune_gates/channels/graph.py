@@ -11,6 +11,7 @@ from torch import Tensor
 from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import FullWidth, Read, Site
 from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.channels.kept import Kept, kept_of
 from mmprune_gates.channels.workload import Workload
 
@@ -67,6 +68,8 @@ class ChannelGraph:
         unreached: Module paths whose own parameters no traced pass uses.
         cost: Multiply-accumulates of inference as a function of what is kept.
         workload: The ops of inference, for costs of other kinds.
+        seen: What modules view that holds heads.
+        follows: Attributes of modules that say how many channels there are, and follow when some go.
     """
 
     groups: tuple[Group, ...]
@@ -81,6 +84,8 @@ class ChannelGraph:
     unreached: tuple[str, ...]
     cost: Cost
     workload: Workload
+    seen: tuple[Seen, ...] = ()
+    follows: tuple[Follow, ...] = ()
 
     @property
     def num_channels(self) -> int:

@@ -18,7 +18,7 @@ from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis
 from mmprune_gates.channels.op import Op, Result
 
 FIXED_INPUT = 'reads an input without removable channels'
-FOREIGN = 'read by a weight that is not the `weight` of the module that uses it: no gate can stand there'
+FOREIGN = 'read by a weight that is no parameter of the module that uses it: no gate can stand there'
 
 
 def linear(op: Op) -> Result:
@@ -72,7 +72,7 @@ def _shifted(op: Op, axes: Iterable[Axis]) -> list[Axis]:
 
 def _register(op: Op, kind: str, out_dim: int, in_dim: int | None) -> None:
     """Remember which layer uses a weight, for groups and the coverage report."""
-    weight = op.parameter(1)
+    weight = op.source(1)
     if weight is not None:
         use = Use(_holder(op), kind, out_dim, in_dim)
         op.flow.layers.setdefault(weight, use)
@@ -80,7 +80,7 @@ def _register(op: Op, kind: str, out_dim: int, in_dim: int | None) -> None:
 
 def _holder(op: Op) -> str:
     """Path of the module that holds the weight; the one that makes the call where it is computed."""
-    weight = op.parameter(1)
+    weight = op.source(1)
     if weight is None:
         return op.layer
     return weight.rpartition('.')[0]
@@ -113,12 +113,15 @@ def _consume(op: Op, channels: Axis | None, reader: Axis | None) -> None:
 
 def _read(op: Op, channels: Axis, in_dim: int) -> None:
     """Record that a layer reads channels of its input along a dimension of its weight."""
-    if not _is_own(op, 1, 'weight'):
+    weight = op.source(1)
+    parameter = None if weight is None else _seen_from(op, weight)
+    if parameter is None:
         op.freeze([channels], FOREIGN)
         return
     read = Read(
         layer=op.layer,
-        weight=op.parameter(1),
+        weight=weight,
+        parameter=parameter,
         in_dim=in_dim,
         dim=_channel_dim(op, channels),
         index=channels.ids,
@@ -126,9 +129,20 @@ def _read(op: Op, channels: Axis, in_dim: int) -> None:
         sites=channels.sites,
         input_size=op.per_sample(op.x.shape),
         weight_size=prod(op.weight.shape),
-        direct=op.flow.is_direct(op.layer),
+        direct=parameter == 'weight' and op.flow.is_direct(op.layer),
     )
     op.flow.reads.append(read)
+
+
+def _seen_from(op: Op, weight: str) -> str | None:
+    """Name of a weight as the module that makes the call has it; None if it is not in that module.
+
+    The model itself need not be called: a forward of one's own may call what is in it.
+    """
+    if not op.layer:
+        return weight if weight == 'weight' else None
+    prefix = f'{op.layer}.'
+    return weight.removeprefix(prefix) if weight.startswith(prefix) else None
 
 
 def _is_own(op: Op, position: int, attribute: str) -> bool:

@@ -5,12 +5,17 @@ Most of them only say where each dimension of their result comes from, see :meth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
+import torch
+from torch.fx import Node
 
+from mmprune_gates.channels.flow import Piece
 from mmprune_gates.channels.labels import LOST, Axis, Ids, Value
-from mmprune_gates.channels.op import UNKNOWN, Op, Result, shapes
+from mmprune_gates.channels.op import NO_RULE, UNKNOWN, Op, Result, shapes
 from mmprune_gates.channels.pointwise import aligned
 from mmprune_gates.channels.reshape import grid, lines, runs, spread
 
@@ -56,8 +61,39 @@ def unbind(op: Op) -> Result:
 
 
 def split(op: Op) -> Result:
-    """split: consecutive pieces along ``args[2]``, by their sizes, which the code may fix."""
+    """split: consecutive pieces along ``args[2]``, by their sizes, which the code may fix.
+
+    Pieces of a parameter pass: nothing but a rehearsal tells whether the code computes those sizes.
+    """
+    axis = op.x.along(op.arg(2, 0))
+    if op.parameter(0) is not None and axis is not None:
+        return _pieces(op, axis)
     return op.spoilt([op.arg(2, 0)], 'split at sizes that the code may fix')
+
+
+def index(op: Op) -> Result:
+    """``aten.index`` with one tensor of whole numbers: positions of one dimension, which holds no channel."""
+    given = cast(Sequence[Node | None], op.node.args[1])
+    places = [(dim, node) for dim, node in enumerate(given) if node is not None]
+    if len(places) != 1 or places[0][1].meta['val'].dtype == torch.bool:
+        return op.give_up(NO_RULE)
+    ((dim, node),) = places
+    picked = len(shapes(node)[0])
+    before, behind = list(range(dim)), list(range(dim + 1, op.x.rank))
+    return op.moved([*before, *[None] * picked, *behind], 'indexed along channels')
+
+
+def _pieces(op: Op, axis: Axis) -> list[Value]:
+    """Consecutive pieces along an axis, of the sizes that the results have."""
+    rest = op.x.without(axis.dim)
+    pieces = []
+    start = 0
+    for shape in shapes(op.node):
+        stop = start + shape[axis.dim]
+        piece = axis.take(np.arange(start, stop))
+        pieces.append(Value(shape, (*rest, piece)))
+        start = stop
+    return pieces
 
 
 def roll(op: Op) -> Result:
@@ -94,14 +130,8 @@ def chunk(op: Op) -> Result:
     sizes = {shape[dim] for shape in parts}
     if len(sizes) > 1 or sizes == {1}:
         return op.spoilt([dim], 'split into pieces of different sizes, or of one channel')
-    rows = np.arange(len(axis.ids)).reshape(len(parts), -1)
-    op.flow.tie(axis.ids[rows])
-    rest = op.x.without(dim)
-    pieces = []
-    for shape, row in zip(parts, rows, strict=True):
-        piece = axis.take(row)
-        pieces.append(Value(shape, (*rest, piece)))
-    return pieces
+    op.flow.tie(axis.ids.reshape(len(parts), -1))
+    return _pieces(op, axis)
 
 
 def pixel_shuffle(op: Op) -> Result:
@@ -165,8 +195,8 @@ def _join(op: Op, dim: int) -> Axis:
 def view(op: Op) -> Result:
     """view, reshape, flatten, squeeze, ...: channels follow their elements.
 
-    Where a dimension is split, only one of its parts can shrink in a rectangular way: the one given as -1 in the
-    code, or else the last; channels at the same place of the other parts are tied (groups of a shuffle, heads).
+    Where a dimension is split, only one of its parts can shrink in a rectangular way: the one that counts heads, or
+    that is given as -1 in the code, or else the last; channels at the same place of the other parts are tied.
     """
     x = op.x
     if UNKNOWN in (*x.shape, *op.shape):
@@ -174,15 +204,18 @@ def view(op: Op) -> Result:
     axes = []
     for before, after in runs(x.shape, op.shape):
         own = [axis for axis in x.axes if axis.dim in before]
+        if len(own) > 1:
+            own = [axis for axis in own if not op.flow.is_frozen(axis)] or own  # what stays has a fixed size
         if len(own) == 1:
-            axes.append(_relaid(op, own[0], before, after))
+            axes += _relaid(op, own[0], before, after)
         else:
             op.freeze(own, 'two channel dimensions viewed as one')
+    op.flow.seen += [(op.layer, axis.ids) for axis in (*x.axes, *axes)]
     return op.result(axes)
 
 
-def _relaid(op: Op, axis: Axis, before: range, after: range) -> Axis | None:
-    """The axis of a run of dimensions seen as another one; None if all its channels are the same, as after shuffles.
+def _relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
+    """The axis of a run of dimensions seen as another one; none if all its channels are the same, as after shuffles.
 
     Args:
         op: The view.
@@ -198,12 +231,36 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> Axis | None:
     varying = [dim for dim, size in zip(after, reduced.shape, strict=True) if size > 1]
     if not varying:
         op.freeze([axis], 'all of them tied to each other, and viewed in another shape')
-        return None
-    shrinks = _inferred_dim(op)
-    if shrinks not in varying:
-        shrinks = varying[-1]
-    rows = lines(positions, shrinks - after.start)
-    return replace(_one_of(op, axis, rows), dim=shrinks)
+        return []
+    if op.flow.scout is not None and len(varying) > 1:
+        return [_piece(op, axis, lines(reduced, dim - after.start), dim) for dim in varying]
+    shrinks = _shrinking_dim(op, varying)
+    along = shrinks - after.start
+    op.flow.tie(axis.ids[lines(reduced, along)])
+    rows = lines(positions, along)
+    relaid = replace(axis, dim=shrinks, ids=axis.ids[rows[0]], state=axis.state[rows].min(axis=0))
+    if op.node in op.flow.heads:
+        op.flow.cuts.append(relaid.ids)
+    return [relaid]
+
+
+def _piece(op: Op, axis: Axis, rows: Ids, dim: int) -> Axis:
+    """Ids of their own for what lies along one of several dimensions; the same ones where it repeats."""
+    _, units = np.unique(axis.ids[rows], axis=1, return_inverse=True)
+    units = units.reshape(-1)
+    fresh = op.flow.fresh(dim, int(units.max()) + 1)
+    piece = fresh.take(units)
+    if op.flow.scout is not None:
+        op.flow.scout.pieces.append(Piece(op.node, dim, piece.ids, axis.ids))
+    return piece
+
+
+def _shrinking_dim(op: Op, varying: list[int]) -> int:
+    """Along which of the dimensions over which the channels vary they can shrink."""
+    for dim in (op.flow.heads.get(op.node), _inferred_dim(op)):
+        if dim in varying:
+            return dim
+    return varying[-1]
 
 
 def _inferred_dim(op: Op) -> int | None:

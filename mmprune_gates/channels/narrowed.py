@@ -13,6 +13,7 @@ from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import Read, Site
 from mmprune_gates.channels.graph import ChannelGraph, Layer
 from mmprune_gates.channels.groups import Block, Group, at, within
+from mmprune_gates.channels.heads import Follow
 from mmprune_gates.channels.kept import Kept
 
 Reader = TypeVar('Reader', bound=Read[Tensor])
@@ -51,6 +52,8 @@ def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> Channel
         unreached=tuple(path for path in graph.unreached if left.stays(path)),
         cost=cost,
         workload=graph.workload.narrowed(left.index),
+        seen=(),
+        follows=tuple(left.follow(follow) for follow in graph.follows if left.stays(follow.module)),
     )
 
 
@@ -90,6 +93,10 @@ class _Left:
         """A reader of fewer channels."""
         stays = self.kept.at(read.index)
         return replace(read, index=self.index(read.index), gated=read.gated[stays])
+
+    def follow(self, follow: Follow) -> Follow:
+        """An attribute that counts fewer channels."""
+        return replace(follow, index=self.index(follow.index))
 
     def site(self, site: Site[Tensor]) -> Site[Tensor]:
         """A site with fewer channels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from operator import getitem
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from mmprune_gates.channels.flow import Flow, Term
 from mmprune_gates.channels.labels import GATED, LOST, Axis, Ids, Shape, Value
 
 NO_RULE = 'no rule for this op'
+PIECES = frozenset('chunk split split_with_sizes'.split())  # ops with the dimension as third argument
 UNKNOWN = -1  # a size that depends on data
 Result = Value | list[Value]  # labels of the result, or of several results
 
@@ -62,6 +64,16 @@ class Op:
             return None
         source = args[position]
         return self.names.get(source) if isinstance(source, Node) else None
+
+    def source(self, position: int) -> str | None:
+        """As :meth:`parameter`; also of an operand that is a piece of a parameter along its first dimension."""
+        node = self.node.args[position] if position < len(self.node.args) else None
+        while isinstance(node, Node) and node not in self.names and node.op == 'call_function':
+            is_piece = node.target is getitem or op_name(node) in PIECES and not any(node.args[2:])
+            if not is_piece:
+                return None
+            node = node.args[0]
+        return self.names.get(node) if isinstance(node, Node) else None
 
     @property
     def tensors(self) -> list[Value]:

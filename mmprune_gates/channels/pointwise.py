@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
+from torch.fx import Node
 
 from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, State, Value
-from mmprune_gates.channels.op import NO_RULE, Op, Result
+from mmprune_gates.channels.op import NO_RULE, Op, Result, op_name
 
 Combine = Callable[[list[State]], State]  # states of channels that meet -> state of the result
 
@@ -77,15 +79,28 @@ def additive(op: Op) -> Result:
 
 def multiplicative(op: Op) -> Result:
     """mul: zero if any factor is, homogeneous if exactly one factor is."""
-    return _elementwise(op, _scaled_once, broadcast=GATED)
+    return _elementwise(op, scaled_once, broadcast=GATED)
 
 
 def quotient(op: Op) -> Result:
     """div: homogeneous in the numerator; a channel in the denominator must not become zero."""
     denominator = op.arg(1)
-    if isinstance(denominator, Value):
-        op.freeze(denominator.axes, 'divides')
+    if not isinstance(denominator, Value) or not denominator.axes:
+        return _elementwise(op, weakest, broadcast=GATED)
+    if _stays_positive(op.node.args[1]):
+        return _elementwise(op, _lost, broadcast=LOST)
+    op.freeze(denominator.axes, 'divides')
     return _elementwise(op, weakest, broadcast=GATED)
+
+
+def _stays_positive(node: Any) -> bool:
+    """Whether a tensor has a lower bound above zero, as the length by which ``F.normalize`` divides."""
+    while isinstance(node, Node) and op_name(node) in ('expand', 'expand_as'):
+        node = node.args[0]
+    if not isinstance(node, Node) or op_name(node) not in ('clamp', 'clamp_min'):
+        return False
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get('min')
+    return isinstance(low, (int, float)) and low > 0
 
 
 def comparison(op: Op) -> Result:
@@ -98,7 +113,7 @@ def _lost(states: list[State]) -> State:
     return np.full_like(states[0], LOST)
 
 
-def _scaled_once(states: list[State]) -> State:
+def scaled_once(states: list[State]) -> State:
     """A product scales with a gate if exactly one factor does, and is zero if any factor is."""
     stacked = np.stack(states)
     scaled = stacked == GATED
@@ -154,11 +169,11 @@ def aligned(
         if longest > 1:
             op.freeze(channels, reason)
         elif channels:
-            axes.append(_meet(op, channels, combine, at_most))
+            axes.append(meet(op, channels, combine, at_most))
     return axes
 
 
-def _meet(op: Op, axes: list[Axis], combine: Combine, at_most: int) -> Axis:
+def meet(op: Op, axes: list[Axis], combine: Combine, at_most: int) -> Axis:
     """One axis from all that meet along a dimension; sites that stop to scale the result are tainted."""
     first, *others = axes
     for other in others:

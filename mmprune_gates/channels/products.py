@@ -1,45 +1,169 @@
-"""Channel rule of products of two activations: attention and its relatives."""
+"""Channel rules of products of two activations: attention and its relatives.
+
+Each is a sum of products in the sense of an einsum: dimensions have names, and those that the result does not have are
+summed over.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
 from mmprune_gates.channels.op import Op, Result
+from mmprune_gates.channels.pointwise import MIXED, meet, scaled_once
+
+Names = tuple[str, ...]  # of the dimensions of a tensor
+
+SUMMED = 'multiplied as a matrix with other activations'
+ATTENDED = 'attended over channels'
 
 
-def product(op: Op) -> Result:
-    """Matrix products: nothing they touch can be removed, but their multiply-accumulates count.
+@dataclass(frozen=True)
+class Operand:
+    """A tensor with named dimensions."""
 
-    Channels that are summed over have no weight in front of which a gate could stand, and the others are
-    nearly always laid out by sizes fixed in the code (heads).
-    """
-    result = op.give_up('multiplied as a matrix with other activations')
-    for extents in _products_of(op):
-        op.count(op.layer, extents)
-    return result
+    value: Value
+    names: Names
 
+    def along(self, name: str) -> Axis | None:
+        """Its channels along a dimension, or None."""
+        return self.value.along(self.names.index(name)) if name in self.names else None
 
-def _products_of(op: Op) -> list[list[int]]:
-    """Extents whose product is the number of multiply-accumulates, for each of the products an op makes."""
-    if op.name.endswith('einsum'):
-        return _einsum_extents(op)
-    if op.name.endswith('attention'):
-        query, key, value, *_ = op.tensors
-        *rows, width = query.shape
-        columns = key.shape[-2]
-        scores = [*rows, width, columns]
-        sums = [*rows, columns, value.shape[-1]]
-        return [scores, sums]
-    summed = op.x.shape[-1]
-    return [[*op.shape, summed]]
+    def size(self, name: str) -> int:
+        """Its size along a dimension, 1 where it has none."""
+        return self.value.shape[self.names.index(name)] if name in self.names else 1
 
 
-def _einsum_extents(op: Op) -> list[list[int]]:
-    """Extents of an einsum of two operands without an ellipsis; others are not counted."""
+@dataclass(frozen=True)
+class Product:
+    """Two tensors multiplied where their dimensions have the same names, and summed over what the result lacks."""
+
+    op: Op
+    operands: tuple[Operand, Operand]
+    result: Names
+
+    def labels(self) -> list[Axis]:
+        """The axes of the result.
+
+        Dimensions that both operands and the result have are heads and the like, along which each product stands for
+        itself. Those of one operand pass. Channels that are summed over stay: no weight reads them.
+        """
+        axes = []
+        for dim, name in enumerate(self.result):
+            axis = self._passing(name)
+            if axis is not None:
+                axes.append(replace(axis, dim=dim))
+        for name in self._summed():
+            self.op.freeze(self._axes(name), SUMMED)
+        return axes
+
+    def count(self) -> None:
+        """Record its multiply-accumulates."""
+        extents = []
+        factors = []
+        for name in (*self.result, *self._summed()):
+            axes = self._axes(name)
+            if axes:
+                factors.append(axes[0].ids)
+            else:
+                extents.append(max(operand.size(name) for operand in self.operands))
+        self.op.count(self.op.layer, extents, factors)
+
+    def _summed(self) -> list[str]:
+        """Dimensions that the result does not have, each once."""
+        first, second = self.operands
+        names = dict.fromkeys((*first.names, *second.names))
+        return [name for name in names if name not in self.result]
+
+    def _axes(self, name: str) -> list[Axis]:
+        """The channels of both operands along a dimension."""
+        found = [operand.along(name) for operand in self.operands]
+        return [axis for axis in found if axis is not None]
+
+    def _passing(self, name: str) -> Axis | None:
+        """The channels along a dimension of the result."""
+        axes = self._axes(name)
+        if not axes:
+            return None
+        holders = [operand for operand in self.operands if name in operand.names]
+        if len(holders) == 1:
+            return axes[0]
+        if self.op.flow.scout is not None:
+            self.op.flow.scout.batches.extend(axis.ids for axis in axes)
+        longest = max((holder.size(name) for holder in holders if holder.along(name) is None), default=1)
+        if longest > 1:
+            self.op.freeze(axes, MIXED)
+            return None
+        return meet(self.op, axes, scaled_once, GATED)
+
+
+def matrix_product(op: Op) -> Result:
+    """matmul, mm, bmm: (..., n, k) and (..., k, m) -> (..., n, m)."""
+    first, second = op.tensors
+    if min(first.rank, second.rank) < 2:
+        return op.give_up(SUMMED)
+    left = Operand(first, (*_batch(first.rank), 'n', 'k'))
+    right = Operand(second, (*_batch(second.rank), 'k', 'm'))
+    product = Product(op, (left, right), (*_batch(op.rank), 'n', 'm'))
+    product.count()
+    return op.result(product.labels())
+
+
+def einsum(op: Op) -> Result:
+    """``aten.einsum`` of two operands, without an ellipsis and without a diagonal; others are not counted."""
     equation = str(op.node.args[0]).replace(' ', '')
-    inputs = equation.split('->')[0]
-    operands = inputs.split(',')
-    if '...' in equation or len(operands) != 2:
-        return []
-    sizes: dict[str, int] = {}
-    for letters, value in zip(operands, op.tensors, strict=True):
-        sizes.update(zip(letters, value.shape, strict=True))
-    return [list(sizes.values())]
+    inputs, _, result = equation.partition('->')
+    names = [tuple(part) for part in inputs.split(',')]
+    repeats = any(len(set(part)) < len(part) for part in (*names, tuple(result)))
+    if '...' in equation or '->' not in equation or len(names) != 2 or repeats:
+        return op.give_up(SUMMED)
+    first, second = map(Operand, op.tensors, names)
+    product = Product(op, (first, second), tuple(result))
+    product.count()
+    return op.result(product.labels())
+
+
+def attention(op: Op) -> Result:
+    """``aten.scaled_dot_product_attention``: q (..., n, k), k (..., s, k), v (..., s, m), mask (..., n, s).
+
+    Its scale is 1/sqrt(k), so that the channels there stay, unless the scale is given.
+    """
+    query, key, value, *masks = op.tensors
+    if op.node.kwargs.get('enable_gqa') or len({query.rank, key.rank, value.rank}) > 1:
+        return op.give_up(SUMMED)
+    batch = _batch(op.rank)
+    queries = Operand(query, (*batch, 'n', 'k'))
+    keys = Operand(key, (*batch, 's', 'k'))
+    values = Operand(value, (*batch, 's', 'm'))
+    scores = Product(op, (queries, keys), (*batch, 'n', 's'))
+    scores.count()
+    axes = scores.labels()
+    for mask in masks:
+        axes = _masked(op, axes, mask.expanded(op.rank))
+    op.freeze([axis for axis in axes if axis.dim == op.rank - 1], ATTENDED)
+    weights = tuple(op.flow.weaken(axis, LOST) for axis in axes)
+    attended = Operand(Value((*query.shape[:-1], key.shape[-2]), weights), (*batch, 'n', 's'))
+    sums = Product(op, (attended, values), (*batch, 'n', 'm'))
+    sums.count()
+    return op.result(sums.labels())
+
+
+def _masked(op: Op, axes: Sequence[Axis], mask: Value) -> list[Axis]:
+    """The axes of scores to which a mask is added, or that one lets through."""
+    found = []
+    for axis in axes:
+        own = mask.along(axis.dim)
+        if own is None and mask.shape[axis.dim] > 1:
+            op.freeze([axis], MIXED)
+        elif own is not None:
+            op.flow.unite(axis.ids, own.ids)
+        found.append(axis)
+    known = {axis.dim for axis in axes}
+    op.freeze([own for own in mask.axes if own.dim not in known], MIXED)
+    return found
+
+
+def _batch(rank: int) -> Names:
+    """Names of all dimensions but the last two, the same ones from the end."""
+    return tuple(str(number) for number in reversed(range(rank - 2)))

@@ -56,7 +56,10 @@ TABLE: dict[str, Rule] = {
     **rows('linear', layers.linear, Trait.BIAS),
     **rows('batch_norm', layers.batch_norm, Trait.CONSTANT),
     **rows('instance_norm', layers.batch_norm),
-    **rows('matmul mm bmm einsum scaled_dot_product_attention', products.product),
+    # products of activations
+    **rows('matmul mm bmm', products.matrix_product),
+    **rows('einsum', products.einsum),
+    **rows('scaled_dot_product_attention', products.attention),
     # functions of one element: positively homogeneous, those that keep zero, any others
     **rows('relu leaky_relu abs neg dropout feature_dropout', pointwise.passing(GATED), FUNCTION),
     **rows('clone contiguous detach alias to _to_copy type_as lift_fresh_copy', pointwise.passing(GATED), FUNCTION),
@@ -99,6 +102,7 @@ TABLE: dict[str, Rule] = {
     **rows('slice', moving.take_slice),
     **rows('select', moving.select),
     **rows('roll', moving.roll),
+    **rows('index', moving.index),
     **rows('pixel_shuffle', moving.pixel_shuffle),
     **rows('pad constant_pad_nd reflection_pad2d replication_pad2d', moving.pad),
 }

@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
 from mmprune_gates.channels.calls import Forward, Options, batch_size, noted_calls, run
-from mmprune_gates.channels.flow import Flow
+from mmprune_gates.channels.flow import Flow, Scout
 from mmprune_gates.channels.full_width import Call, computes_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
+from mmprune_gates.channels.heads import has_products, heads_of
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names
@@ -135,6 +136,7 @@ def _capture(flow: Flow, forward: Forward | None, options: Options, training: bo
 def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> Walked:
     """Let labels flow through an exported graph, from its inputs to its outputs."""
     graph = program.graph
+    flow.heads = _find_heads(flow, program, batch)
     values, names = _placeholders(flow, program)
     calls: dict[Node, Call] = {}
     whole: set[Node] = set()
@@ -148,22 +150,54 @@ def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> Wa
         if node.op != 'call_function' or node in values:  # all ops of a module's call are followed at its first one
             continue
         call = calls.get(node)
-        if call is None:
+        if call is None and not _is_dead(node):
             follow(node, flow)
             continue
         draft = flow.draft()
-        for inner in call.nodes:
+        nodes = (node,) if call is None else call.nodes
+        for inner in nodes:
             follow(inner, draft)
-        if computes_across(draft, values[call.entry]):
-            flow.absorb_cost(draft)
-            keep_whole(flow, call, values, batch)
-            whole.update(call.nodes)
-        else:
-            flow.absorb(draft)
+        if _settle_draft(flow, draft, call, values, batch):
+            whole.update(nodes)
     for node in graph.output_node().all_input_nodes:
         for value in as_list(values[node]):
             flow.freeze(value.axes, OUTPUT)
     return Walked(flow, values, names, frozenset(whole))
+
+
+def _settle_draft(flow: Flow, draft: Flow, call: Call | None, values: dict[Node, Any], batch: int) -> bool:
+    """Take over what was found of a module's call or, without one, of an op whose result nothing reads.
+
+    Returns:
+        Whether the module keeps its full width.
+    """
+    if call is None:
+        flow.absorb_cost(draft)
+        return False
+    if computes_across(draft, values[call.entry]):
+        flow.absorb_whole_cost(draft)
+        keep_whole(flow, call, values, batch)
+        return True
+    flow.absorb(draft)
+    return False
+
+
+def _find_heads(flow: Flow, program: ExportedProgram, batch: int) -> dict[Node, int]:
+    """Views that cut channels into heads -> the dimension that counts them, found in a walk of its own."""
+    if not has_products(program.graph.nodes):
+        return {}
+    scout = Scout()
+    trial = Flow(flow.model, flow.aliases, scout=scout)
+    values, names = _placeholders(trial, program)
+    for node in program.graph.nodes:
+        if node.op == 'call_function':
+            values[node] = _labels(Op(trial, node, values, names, batch, counted=False))
+    return heads_of(trial, scout)
+
+
+def _is_dead(node: Node) -> bool:
+    """Whether nothing reads the result of a call, which changes nothing either."""
+    return not node.users and not is_inplace(node)
 
 
 def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[Node, Any], dict[Node, str]]:

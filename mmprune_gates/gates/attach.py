@@ -184,8 +184,8 @@ class GateSet(nn.Module):
             left: The gates that are left; without the group's gate if none is.
             kept: What is kept.
         """
-        places = [(member.module, member.kind) for member in self.members(group)]
-        rows = [places.index((member.module, member.kind)) for member in left.placements_of.get(group.name, [])]
+        places = [place_of(member) for member in self.members(group)]
+        rows = [places.index(place_of(member)) for member in left.placements_of.get(group.name, [])]
         columns = kept[group.name].nonzero().flatten()
 
         def cut(tensor: Tensor) -> Tensor:
@@ -207,6 +207,11 @@ class GateSet(nn.Module):
     def kept(self) -> Kept:
         """The channels whose gates are not exactly zero."""
         return self.graph.keeping(self.vector().detach().cpu() != 0)
+
+
+def place_of(placement: Placement) -> tuple[str, str, str]:
+    """What tells a placement of a group from its others."""
+    return placement.module, placement.kind, placement.parameter
 
 
 def placements_of(group: Group, placements: Sequence[Placement]) -> list[Placement]:

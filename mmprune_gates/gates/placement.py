@@ -31,6 +31,7 @@ class Placement:
         dim: Dimension of the scaled tensor that holds the channels; for ``affine``, of the weight.
         weight_dim: Dimension of the module's weight that holds them; None for a module that keeps its full width.
         index: (C,) channel of the graph at each position, -1 where no gate acts.
+        parameter: Name of the module's weight, or of one that it takes from a module in it.
     """
 
     module: str
@@ -38,6 +39,7 @@ class Placement:
     dim: int
     weight_dim: int | None
     index: Tensor
+    parameter: str = 'weight'
 
 
 def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
@@ -125,4 +127,4 @@ def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
         return Placement(read.layer, INPUT, read.dim, dim, index)
     gated = torch.isin(of_weight, index[index >= 0])
     index = torch.where(gated, of_weight, -1)
-    return Placement(read.layer, WEIGHT, dim, dim, index)
+    return Placement(read.layer, WEIGHT, dim, dim, index, read.parameter)

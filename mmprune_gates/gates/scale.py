@@ -11,6 +11,7 @@ from mmprune_gates.channels.groups import at
 from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate, laid
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement
+from mmprune_gates.gates.stand_in import given
 
 Source = tuple[Gate, int]
 
@@ -71,7 +72,7 @@ class Scale:
         """Parameters to scale, and the dimension of each; none of a module that keeps its full width."""
         if self.placement.weight_dim is None:
             return ()
-        weight = ('weight', self.placement.weight_dim)
+        weight = (self.placement.parameter, self.placement.weight_dim)
         has_bias = self.placement.kind in BEHIND and self.module.bias is not None
         return (weight, ('bias', 0)) if has_bias else (weight,)
 
@@ -82,11 +83,13 @@ class Scale:
             return None
         value = self.value()
         if self.placement.kind == INPUT:
-            return (self.scaled(args[0], value), *args[1:])
+            x, *rest = given(args)
+            return (self.scaled(x, value), *rest)
         for name, dim in self.targets():
-            parameter = getattr(module, name)
+            holder, attribute = held(module, name)
+            parameter = getattr(holder, attribute)
             scaled = parameter * laid(value, dim, parameter.dim())
-            vars(module)[name] = scaled  # found before the parameter
+            vars(holder)[attribute] = scaled  # found before the parameter
         return None
 
     def after(self, module: nn.Module, args: tuple, output):
@@ -96,7 +99,8 @@ class Scale:
         if self.placement.kind == INPUT:
             return None
         for name, _ in self.targets():
-            vars(module).pop(name, None)
+            holder, attribute = held(module, name)
+            vars(holder).pop(attribute, None)
         return None
 
     def scaled(self, tensor: Tensor, value: Tensor) -> Tensor:
@@ -112,9 +116,15 @@ class Scale:
             scale_input(self.module, self.placement.dim, value)
             return
         for name, dim in self.targets():
-            parameter = getattr(self.module, name)
+            parameter = self.module.get_parameter(name)
             size = parameter.shape[dim]  # groups of a convolution share their gates: its input may have more positions
             parameter.mul_(laid(value[:size], dim, parameter.dim()))
+
+
+def held(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a parameter, and the attribute that it is; ``name`` is seen from ``module``."""
+    path, _, attribute = name.rpartition('.')
+    return module.get_submodule(path), attribute
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:

@@ -6,15 +6,17 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Block
+from mmprune_gates.channels.groups import Block, within
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.full_width import has_full_width, narrow, scale_input
+from mmprune_gates.slimming.attributes import follow
 from mmprune_gates.slimming.removal import remove_modules
 from mmprune_gates.slimming.widths import FULL_WIDTH, Widths, replace_tensor, sync_attributes
 
@@ -170,8 +172,15 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
         if has_full_width(module) or not mask.all():
             width = narrow(module, like, wide.dim, mask)
             widths[path] = {FULL_WIDTH: width}
+    for path, attributes in follow(model, graph.follows, kept, changed=partial(has_changed, masks)).items():
+        widths.setdefault(path, {}).update(attributes)
     removed = replace_blocks(model, gone)
     return {'widths': widths, 'removed': removed}
+
+
+def has_changed(masks: Mapping[str, Mapping[int, Tensor]], path: str) -> bool:
+    """Whether a tensor in the module at a path becomes narrower."""
+    return any(not path or within(name, (path,)) for name in masks)
 
 
 def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]]) -> Widths:

@@ -3,7 +3,8 @@
 A table of widths is what a slim model needs besides the config of its architecture:
 ``{'backbone.conv1': {'out_channels': 24}, 'backbone.bn1': {'num_features': 24}}``. A plain parameter or buffer of
 a module without such attributes (a layer scale) stands under its own name with its shape. A module that keeps its full
-width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24}}``.
+width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24}}``. A module whose code counts heads stands with
+the attributes that say how many there are: ``{'num_heads': 3, 'embed_dims': 192}`` (``attributes.py``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.checks import COUNT, MAPPING, SHAPE, WHOLE, Rule, checked
 from mmprune_gates.gates.full_width import keep_full_width
+from mmprune_gates.slimming.attributes import set_following, split_following
 from mmprune_gates.slimming.removal import module_named
 
 Shapes = dict[str, tuple[int, ...]]
@@ -130,8 +132,12 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
         if FULL_WIDTH in attributes:
             like = next(model.parameters())
             keep_full_width(module, like, **attributes[FULL_WIDTH])
-        else:
-            resize(module, path, attributes)
+            continue
+        following, sizes = split_following(module, attributes)
+        for name, value in following.items():
+            set_following(module, name, value)
+        if sizes:
+            resize(module, path, sizes)
     for holders in tied:
         first, attribute = holders[0]
         parameter = getattr(first, attribute)
@@ -160,6 +166,9 @@ def check_widths(module: nn.Module, path: str, attributes: Mapping) -> None:
     if FULL_WIDTH in attributes:
         check_full_width(path, attributes[FULL_WIDTH])
         return
+    following, attributes = split_following(module, attributes)
+    for name, value in following.items():
+        checked(f'{where}: {name}', value, COUNT)
     rules, kind = width_rules(module), type(module).__name__
     for name, value in attributes.items():
         if name not in rules:

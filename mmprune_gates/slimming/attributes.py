@@ -1,0 +1,88 @@
+"""Attributes that follow when heads go: what each kind is called, whatever the class that has it.
+
+Names alone change nothing: an attribute follows only if its value is the number of heads, or of channels in them, that
+the code of its own module views, and if the module then computes what it should (``heads.py``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from mmprune_gates.channels.heads import Follow
+from mmprune_gates.channels.kept import Kept
+from mmprune_gates.checks import COUNT, Rule
+from mmprune_gates.gates.stand_in import show_width, shown_width
+from mmprune_gates.slimming.torch_attention import allow_fewer_heads
+
+COUNTS = tuple(
+    'num_heads heads n_heads nhead n_head num_attention_heads num_q_heads '
+    'num_kv_heads num_key_value_heads kv_heads n_kv_heads num_groups'.split()
+)
+INNER = tuple(
+    'embed_dims embed_dim inner_dim inner_dims inner_dimension all_head_size attn_dim attention_dim hidden_dim '
+    'hidden_size d_model dim dims channels'.split()
+)
+SHOWN_WIDTH = 'shown_width'  # of the stand-in for a module's input, in a table of widths
+
+
+def whole_attributes(module: nn.Module, names: Sequence[str]) -> dict[str, int]:
+    """Those of the attributes that a module has, and that are whole numbers."""
+    found = {}
+    for name in names:
+        value = vars(module).get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            found[name] = value
+    return found
+
+
+def following_rules(module: nn.Module) -> dict[str, Rule]:
+    """What the attributes of a module must be that may follow when heads go."""
+    names = [*whole_attributes(module, (*COUNTS, *INNER)), SHOWN_WIDTH]
+    return dict.fromkeys(names, COUNT)
+
+
+def set_following(module: nn.Module, name: str, value: int) -> bool:
+    """Set one of those attributes; returns whether it has changed."""
+    if name == SHOWN_WIDTH:
+        changed = shown_width(module) != value
+        show_width(module, value)
+        return changed
+    changed = getattr(module, name) != value
+    if isinstance(module, nn.MultiheadAttention):
+        changed |= allow_fewer_heads(module)
+    setattr(module, name, value)
+    return changed
+
+
+def follow(model: nn.Module, follows: Sequence[Follow], kept: Kept, changed: Callable[[str], bool]) -> dict:
+    """Let attributes follow what is kept.
+
+    Args:
+        model: The model, whose tensors have become narrower.
+        follows: The attributes.
+        kept: What is kept.
+        changed: Whether a tensor in the module at a path has become narrower.
+
+    Returns:
+        Module path -> the attributes that have changed.
+    """
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for one in follows:
+        if not changed(one.module):
+            continue
+        value = int(kept.at(one.index).sum())
+        if set_following(model.get_submodule(one.module), one.attribute, value):
+            found[one.module][one.attribute] = value
+    return dict(found)
+
+
+def split_following(module: nn.Module, attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The attributes of a table of widths that follow heads, and the others."""
+    names = following_rules(module)
+    following = {name: value for name, value in attributes.items() if name in names}
+    others = {name: value for name, value in attributes.items() if name not in names}
+    return following, others

@@ -1,0 +1,260 @@
+"""Heads go only where the code of their module follows, which is tried.
+
+A graph tells which channels are heads, but not whence the code knows how many there are: from an attribute, from the
+shape of its input, from a constant. So each module with heads is run with fewer of them, on random numbers in float64,
+and has to give what the whole module gives with those heads at zero. What it takes for that (attributes that change, a
+stand-in for its input) is tried in turn; where nothing helps, heads stay.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from os.path import commonprefix
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mmprune_gates.channels.calls import Options, run
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.groups import Group, inside, within
+from mmprune_gates.channels.heads import Follow, Seen
+from mmprune_gates.gates.stand_in import given, shown_width
+from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, whole_attributes
+from mmprune_gates.slimming.parity import TOLERANCE, relative_error
+from mmprune_gates.slimming.stage import ERRORS, Stage, line_of_model_code
+from mmprune_gates.slimming.surgery import masked_copy, slim_model
+
+Masks = dict[str, Tensor]
+Way = tuple[str, ...]  # kinds of attributes that follow
+
+HEADS, WIDTHS, SHAPE = 'heads', 'widths', 'shape'
+WAYS: tuple[Way, ...] = ((HEADS,), (HEADS, WIDTHS), (HEADS, SHAPE), (HEADS, WIDTHS, SHAPE))
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """A module that holds all that is to be known of some heads.
+
+    Attributes:
+        path: Its path.
+        groups: The groups of those heads.
+        seen: What it and the modules in it view that holds them.
+        calls: Module path -> arguments of its first call, of all modules.
+    """
+
+    path: str
+    groups: tuple[Group, ...]
+    seen: tuple[Seen, ...]
+    calls: Mapping[str, Options]
+
+    def around(self) -> Scope | None:
+        """The module around it that is called; None if there is none."""
+        path = called(holder_of(self.path), self.calls)
+        return replace(self, path=path) if path else None
+
+
+def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelGraph:
+    """The graph with what has to follow when heads go, less the heads for which nothing does.
+
+    Args:
+        model: The model; it does not change.
+        graph: Its channel graph.
+        stage: A way to run it.
+    """
+    follows: list[Follow] = []
+    reasons: dict[str, str] = {}
+    for scope in find_scopes(graph, stage):
+        found, failed = first_way(model, graph, scope)
+        around = scope.around()
+        if failed is not None and around is not None:  # what it returns besides may not be used by those who call it
+            found, failed = first_way(model, graph, around)
+        if failed is None:
+            follows += found
+        else:
+            reasons |= dict.fromkeys([group.name for group in scope.groups], failed)
+    return replace(graph, follows=tuple(follows)).with_frozen(reasons)
+
+
+def first_way(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list[Follow], str | None]:
+    """What follows in the first way in which a module computes what it should; if in none, why the last one fails."""
+    failed = None
+    for way in WAYS:
+        found = list(following(model, scope, way))
+        failed = failure(model, graph, scope, found)
+        if failed is None:
+            return found, None
+    return [], failed
+
+
+def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
+    """The modules that hold heads which can go, each as small as can be."""
+    places: dict[str, list[Group]] = defaultdict(list)
+    for group in graph.free_channels:
+        holders = {one.module for one in graph.seen if inside(one.index, group).any()}
+        if holders:
+            holders |= {holder_of(name) for name in tensors_of(graph, group)}
+            places[common_path(holders)].append(group)
+    if not places:
+        return []
+    calls = first_calls(stage)
+    groups_at: dict[str, list[Group]] = defaultdict(list)
+    for path, groups in places.items():
+        groups_at[called(path, calls)] += groups
+    scopes = []
+    for path, groups in groups_at.items():
+        seen = [one for one in graph.seen if any(inside(one.index, group).any() for group in groups)]
+        scopes.append(Scope(path, tuple(groups), tuple(seen), calls))
+    return scopes
+
+
+def called(path: str, calls: Mapping[str, Options]) -> str:
+    """The innermost module that encloses a path and is called, as a list of modules is not; '' if there is none."""
+    while path and path not in calls:
+        path = holder_of(path)
+    return path
+
+
+def tensors_of(graph: ChannelGraph, group: Group) -> list[str]:
+    """Names of the parameters and buffers that hold channels of a group."""
+    found = []
+    for name, dims in graph.slots.items():
+        if any(inside(index, group).any() for index in dims.values()):
+            found.append(name)
+    return found
+
+
+def holder_of(name: str) -> str:
+    """Path of the module that holds a tensor or a module."""
+    return name.rpartition('.')[0]
+
+
+def common_path(paths: Iterable[str]) -> str:
+    """The longest path that encloses all paths."""
+    parts = [path.split('.') for path in paths]
+    return '.'.join(commonprefix(parts))
+
+
+def first_calls(stage: Stage) -> dict[str, Options]:
+    """Module path -> arguments of its first call, for all modules but the model itself."""
+    calls: dict[str, Options] = {}
+
+    def note(path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        calls.setdefault(path, (given(args), kwargs))
+
+    model = copy.deepcopy(stage.model)
+    for path, module in model.named_modules():
+        if path:
+            module.register_forward_pre_hook(partial(note, path), with_kwargs=True)
+    stage.run(model)
+    return calls
+
+
+def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:
+    """The attributes that follow in one way, each once."""
+    known = set()
+    for one in scope.seen:
+        module = model.get_submodule(one.module)
+        names = [*COUNTS * (HEADS in way), *INNER * (WIDTHS in way)]
+        sizes = whole_attributes(module, names)
+        if SHAPE in way:
+            sizes[SHOWN_WIDTH] = shown_width(module) or input_width(scope.calls.get(one.module))
+        for name, size in sizes.items():
+            if size == len(one.index) and (one.module, name) not in known:
+                known.add((one.module, name))
+                yield Follow(one.module, name, one.index)
+
+
+def input_width(call: Options | None) -> int:
+    """Size of the last dimension of what a module is called with; 0 if that is no tensor of several dimensions."""
+    args = () if call is None else call[0]
+    is_tensor = bool(args) and isinstance(args[0], Tensor) and args[0].dim() > 1
+    return args[0].shape[-1] if is_tensor else 0
+
+
+def failure(model: nn.Module, graph: ChannelGraph, scope: Scope, follows: Sequence[Follow]) -> str | None:
+    """Why a module does not compute with fewer heads what it computes with some at zero; None if it does."""
+    if scope.path not in scope.calls:
+        return 'heads of several modules, which cannot be tried alone'
+    module = randomized(model.get_submodule(scope.path))
+    generator = torch.Generator().manual_seed(0)
+    options = tree_map(partial(random_like, generator), scope.calls[scope.path])
+    part = part_of(graph, scope.path, follows)
+    eager = torch.compiler.set_stance('force_eager')
+    with eager, torch.random.fork_rng(devices=[]), torch.no_grad():
+        for masks in fewer_heads(scope.groups):
+            try:
+                failed = difference(module, part, masks, options)
+            except ERRORS as error:
+                failed = f'{line_of_model_code(error)} fixes its number of heads'
+            if failed is not None:
+                return failed
+    return None
+
+
+def difference(module: nn.Module, part: ChannelGraph, masks: Masks, options: Options) -> str | None:
+    """How a module with fewer heads differs from one with some at zero; None if it does not."""
+    whole = run(module, None, options)
+    expected = run(masked_copy(module, part, masks), None, options)
+    slim = copy.deepcopy(module)
+    slim_model(slim, part, masks)
+    found = run(slim, None, options)
+    kind = type(module).__name__
+    if [one.shape for one in expected] != [one.shape for one in found]:
+        return f'the shape of an output of {kind} depends on its number of heads'
+    error = relative_error(expected, found)
+    if not error <= TOLERANCE:
+        return f'{kind} computes something else with fewer heads'
+    if not relative_error(whole, expected) > TOLERANCE:
+        return f'what heads do in {kind} does not show when it is tried'
+    return None
+
+
+def fewer_heads(groups: Sequence[Group]) -> list[Masks]:
+    """Masks that take one head of each group, and masks that leave one."""
+    all_but_one = {}
+    only_one = {}
+    for group in groups:
+        chosen = torch.arange(group.size) == group.size // 2
+        all_but_one[group.name] = ~chosen
+        only_one[group.name] = chosen
+    return [all_but_one, only_one]
+
+
+def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> ChannelGraph:
+    """What slimming has to know of the module at a path."""
+
+    def own(names: Iterable[str]) -> dict[str, str]:
+        return {name: name.removeprefix(f'{path}.') for name in names if within(name, (path,))}
+
+    slots = {short: graph.slots[name] for name, short in own(graph.slots).items()}
+    full_width = {short: graph.full_width[name] for name, short in own(graph.full_width).items()}
+    inner = tuple(
+        replace(one, module='' if one.module == path else one.module.removeprefix(f'{path}.')) for one in follows
+    )
+    return replace(graph, slots=slots, full_width=full_width, follows=inner, blocks=())
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    """A copy in float64 and evaluation mode with random parameters."""
+    module = copy.deepcopy(module).double()
+    module.eval()  # not all modules return themselves
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        values = torch.randn(parameter.shape, generator=generator, dtype=torch.double)
+        parameter.data.copy_(values / 2)
+    return module
+
+
+def random_like(generator: torch.Generator, leaf: Any) -> Any:
+    """Random numbers in place of a tensor of numbers, zeros in place of one of whole numbers."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if not leaf.is_floating_point():
+        return torch.zeros(leaf.shape, dtype=leaf.dtype)
+    return torch.randn(leaf.shape, generator=generator, dtype=torch.double)

@@ -1,0 +1,97 @@
+"""Ways to run a model, the cheapest first, and what a model that fails tells."""
+
+from __future__ import annotations
+
+import copy
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mmprune_gates.channels.calls import Forward, Options, first_sample, on_meta, run
+
+PACKAGE = os.path.dirname(os.path.dirname(__file__))
+NOT_THE_MODEL = (os.path.dirname(torch.__file__) + os.sep, PACKAGE + os.sep)
+ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError, NotImplementedError)
+
+
+class Failure(NamedTuple):
+    """``file:number`` of the line of model code that a narrower copy fails at, and what the line does."""
+
+    line: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One way to run a model's passes.
+
+    Attributes:
+        model: A copy of the model, on the meta device or where the model is.
+        options: What it is called with.
+        modes: (forward, whether in training mode) of each pass.
+    """
+
+    model: nn.Module
+    options: Options
+    modes: tuple[tuple[Forward | None, bool], ...]
+
+    def run(self, model: nn.Module) -> list[torch.Size]:
+        """Shapes of all outputs of a model that takes the place of the copy."""
+        found = []
+        eager = torch.compiler.set_stance('force_eager')  # parts that are compiled, and torch.cond
+        with eager, torch.random.fork_rng(devices=[]), torch.no_grad():
+            for forward, training in self.modes:
+                torch.manual_seed(0)
+                model.train(training)  # not all models return themselves
+                outputs = run(model, forward, tree_map(copied, self.options))
+                found += [tensor.shape for tensor in outputs]
+        return found
+
+
+def copied(leaf: Any) -> Any:
+    """An input that a model may change."""
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options) -> Iterator[Stage]:
+    """All ways to run a model, the cheapest and most telling first.
+
+    One sample rather than several: a ``view`` to the full width makes one sample of two that have half of it.
+    """
+    inference, *rest = passes
+    all_inputs = first_sample(options), options
+    trains = (False, True) if rest else (False,)
+    for without_data, inputs, training in product((True, False), all_inputs, trains):
+        modes = [(inference, False)]
+        modes += [(forward, training) for forward in rest]
+        if without_data:
+            yield Stage(copied_without_data(model), on_meta(inputs), tuple(modes))
+        else:
+            yield Stage(copy.deepcopy(model), inputs, tuple(modes))
+
+
+def copied_without_data(model: nn.Module) -> nn.Module:
+    """A copy on the meta device; nothing large is copied on the way."""
+    tensors = {}
+    for buffer in model.buffers():
+        tensors[id(buffer)] = buffer.detach().to('meta')
+    for parameter in model.parameters():
+        empty = parameter.detach().to('meta')
+        tensors[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    return copy.deepcopy(model, tensors)
+
+
+def line_of_model_code(error: BaseException) -> str:
+    """``file:number`` of the innermost line outside torch and this package; of any line if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_MODEL)]
+    innermost = own[-1] if own else frames[-1]
+    file = os.path.basename(innermost.filename)
+    return f'{file}:{innermost.lineno}'

@@ -1,0 +1,105 @@
+"""``nn.MultiheadAttention`` with fewer heads than its embedding has room for, which torch's own forward refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class NarrowAttention(nn.MultiheadAttention):
+    """An ``nn.MultiheadAttention`` that takes its widths from its parameters and its number of heads.
+
+    A module becomes one by :func:`allow_fewer_heads`; parameters, keys and calls are those of its base.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As in the base: (N, L, E) tensors with ``batch_first``, otherwise (L, N, E).
+
+        Raises:
+            ValueError: Tensors without a batch.
+        """
+        if query.dim() != 3:
+            raise ValueError(f'{type(self).__name__} takes tensors of three dimensions, got {query.dim()}')
+        q, k, v = map(self.by_head, self.projected(query, key, value))
+        mask = self.mask(attn_mask, key_padding_mask, q)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+            sums = weights @ v
+        else:
+            sums = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        order = (0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)
+        result = self.out_proj(sums.permute(order).flatten(2))
+        return result, weights
+
+    def projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of all heads."""
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if weight is not None and query is key and key is value:
+            return F.linear(query, weight, bias).chunk(3, -1)
+        weights: Any = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        if weight is not None:
+            weights = weight.chunk(3)
+        biases: Any = (None, None, None) if bias is None else bias.chunk(3)
+        return tuple(map(F.linear, (query, key, value), weights, biases))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """(N, L, h d) or (L, N, h d) -> (N, h, L, d)."""
+        order = (0, 2, 1, 3) if self.batch_first else (1, 2, 0, 3)
+        return x.unflatten(-1, (self.num_heads, -1)).permute(order)
+
+    def mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
+        """What is added to the scores (N, h, L, S), from masks in which True stands for what is not attended to."""
+        parts = []
+        if attn_mask is not None:
+            is_per_head = attn_mask.dim() == 3
+            parts.append(attn_mask.unflatten(0, q.shape[:2]) if is_per_head else attn_mask)
+        if key_padding_mask is not None:
+            parts.append(key_padding_mask[:, None, None])
+        if not parts:
+            return None
+        first, *others = [_added(part, q.dtype) for part in parts]
+        return sum(others, first)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as numbers to add."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
+
+
+def allow_fewer_heads(module: nn.MultiheadAttention) -> bool:
+    """Let a module compute with any number of heads; returns whether it has changed.
+
+    Raises:
+        NotImplementedError: It has keys and values of its own besides those that it is given.
+    """
+    if isinstance(module, NarrowAttention):
+        return False
+    if module.bias_k is not None or module.add_zero_attn:
+        raise NotImplementedError('nn.MultiheadAttention with add_bias_kv or add_zero_attn')
+    module.__class__ = NarrowAttention
+    module.register_forward_pre_hook(_keep_off)
+    return True
+
+
+def _keep_off(module: nn.Module, args: tuple) -> None:
+    """Forward pre-hook that does nothing; ``nn.TransformerEncoderLayer`` calls modules with hooks, and no kernel."""

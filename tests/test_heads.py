@@ -1,0 +1,255 @@
+"""Heads go where the code of their module follows; otherwise they stay, with the line that fixes them."""
+
+import copy
+import json
+
+import pytest
+import torch
+from helpers import call, example, random_kept, randomize_, relative_error, removal_errors
+from mmpretrain.models.utils.attention import MultiheadAttention as Pretrain
+from mmpretrain.models.utils.attention import WindowMSA as PretrainWindow
+from mmseg.models.backbones.swin import WindowMSA
+from torch import nn
+
+from mmprune_gates import masked_copy, slim_model, trace_channels
+from mmprune_gates.gates import PolarizationGate, attach_gates
+from mmprune_gates.gates.stand_in import show_width, shown_width
+from mmprune_gates.slimming import apply_widths
+from mmprune_gates.slimming.torch_attention import NarrowAttention, allow_fewer_heads
+
+C, HEADS, TOKENS = 12, 3, 4
+
+
+class Around(nn.Module):
+    """Attention in a residual branch behind a norm, between linear layers; any of it can go."""
+
+    def __init__(self, attn):
+        super().__init__()
+        self.stem, self.norm, self.attn, self.head = nn.Linear(5, C), nn.LayerNorm(C), attn, nn.Linear(C, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.attn(self.norm(x)))
+
+
+class OwnCode(nn.Module):
+    """Attention whose forward calls one of these methods to lay out its heads."""
+
+    def __init__(self, layout):
+        super().__init__()
+        self.layout, self.num_heads, self.scale = layout, HEADS, 0.5
+        self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+
+    def forward(self, x):
+        q, k, v = self.layout(self, self.qkv(x)).unbind(0)
+        y = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+def number_in_code(module, x):
+    return x.view(len(x), TOKENS, 3, 3, 4).permute(2, 0, 3, 1, 4)
+
+
+def two_heads(module, x):
+    """Runs with one head, of which it makes two narrower ones."""
+    return x.view(len(x), TOKENS, 3, 2, -1).permute(2, 0, 3, 1, 4)
+
+
+def known_heads(module, x):
+    return x.view(len(x), TOKENS, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+
+
+class Torch(nn.Module):
+    """``nn.MultiheadAttention``, which gives its weights besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(C, HEADS)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        return self.attn(x, x, x)[0].transpose(0, 1)
+
+
+KINDS = {
+    'mmpretrain': (lambda: Pretrain(C, HEADS), 'attn.qkv', {'num_heads': 2, 'embed_dims': 8}),
+    'mmpretrain window': (
+        lambda: PretrainWindow(C, (2, 2), HEADS),
+        'attn.qkv',
+        {'relative_position_bias_table': [9, 2], 'num_heads': 2, 'shown_width': 8},
+    ),
+    'mmseg window': (
+        lambda: WindowMSA(C, num_heads=HEADS, window_size=(2, 2)),
+        'attn.qkv',
+        {'relative_position_bias_table': [9, 2], 'num_heads': 2, 'shown_width': 8},
+    ),
+    'own code': (lambda: OwnCode(known_heads), 'attn.qkv', {'num_heads': 2}),
+}
+kinds = pytest.mark.parametrize('kind', KINDS)
+
+
+def traced(attn):
+    """A net in float64 with random values, its graph, and an input."""
+    torch.manual_seed(0)
+    model = randomize_(Around(attn).double()).eval()
+    x = example((TOKENS, 5))
+    return model, trace_channels(model, (x,)), x
+
+
+@kinds
+def test_a_head_goes_and_attributes_follow(kind):
+    build, name, expected = KINDS[kind]
+    model, graph, x = traced(build())
+    group = graph.group(name)
+    assert (group.size, group.frozen) == (HEADS, None)
+    kept = {name: torch.tensor([True, False, True])}
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    assert spec['widths']['attn'] == expected
+    assert type(slim.attn) is type(model.attn)
+    fresh = Around(build()).double()
+    apply_widths(fresh, json.loads(json.dumps(spec['widths'])))
+    fresh.load_state_dict(slim.state_dict(), strict=True)
+    assert relative_error(call(fresh, x), call(slim, x)) == 0
+
+
+@kinds
+def test_a_slim_net_is_slimmed_again(kind):
+    build, name, _ = KINDS[kind]
+    model, graph, x = traced(build())
+    slim = copy.deepcopy(model)
+    slim_model(slim, graph, random_kept(graph) | {name: torch.tensor([True, False, True])})
+    again = trace_channels(slim, (x,))
+    assert again.group(name).size == 2 and again.macs() < graph.macs()
+    kept = random_kept(again, 1) | {name: torch.tensor([False, True])}
+    assert removal_errors(slim, again, x, kept)[0] < 1e-12
+    attach_gates(slim, again, PolarizationGate)
+    gates = slim.gates
+    gates.close(again.kept(kept))
+    reference = copy.deepcopy(model)
+    slim_model(reference, graph, random_kept(graph) | {name: torch.tensor([True, False, True])})
+    assert relative_error(call(slim, x), call(masked_copy(reference, again, kept), x)) < 1e-12
+
+
+@kinds
+def test_a_slim_net_is_traced_for_other_runtimes(kind):
+    build, name, _ = KINDS[kind]
+    model, graph, x = traced(build())
+    slim = copy.deepcopy(model)
+    slim_model(slim, graph, {name: torch.tensor([True, False, True])})
+    assert relative_error([torch.jit.trace(slim, x)(x)], call(slim, x)) == 0
+    assert relative_error([torch.export.export(slim, (x,)).module()(x)], call(slim, x)) == 0
+
+
+def test_heads_of_torch_go_and_the_weights_it_gives_do_not_matter():
+    model, graph, x = traced(Torch())
+    name = 'attn.attn'
+    kept = {name: torch.tensor([True, False, True]), 'stem': torch.arange(C) < 7}
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    assert spec['widths']['attn.attn'] == {'in_proj_weight': [24, 7], 'in_proj_bias': [24], 'num_heads': 2}
+    assert isinstance(slim.attn.attn, nn.MultiheadAttention)
+    assert model.attn.attn.__class__ is nn.MultiheadAttention
+    fresh = Around(Torch()).double()
+    apply_widths(fresh, spec['widths'])
+    fresh.load_state_dict(slim.state_dict(), strict=True)
+    assert relative_error(call(fresh, x), call(slim, x)) == 0
+    again = trace_channels(slim, (x,))
+    assert again.group(name).frozen is None and again.group(name).size == 2
+    assert removal_errors(slim, again, x, {name: torch.tensor([False, True])})[0] < 1e-12
+
+
+@pytest.mark.parametrize('batch_first', [False, True])
+@pytest.mark.parametrize('need_weights', [False, True])
+@pytest.mark.parametrize('mask', ['none', 'numbers', 'bool', 'heads', 'padding'])
+def test_an_attention_of_torch_that_may_be_narrow_is_the_same(batch_first, need_weights, mask):
+    torch.manual_seed(0)
+    whole = randomize_(nn.MultiheadAttention(C, HEADS, batch_first=batch_first, kdim=7, vdim=5).double()).eval()
+    narrow = copy.deepcopy(whole)
+    assert allow_fewer_heads(narrow) and not allow_fewer_heads(narrow)
+    shapes = [(2, TOKENS, C), (2, 6, 7), (2, 6, 5)]
+    inputs = [torch.randn(shape).double() for shape in shapes]
+    if not batch_first:
+        inputs = [one.transpose(0, 1) for one in inputs]
+    options = {
+        'none': {},
+        'numbers': {'attn_mask': torch.randn(TOKENS, 6).double()},
+        'bool': {'attn_mask': torch.ones(TOKENS, 6).triu(1).bool()},
+        'heads': {'attn_mask': torch.randn(2 * HEADS, TOKENS, 6).double()},
+        'padding': {'key_padding_mask': torch.arange(6) > torch.tensor([[3], [5]])},
+    }[mask]
+    expected = whole(*inputs, need_weights=need_weights, **options)
+    found = narrow(*inputs, need_weights=need_weights, **options)
+    assert torch.allclose(found[0], expected[0], atol=1e-12)
+    assert (found[1] is None) == (expected[1] is None)
+    if need_weights:
+        assert torch.allclose(found[1], expected[1], atol=1e-12)
+
+
+def test_an_attention_of_torch_that_cannot_be_narrow_says_so():
+    with pytest.raises(NotImplementedError, match='add_bias_kv'):
+        allow_fewer_heads(nn.MultiheadAttention(C, HEADS, add_bias_kv=True))
+    with pytest.raises(ValueError, match='three dimensions, got 2'):
+        narrow = nn.MultiheadAttention(C, HEADS)
+        allow_fewer_heads(narrow)
+        narrow(*[torch.zeros(TOKENS, C)] * 3)
+    assert isinstance(narrow, NarrowAttention)
+
+
+def test_heads_stay_where_a_number_in_the_code_counts_them():
+    _, graph, _ = traced(OwnCode(number_in_code))
+    assert graph.group('attn.qkv').frozen.startswith('test_heads.py:')
+    assert graph.group('attn.qkv').frozen.endswith('fixes its number of heads')
+    assert graph.follows == ()
+
+
+def test_heads_stay_where_the_code_runs_and_computes_something_else():
+    _, graph, _ = traced(OwnCode(two_heads))
+    assert graph.group('attn.qkv').frozen == 'OwnCode computes something else with fewer heads'
+
+
+def test_the_layer_of_torch_has_no_fast_path_with_fewer_heads():
+    model, graph, x = traced(nn.TransformerEncoderLayer(C, 4, 6, batch_first=True))
+    kept = {'attn.self_attn': torch.tensor([True, False, True, False])}
+    error, distance, *_ = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+
+
+class ReadsShape(nn.Module):
+    """Takes a width from the shape of its input."""
+
+    def __init__(self, uses):
+        super().__init__()
+        self.layer, self.uses = nn.Linear(6, 4), uses
+
+    def forward(self, x):
+        *_, c = x.shape
+        y = self.layer(x).view(-1, c)
+        return y + x.mean() if self.uses else y
+
+
+def test_a_stand_in_shows_another_width():
+    module, x = ReadsShape(uses=False), torch.randn(3, 6)
+    assert shown_width(module) is None
+    show_width(module, 2)
+    assert shown_width(module) == 2
+    assert torch.equal(module(x), module.layer(x).view(-1, 2))
+    show_width(module, 4)
+    assert torch.equal(copy.deepcopy(module)(x), module.layer(x))
+    assert torch.equal(torch.export.export(module, (x,), strict=False).module()(x), module.layer(x))
+
+
+def test_a_stand_in_has_no_values():
+    module = ReadsShape(uses=True)
+    show_width(module, 4)
+    assert module(torch.randn(3, 6)).isnan().all()
+
+
+def test_widths_refuse_what_is_no_number_of_heads():
+    model = Around(Pretrain(C, HEADS))
+    with pytest.raises(ValueError, match="widths of 'attn': num_heads must be a whole number of at least 1, got 0"):
+        apply_widths(model, {'attn': {'num_heads': 0}})
+    with pytest.raises(ValueError, match="has no attribute 'heads' that is a width"):
+        apply_widths(model, {'attn': {'heads': 2}})
+    with pytest.raises(ValueError, match='shown_width must be a whole number'):
+        apply_widths(model, {'attn': {'shown_width': None}})
