@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from quality_dcfp import DCFP
 from quality_peers import SparseNorms, TorchPruning
-from quality_plans import ARMS, FRESH, GDP, PLANS, SHARES, Run, peers, quick
+from quality_plans import ARMS, FRESH, GDP, PLANS, Run, peers, quick
 from quality_scratch import Scratch, masks
 from quality_table import cells_of, figures_of, main, markdown, title_of
 from quality_tasks import TASKS, Recipe
@@ -120,7 +120,7 @@ def test_longer_training_from_scratch_has_a_cap(training):
 
 
 @pytest.mark.parametrize('one_threshold', [False, True])
-@pytest.mark.parametrize('share', [SHARES[0], SHARES[-1]])
+@pytest.mark.parametrize('share', [0.5, 0.05])
 def test_torch_pruning_is_driven_by_our_counter(training, share, one_threshold):
     whole = training.data.macs(training.model)
     method = TorchPruning(share, criterion='magnitude', global_pruning=one_threshold)

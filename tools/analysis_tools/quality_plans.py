@@ -9,7 +9,6 @@ from typing import Any
 
 FRESH = (0, 1, 2)  # seeds that tables are made of
 TUNING = (100, 101)  # seeds that choices were made by
-SHARES = (0.5, 0.3, 0.15, 0.05)  # MACs kept
 PRUNING_RATES = (1.0, 3.0)  # times the recipe's; of all that goes on from a dense start
 SCRATCH_RATES = (1.0, 0.3)  # the recipe's is that of the dense start, the highest that it bears
 
@@ -106,19 +105,61 @@ SCRATCH = (
         follows=True),
 )  # fmt: skip
 PEERS = (
-    *torch_pruning('', 'magnitude', 'magnitude'),
-    *torch_pruning('', 'taylor', 'Taylor'),
     *torch_pruning('_iterative', 'taylor', 'Taylor in steps'),
-    *torch_pruning('_sparse', 'norm_scale', 'sparse BN scales'),
-    *torch_pruning('', 'random', 'random', shares=(0.3, 0.15)),
+    *torch_pruning('', 'taylor', 'Taylor'),
+    *torch_pruning('', 'magnitude', 'magnitude'),
     Arm('dcfp', '', "DCFP's recipe"),
+    *torch_pruning('_sparse', 'norm_scale', 'sparse BN scales'),
+    *torch_pruning('', 'random', 'random'),
 )
 ARMS = (DENSE, *OURS, *PEERS, *SCRATCH)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of the plan ``peers``; the parts are carried out in turn.
+
+    Attributes:
+        task: Its task.
+        shares: MACs kept.
+        arms: What is compared.
+        rates: How many learning rates, the recipe's first; as many for every arm.
+    """
+
+    task: str
+    shares: tuple[float, ...]
+    arms: tuple[Arm, ...]
+    rates: int
+
+    def runs(self) -> list[Run]:
+        """All its runs: for each cut, arm by arm."""
+        arms = [replace(arm, rates=arm.rates[: self.rates]) for arm in self.arms]
+        cells = product(self.shares, arms)
+        return [run for share, arm in cells for run in arm.runs(self.task, (share,), FRESH)]
+
+
+LONGER = tuple(arm for arm in SCRATCH if arm.options.get('same_macs'))  # three to six times as many iterations
+FIRST = (DENSE, *OURS, *(arm for arm in SCRATCH if arm not in LONGER), *PEERS)
+NARROWED = tuple(arm for arm in FIRST if arm.options.get('criterion') != 'random' and not arm.follows)
+STAGES = (
+    Stage('digits', (0.15, 0.05), FIRST, 2),
+    Stage('scenes', (0.15,), FIRST, 1),
+    Stage('digits', (0.15, 0.05), LONGER, 2),
+    Stage('scenes', (0.05,), NARROWED, 1),
+    Stage('scenes', (0.15,), LONGER, 1),
+    Stage('scenes', (0.3,), NARROWED, 1),
+)
+
+
 def peers() -> list[Run]:
-    """Every method at every cut on fresh seeds."""
-    return [run for task in ('digits', 'scenes') for arm in ARMS for run in arm.runs(task, SHARES, FRESH)]
+    """Every method on fresh seeds, the most important runs first.
+
+    Thinned out, so that it takes some five core-hours: the digits have two cuts, 85 and 95 %, and two learning rates;
+    the scenes have one learning rate, the recipe's, for all methods alike, and at 70 and 95 % no random pruning, no
+    training of GDP's widths and no longer training from scratch. No seed is thinned out.
+    """
+    runs = [run for stage in STAGES for run in stage.runs()]
+    return list({run.name: run for run in runs}.values())  # the dense model is in several stages
 
 
 def quick() -> list[Run]:

@@ -14,10 +14,8 @@ import argparse
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from mmprune_gates import cli  # cures come before the imports below
 # isort: split
 from quality_picture import draw
 from quality_plans import ARMS, PLANS, Run
+from quality_provenance import processor, version_of
 
 import mmprune_gates
 
@@ -103,7 +102,7 @@ def provenance(plan: str, results: Results) -> dict[str, Any]:
     return {
         'machine': f'{processor()}, {platform.system()} {platform.machine()}, one thread a run',
         'versions': {'python': platform.python_version(), 'mmprune_gates': mmprune_gates.__version__, **installed},
-        'commit': commit(),
+        'commits': sorted({found.get('commit') or 'unknown' for _, found in results}),
         'seeds': sorted({run.seed for run, _ in results}),
         'commands': [f'python tools/analysis_tools/quality.py {plan}', shlex.join(['python', *sys.argv])],
         'runs': len(results),
@@ -111,39 +110,17 @@ def provenance(plan: str, results: Results) -> dict[str, Any]:
     }
 
 
-def version_of(package: str) -> str | None:
-    """Version of an installed package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def processor() -> str:
-    """Name of the processor."""
-    path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or 'unknown processor'
-
-
-def commit() -> str | None:
-    """Commit of this checkout, with a mark if files differ from it; None outside of a checkout."""
-    git = ['git', '-C', str(Path(__file__).parent)]
-    found = subprocess.run([*git, 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
-    return found.stdout.strip() or None
-
-
 def markdown(figures: Mapping[str, Any]) -> str:
     """All tables as one page."""
     parts = [table(task, figures) for task in figures['metrics']]
     made = figures['provenance']
     versions = ', '.join(f'{name} {version}' for name, version in made['versions'].items() if version)
+    commits = ', '.join(made['commits'])
     notes = [
         'Mean ± standard deviation over the seeds (each value), at the better of two learning rates, chosen for each '
         'method and cut on the mean; × is the factor of the recipe\'s rate. "MACs" is what was kept, where it differs '
         'from what was asked for by more than 0.5 % of the whole model.',
-        f'{made["machine"]}; {versions}; commit {made["commit"]}; seeds {made["seeds"]}; {made["runs"]} runs in '
+        f'{made["machine"]}; {versions}; commit {commits}; seeds {made["seeds"]}; {made["runs"]} runs in '
         f'{made["core_hours"]} core-hours of steps. Commands: ' + ', '.join(f'`{line}`' for line in made['commands']),
     ]
     if missing := figures['missing']:
