@@ -55,6 +55,7 @@ class Arm:
     Attributes:
         method, label, options: Of its runs.
         title: Of its row.
+        family: Which methods it is drawn with.
         rates: What the learning rate is multiplied with; the best counts.
         shares: MACs kept, where they are not all of the plan's.
         follows: Whether it takes over what the run of GDP with the same seed and share has kept.
@@ -67,6 +68,7 @@ class Arm:
     rates: tuple[float, ...] = PRUNING_RATES
     shares: tuple[float, ...] = ()
     follows: bool = False
+    family: str = ''
 
     def runs(self, task: str, shares: Sequence[float], seeds: Sequence[int]) -> list[Run]:
         """All its runs on a task."""
@@ -79,38 +81,46 @@ class Arm:
         return Run(task, self.method, share, seed, self.label, self.options, rate, after)
 
 
-def torch_pruning(method: str, criterion: str, title: str, **options: Any) -> list[Arm]:
+def torch_pruning(method: str, criterion: str, title: str, family: str) -> list[Arm]:
     """Arms of the package: one ratio for all layers, and one threshold for all."""
     kinds = (('local', 'one ratio', False), ('global', 'one threshold', True))
     return [
         Arm(f'torch_pruning{method}', f'{criterion}_{kind}', f'Torch-Pruning, {title}, {words}',
-            {'criterion': criterion, 'global_pruning': one_threshold}, **options)
+            {'criterion': criterion, 'global_pruning': one_threshold}, family=family)
         for kind, words, one_threshold in kinds
     ]  # fmt: skip
 
 
 DENSE = Arm('dense', '', 'dense, trained on', shares=(1.0,))
-GDP = Arm('gdp', 'waterline', 'GDP, waterline', {'update': 'waterline'})
-OURS = (
-    GDP,
-    Arm('gdp', 'gradient', 'GDP, gradient', {'update': 'gradient'}),
-    Arm('decorator', '', 'Gate Decorator'),
-)
-SAME_MACS = {'same_macs': True}
-SCRATCH = (
-    Arm('scratch', 'uniform', 'uniform from scratch, same iterations', {}, SCRATCH_RATES),
-    Arm('scratch', 'uniform_macs', 'uniform from scratch, same training MACs', SAME_MACS, SCRATCH_RATES),
-    Arm('scratch', 'pruned', "GDP's widths from scratch, same iterations", {}, SCRATCH_RATES, follows=True),
-    Arm('scratch', 'pruned_macs', "GDP's widths from scratch, same training MACs", SAME_MACS, SCRATCH_RATES,
-        follows=True),
-)  # fmt: skip
+GDP = Arm('gdp', 'waterline', 'GDP, waterline', {'update': 'waterline'}, family='ours')
+GRADIENT = Arm('gdp', 'gradient', 'GDP, gradient', {'update': 'gradient'}, family='ours')
+DECORATOR = Arm('decorator', '', 'Gate Decorator', family='ours')
+OURS = (GDP, GRADIENT, DECORATOR)
+ONE_CUT = 'cut once, then trained'
+WHILE = 'pruned while training'
 PEERS = (
-    *torch_pruning('_iterative', 'taylor', 'Taylor in steps'),
-    *torch_pruning('', 'taylor', 'Taylor'),
-    *torch_pruning('', 'magnitude', 'magnitude'),
-    Arm('dcfp', '', "DCFP's recipe"),
-    *torch_pruning('_sparse', 'norm_scale', 'sparse BN scales'),
-    *torch_pruning('', 'random', 'random'),
+    *torch_pruning('_iterative', 'taylor', 'Taylor in steps', WHILE),
+    *torch_pruning('', 'taylor', 'Taylor', ONE_CUT),
+    *torch_pruning('', 'magnitude', 'magnitude', ONE_CUT),
+    Arm('dcfp', '', "DCFP's recipe", family=WHILE),
+    *torch_pruning('_sparse', 'norm_scale', 'sparse BN scales', WHILE),
+    *torch_pruning('', 'random', 'random', ONE_CUT),
+)
+
+
+def from_scratch(label: str, title: str, **options: Any) -> list[Arm]:
+    """Arms of a network trained from scratch: for as many iterations, and for as many MACs."""
+    lengths = (('', 'same iterations', {}), ('_macs', 'same training MACs', {'same_macs': True}))
+    return [
+        Arm('scratch', f'{label}{suffix}', f'{title} from scratch, {words}', own, SCRATCH_RATES,
+            family='from scratch', **options)
+        for suffix, words, own in lengths
+    ]  # fmt: skip
+
+
+SCRATCH = (
+    *from_scratch('uniform', 'uniform'),
+    *from_scratch('pruned', "GDP's widths", follows=True),
 )
 ARMS = (DENSE, *OURS, *PEERS, *SCRATCH)
 
@@ -139,15 +149,22 @@ class Stage:
 
 
 LONGER = tuple(arm for arm in SCRATCH if arm.options.get('same_macs'))  # three to six times as many iterations
-FIRST = (DENSE, *OURS, *(arm for arm in SCRATCH if arm not in LONGER), *PEERS)
-NARROWED = tuple(arm for arm in FIRST if arm.options.get('criterion') != 'random' and not arm.follows)
+SPARSE = tuple(arm for arm in PEERS if arm.method == 'torch_pruning_sparse')
+RANDOM = tuple(arm for arm in PEERS if arm.options.get('criterion') == 'random')
+SAME_ITERATIONS = tuple(arm for arm in SCRATCH if arm not in LONGER)
+UNIFORM = tuple(arm for arm in SAME_ITERATIONS if not arm.follows)
+KEY = (DENSE, *OURS, *UNIFORM, *(arm for arm in PEERS if arm not in (*SPARSE, *RANDOM)))
+WIDTHS = tuple(arm for arm in SAME_ITERATIONS if arm.follows)
 STAGES = (
-    Stage('digits', (0.15, 0.05), FIRST, 2),
-    Stage('scenes', (0.15,), FIRST, 1),
+    Stage('digits', (0.15, 0.05), KEY, 2),
+    Stage('scenes', (0.15,), KEY, 1),
+    Stage('digits', (0.15, 0.05), (*WIDTHS, *SPARSE, *RANDOM), 2),
+    Stage('scenes', (0.05,), KEY, 1),
+    Stage('scenes', (0.15,), (*WIDTHS, *SPARSE, *RANDOM), 1),
     Stage('digits', (0.15, 0.05), LONGER, 2),
-    Stage('scenes', (0.05,), NARROWED, 1),
+    Stage('scenes', (0.3,), KEY, 1),
+    Stage('scenes', (0.05, 0.3), SPARSE, 1),
     Stage('scenes', (0.15,), LONGER, 1),
-    Stage('scenes', (0.3,), NARROWED, 1),
 )
 
 

@@ -1,0 +1,100 @@
+"""The cells of a table of the quality benchmark: what the runs of a task, a method and a cut have found."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprune_gates import cli  # cures come before the imports below
+
+# isort: split
+from quality_plans import ARMS, Run
+
+ARM_OF = {(arm.method, arm.label): arm for arm in ARMS}
+Results = list[tuple[Run, dict[str, Any]]]  # what each run's file holds
+
+
+def read_runs(plan: str, runs: Iterable[Run], folder: Path) -> tuple[Results, list[str]]:
+    """What the files of a plan's runs hold, and the names of the runs that have none.
+
+    Raises:
+        ValueError: None of them is there.
+    """
+    results, missing = [], []
+    for run in runs:
+        path = folder / f'{run.name}.json'
+        if path.is_file():
+            results.append((run, cli.read_json(path)))
+        else:
+            missing.append(run.name)
+    if not results:
+        raise ValueError(f'no run of the plan {plan!r} is in {folder}: python tools/analysis_tools/quality.py {plan}')
+    return results, missing
+
+
+def title_of(run: Run) -> str:
+    """Name of a run's method."""
+    arm = ARM_OF.get((run.method, run.label))
+    return arm.title if arm else f'{run.method} {run.label}'.strip()
+
+
+def family_of(run: Run) -> str:
+    """Which methods its method is shown with."""
+    arm = ARM_OF.get((run.method, run.label))
+    return arm.family if arm else ''
+
+
+def cells_of(runs: Iterable[Run], results: Results) -> list[dict[str, Any]]:
+    """One cell for each task, method and cut of a plan, whether its runs are there or not."""
+    found = {run.name: figures for run, figures in results}
+    by_cell: dict[tuple, list[Run]] = {}
+    for run in runs:
+        by_cell.setdefault((run.task, title_of(run), run.share), []).append(run)
+    return [cell_of(cell, found) for cell in by_cell.values()]
+
+
+def cell_of(runs: Sequence[Run], found: Mapping[str, dict]) -> dict[str, Any]:
+    """The figures of one cell: those of the best of its learning rates, and the others.
+
+    A rate that lacks a seed competes only if all do; then those that lack the fewest do.
+
+    Args:
+        runs: All that are planned; they differ in seed and learning rate.
+        found: Name of a run -> what its file holds, of those that are there.
+    """
+    by_rate: dict[float, dict[int, dict]] = {}
+    for run in runs:
+        if run.name in found:
+            by_rate.setdefault(run.rate_scale, {})[run.seed] = found[run.name]
+    columns = {rate: column_of(by_seed) for rate, by_seed in by_rate.items()}
+    best = max(columns, key=lambda rate: (len(by_rate[rate]), columns[rate]['mean']), default=None)
+    first = runs[0]
+    return {
+        'task': first.task,
+        'method': title_of(first),
+        'family': family_of(first),
+        'share': first.share,
+        'rate_scale': best,
+        **(column_of({}) if best is None else columns[best]),
+        'other_rates': {f'{rate:g}': columns[rate] for rate in sorted(columns) if rate != best},
+        'planned': len(runs),
+        'missing': [run.name for run in runs if run.name not in found],
+    }
+
+
+def column_of(by_seed: Mapping[int, dict]) -> dict[str, Any]:
+    """Mean, spread (standard deviation of a sample) and every value of the runs that differ in the seed alone."""
+    scores = {str(seed): by_seed[seed]['score'] for seed in sorted(by_seed)}
+    values = list(scores.values())
+    kept = [found['macs']['after'] / found['macs']['before'] for found in by_seed.values()]
+    seconds = [found['seconds'] for found in by_seed.values()]
+    return {
+        'mean': statistics.mean(values) if values else None,
+        'spread': statistics.stdev(values) if len(values) > 1 else None,
+        'scores': scores,
+        'macs_share': statistics.mean(kept) if kept else None,
+        'steps': max((found['steps'] for found in by_seed.values()), default=None),
+        'seconds': statistics.mean(seconds) if seconds else None,
+    }
