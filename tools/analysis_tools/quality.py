@@ -31,8 +31,6 @@ from quality_tasks import TASKS
 from quality_training import dense_start, further_training, train
 from rich.progress import track
 
-RUNS_PER_PROCESS = 20  # a new one costs five seconds, an old one memory
-
 
 def quiet() -> None:
     """One thread, and no log of what mmengine does."""
@@ -102,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     runs = PLANS[args.plan]()
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=RUNS_PER_PROCESS) as pool:
+    with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
         for task in dict.fromkeys(run.task for run in runs):
             TASKS[task].on(args.work_dir / 'data')  # two processes would both write it
         starts = dict.fromkeys((run.task, run.seed) for run in runs)
