@@ -133,18 +133,19 @@ class Stage:
         task: Its task.
         shares: MACs kept.
         arms: What is compared.
-        rates: How many learning rates, the recipe's first; as many for every arm.
+        rates: Which of each arm's learning rates, by place; the recipe's is 0.
     """
 
     task: str
     shares: tuple[float, ...]
     arms: tuple[Arm, ...]
-    rates: int
+    rates: tuple[int, ...]
 
     def runs(self) -> list[Run]:
-        """All its runs: for each cut, arm by arm."""
-        arms = [replace(arm, rates=arm.rates[: self.rates]) for arm in self.arms]
-        cells = product(self.shares, arms)
+        """All its runs: for each cut and rate, arm by arm."""
+        cells = []
+        for share, place, arm in product(self.shares, self.rates, self.arms):
+            cells.append((share, replace(arm, rates=(arm.rates[place],))))
         return [run for share, arm in cells for run in arm.runs(self.task, (share,), FRESH)]
 
 
@@ -155,16 +156,19 @@ SAME_ITERATIONS = tuple(arm for arm in SCRATCH if arm not in LONGER)
 UNIFORM = tuple(arm for arm in SAME_ITERATIONS if not arm.follows)
 KEY = (DENSE, *OURS, *UNIFORM, *(arm for arm in PEERS if arm not in (*SPARSE, *RANDOM)))
 WIDTHS = tuple(arm for arm in SAME_ITERATIONS if arm.follows)
+REST = (*WIDTHS, *SPARSE, *RANDOM)
 STAGES = (
-    Stage('digits', (0.15, 0.05), KEY, 2),
-    Stage('scenes', (0.15,), KEY, 1),
-    Stage('digits', (0.15, 0.05), (*WIDTHS, *SPARSE, *RANDOM), 2),
-    Stage('scenes', (0.05,), KEY, 1),
-    Stage('scenes', (0.15,), (*WIDTHS, *SPARSE, *RANDOM), 1),
-    Stage('digits', (0.15, 0.05), LONGER, 2),
-    Stage('scenes', (0.3,), KEY, 1),
-    Stage('scenes', (0.05, 0.3), SPARSE, 1),
-    Stage('scenes', (0.15,), LONGER, 1),
+    Stage('digits', (0.15,), KEY, (0, 1)),
+    Stage('digits', (0.05,), KEY, (0,)),
+    Stage('scenes', (0.15,), KEY, (0,)),
+    Stage('digits', (0.05,), KEY, (1,)),
+    Stage('digits', (0.15, 0.05), REST, (0, 1)),
+    Stage('scenes', (0.05,), KEY, (0,)),
+    Stage('scenes', (0.15,), REST, (0,)),
+    Stage('digits', (0.15, 0.05), LONGER, (0, 1)),
+    Stage('scenes', (0.3,), KEY, (0,)),
+    Stage('scenes', (0.05, 0.3), SPARSE, (0,)),
+    Stage('scenes', (0.15,), LONGER, (0,)),
 )
 
 
