@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
@@ -293,7 +294,7 @@ def test_missing_runs_are_shown(found, work_dir):
     text = markdown(figures)
     assert '3 of 4 runs of the plan are missing' in text
     first, second = (next(line for line in text.splitlines() if title_of(run) in line) for run in RUNS[1:3])
-    assert '; ×1, 1 of 2 runs missing) | not run |' in first and second.endswith('| – | not run |')
+    assert '; ×1, lacks 1) | not run |' in first and second.endswith('| – | not run |')
     with pytest.raises(ValueError, match='no run of the plan'):
         figures_of('tiny', lost, work_dir / 'runs')
 
@@ -323,28 +324,36 @@ def test_values_below_the_picture_are_written_into_it():
     assert axes.get_ylim()[0] == pytest.approx(92.5 - 7.5 - 0.04 * 7.5)
 
 
-def cells_with(scores):
-    """The cells of runs with these scores: rate -> one for each seed, None where it was not run."""
+def cells_with(**scores):
+    """The cells of two-rate methods with these scores: for each rate one for each seed, None where it was not run."""
     runs, results = [], []
-    for rate, values in scores.items():
-        for seed, score in enumerate(values):
-            runs.append(Run('tiny', 'gdp', 0.3, seed, rate_scale=rate))
-            if score is not None:
-                macs = {'before': 100, 'after': 31}
-                results.append((runs[-1], {'score': score, 'macs': macs, 'steps': 6, 'seconds': 1.0}))
+    for method, rates in scores.items():
+        for (rate, values), seed in product(zip((1.0, 3.0), rates, strict=True), (0, 1)):
+            runs.append(Run('tiny', method, 0.3, seed, rate_scale=rate))
+            if values[seed] is not None:
+                found = {'score': values[seed], 'macs': {'before': 100, 'after': 31}, 'steps': 6, 'seconds': 1.0}
+                results.append((runs[-1], found))
     return cells_of(runs, results)
 
 
 def test_the_better_rate_is_chosen_on_the_mean_of_the_seeds():
-    [cell] = cells_with({1.0: (80.0, 90.0), 3.0: (88.0, 86.0)})
+    [cell] = cells_with(gdp=((80.0, 90.0), (88.0, 86.0)))
     assert (cell['mean'], cell['rate_scale'], cell['scores']) == (87.0, 3.0, {'0': 88.0, '1': 86.0})
     assert cell['spread'] == pytest.approx(2**0.5) and cell['other_rates']['1']['mean'] == 85.0
-    assert cell['macs_share'] == pytest.approx(0.31) and cell['missing'] == []
+    assert cell['macs_share'] == pytest.approx(0.31) and cell['missing'] == [] and cell['lacks'] == 0
 
 
-@pytest.mark.parametrize(
-    ('second', 'best', 'lacks'), [((99.0, None), 1.0, 1), ((None, None), 1.0, 2), ((99.0, 99.0), 3.0, 0)]
-)
-def test_a_rate_that_lacks_a_seed_does_not_compete(second, best, lacks):
-    [cell] = cells_with({1.0: (80.0, 90.0), 3.0: second})
-    assert cell['rate_scale'] == best and len(cell['missing']) == lacks and cell['planned'] == 4
+@pytest.mark.parametrize('second', [(None, None), (99.0, None)])
+def test_a_rate_counts_for_all_methods_or_for_none(second):
+    complete, lacking, absent = cells_with(
+        gdp=((80.0, 90.0), (88.0, 86.0)), dcfp=((70.0, 72.0), second), l1=((None, None), (None, None))
+    )
+    assert complete['rate_scale'] == lacking['rate_scale'] == 1.0 and complete['mean'] == 85.0
+    assert complete['other_rates']['3']['mean'] == 87.0 and len(lacking['missing']) == 1 + (second[0] is None)
+    assert absent['mean'] is None and complete['rates_compared'] == lacking['rates_compared'] == 1
+
+
+def test_a_cell_that_lacks_a_seed_says_so():
+    complete, lacking = cells_with(gdp=((80.0, 90.0), (88.0, 86.0)), dcfp=((70.0, None), (None, None)))
+    assert complete['rates_compared'] == 2 and complete['mean'] == 87.0
+    assert (lacking['mean'], lacking['spread'], lacking['lacks']) == (70.0, None, 1)

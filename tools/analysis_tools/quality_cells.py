@@ -52,34 +52,48 @@ def cells_of(runs: Iterable[Run], results: Results) -> list[dict[str, Any]]:
     by_cell: dict[tuple, list[Run]] = {}
     for run in runs:
         by_cell.setdefault((run.task, title_of(run), run.share), []).append(run)
-    return [cell_of(cell, found) for cell in by_cell.values()]
+    alike: dict[tuple, int] = {}
+    for (task, _, share), cell in by_cell.items():
+        if rates := complete_rates(cell, found):
+            alike[task, share] = min(rates, alike.get((task, share), rates))
+    return [cell_of(cell, found, alike.get((task, share), 1)) for (task, _, share), cell in by_cell.items()]
 
 
-def cell_of(runs: Sequence[Run], found: Mapping[str, dict]) -> dict[str, Any]:
-    """The figures of one cell: those of the best of its learning rates, and the others.
+def complete_rates(runs: Sequence[Run], found: Mapping[str, dict]) -> int:
+    """How many of a cell's learning rates, in the order of the plan, have all seeds, up to the first that lacks one."""
+    rates = list(dict.fromkeys(run.rate_scale for run in runs))
+    lacking = {run.rate_scale for run in runs if run.name not in found}
+    return next((place for place, rate in enumerate(rates) if rate in lacking), len(rates))
 
-    A rate that lacks a seed competes only if all do; then those that lack the fewest do.
+
+def cell_of(runs: Sequence[Run], found: Mapping[str, dict], alike: int) -> dict[str, Any]:
+    """The figures of one cell: those of the best of the learning rates that compete, and the others.
 
     Args:
         runs: All that are planned; they differ in seed and learning rate.
         found: Name of a run -> what its file holds, of those that are there.
+        alike: How many rates, in the order of the plan, compete: as many for every method of the task at this cut. Of
+            a cell that lacks runs the rate with the most seeds counts.
     """
     by_rate: dict[float, dict[int, dict]] = {}
     for run in runs:
         if run.name in found:
             by_rate.setdefault(run.rate_scale, {})[run.seed] = found[run.name]
     columns = {rate: column_of(by_seed) for rate, by_seed in by_rate.items()}
-    best = max(columns, key=lambda rate: (len(by_rate[rate]), columns[rate]['mean']), default=None)
+    planned = list(dict.fromkeys(run.rate_scale for run in runs))
+    competing = [rate for rate in planned[:alike] if rate in columns] or list(columns)
+    best = max(competing, key=lambda rate: (len(by_rate[rate]), columns[rate]['mean']), default=None)
     first = runs[0]
     return {
         'task': first.task,
         'method': title_of(first),
         'family': family_of(first),
         'share': first.share,
+        'rates_compared': alike,
         'rate_scale': best,
         **(column_of({}) if best is None else columns[best]),
         'other_rates': {f'{rate:g}': columns[rate] for rate in sorted(columns) if rate != best},
-        'planned': len(runs),
+        'lacks': len({run.seed for run in runs}) - len(by_rate.get(best, ())),
         'missing': [run.name for run in runs if run.name not in found],
     }
 

@@ -1,7 +1,7 @@
 r"""Tables and pictures of what a plan of the quality benchmark found: markdown, PNG and JSON.
 
-A method's figure at a cut is that of the learning rate with the best mean over the seeds. Cells without a run say so,
-cells that lack some say how many; the JSON file names them.
+A method's figure at a cut is that of the learning rate with the best mean over the seeds, of as many rates for every
+method. Cells without a run say so, cells that lack a seed say how many; the JSON file names the runs that are missing.
 
 Example::
 
@@ -47,9 +47,9 @@ def provenance(plan: str, results: Results) -> dict[str, Any]:
 
 NOTES = (
     "Mean ± standard deviation over the seeds (each value; the factor of the recipe's learning rate with which it was "
-    'reached). Where a method was run with several rates, the one with the best mean counts, for each method and cut; '
-    'a rate that lacks a seed competes only if all do. "MACs" is what was kept, where it differs from what was asked '
-    'for by more than 0.5 % of the whole model. –: not in the plan.'
+    'reached). Of several rates the one with the best mean counts, for each method and cut, but only rates that every '
+    'method has been run with at that cut, all seeds. "MACs" is what was kept, where it differs from what was asked '
+    'for by more than 0.5 % of the whole model. "Lacks": seeds that were not run with that rate. –: not in the plan.'
 )
 
 
@@ -79,7 +79,7 @@ def table(task: str, figures: Mapping[str, Any]) -> str:
     lines = [f'## {task}: {figures["metrics"][task]}', '']
     lines += [f'{cell["method"]}: {text_of(cell)}\n' for cell in dense]
     lines += [
-        f'| MACs removed | {" | ".join(f"{1 - share:.0%}" for share in shares)} |',
+        f'| MACs removed | {" | ".join(head_of(share, pruned) for share in shares)} |',
         f'|---|{"---|" * len(shares)}',
     ]
     for method in dict.fromkeys(cell['method'] for cell in pruned):
@@ -87,6 +87,12 @@ def table(task: str, figures: Mapping[str, Any]) -> str:
         row = [text_of(own[share]) if share in own else '–' for share in shares]
         lines.append(f'| {method} | {" | ".join(row)} |')
     return '\n'.join(lines)
+
+
+def head_of(share: float, cells: Sequence[Mapping[str, Any]]) -> str:
+    """Head of the column of a cut."""
+    rates = next(cell['rates_compared'] for cell in cells if cell['share'] == share)
+    return f'{1 - share:.0%} ({"one learning rate" if rates == 1 else f"best of {rates} learning rates"})'
 
 
 def text_of(cell: Mapping[str, Any]) -> str:
@@ -98,8 +104,8 @@ def text_of(cell: Mapping[str, Any]) -> str:
     remarks = [f'×{cell["rate_scale"]:g}']
     if abs(cell['macs_share'] - cell['share']) > 0.005:
         remarks.append(f'MACs {cell["macs_share"]:.1%}')
-    if cell['missing']:
-        remarks.append(f'{len(cell["missing"])} of {cell["planned"]} runs missing')
+    if cell['lacks']:
+        remarks.append(f'lacks {cell["lacks"]}')
     return f'**{cell["mean"]:.1f}**{spread} ({values}; {", ".join(remarks)})'
 
 
