@@ -135,6 +135,23 @@ def test_torch_pruning_is_driven_by_our_counter(training, share, one_threshold):
     assert training.model.head.fc.out_features == 10
 
 
+def test_many_cuts_with_one_ratio_leave_the_widths_of_one_cut(work_dir):
+    widths = []
+    for shares in ((0.2,), (0.85, 0.72, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)):
+        training = further_training(TINY.on(work_dir / 'data'), 0, work_dir / 'starts')
+        method = TorchPruning(0.2, criterion='magnitude', global_pruning=False)
+        Method.begin(method, training)
+        method.prepare()
+        for share in shares:
+            method.cut(share)
+        widths.append(torch.tensor([norm.num_features for norm in batch_norms(training.model)]))
+    assert (widths[0] - widths[1]).abs().max() <= 1 and widths[0].min() > 1
+
+
+def batch_norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
 def test_torch_pruning_that_cannot_meet_a_share_says_so(training):
     with pytest.raises(ValueError, match=r'ends with 0\.0\d+ of the MACs; 0.0001 were asked for'):
         method = TorchPruning(1e-4, criterion='magnitude', global_pruning=False)

@@ -98,7 +98,7 @@ class TorchPruning(Method):
         """Remove channels until the model costs about a share of the whole one; a further call goes on from there.
 
         Raises:
-            ValueError: The package does not come near enough.
+            ValueError: The package does not come near enough to the last target; on the way there is no such limit.
         """
         model, cutter = self.training.model, self.cutter
         now, last = self.counter.share(model), RATIO_STEPS
@@ -112,7 +112,7 @@ class TorchPruning(Method):
             else:
                 last = min(last, cutter.current_step)
         cutter.current_step = min(last, cutter.current_step) - 1  # what was left out of this step comes first
-        if abs(now - share) > min(FAR, share / 4):
+        if share <= self.share * (1 + NEAR) and abs(now - share) > min(FAR, share / 4):
             raise ValueError(
                 f'Torch-Pruning ({self.options}) ends with {now:.4f} of the MACs; {share:.4f} were asked for'
             )

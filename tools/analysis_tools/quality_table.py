@@ -25,6 +25,7 @@ from quality_cells import Results, cells_of, read_runs
 from quality_picture import draw
 from quality_plans import PLANS, Run
 from quality_provenance import processor, version_of
+from quality_tasks import TASKS
 
 import mmprune_gates
 
@@ -118,7 +119,7 @@ def figures_of(plan: str, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     results, missing = read_runs(plan, runs, folder)
     return {
         'provenance': provenance(plan, results),
-        'metrics': {run.task: found['metric'] for run, found in results},
+        'metrics': {run.task: TASKS[run.task].metric for run in runs},
         'cells': cells_of(runs, results),
         'missing': missing,
     }
