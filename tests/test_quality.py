@@ -16,7 +16,7 @@ from PIL import Image
 from quality_cells import cells_of, title_of
 from quality_dcfp import DCFP
 from quality_peers import SparseNorms, TorchPruning
-from quality_picture import draw, draw_panel, limits
+from quality_picture import draw, draw_line, draw_panel, limits
 from quality_plans import ARMS, FRESH, GDP, OURS, PLANS, Run, peers, quick
 from quality_scratch import Scratch, masks
 from quality_table import figures_of, main, markdown
@@ -330,7 +330,7 @@ def test_a_picture_leaves_out_what_was_not_run(found, work_dir, tmp_path):
 def test_values_below_the_picture_are_written_into_it():
     figure, axes = plt.subplots()
     cells = [
-        {'method': name, 'share': 0.05, 'macs_share': 0.05, 'mean': mean, 'spread': 0.5}
+        {'method': name, 'share': 0.05, 'macs_share': 0.05, 'mean': mean, 'spread': 0.5, 'lacks': 0}
         for name, mean in (('first', 90.0), ('low', 20.0), ('lower', 10.0), ('high', 92.0))
     ]
     axes.set_ylim(*limits(cells[:1], cells))
@@ -339,6 +339,15 @@ def test_values_below_the_picture_are_written_into_it():
     assert [text.get_text().strip() for text in axes.texts] == ['↓ 20.0', '↓ 10.0']
     assert len({text.get_position()[1] for text in axes.texts}) == 2
     assert axes.get_ylim()[0] == pytest.approx(92.5 - 7.5 - 0.04 * 7.5)
+
+
+def test_the_legend_says_what_was_not_run():
+    figure, axes = plt.subplots()
+    cells = [{'method': 'absent', 'mean': None}, {'method': 'partly', 'mean': 90.0, 'spread': None, 'lacks': 1}]
+    for cell in cells:
+        draw_line(axes, [{**cell, 'macs_share': 0.05}], color='#000000')
+    plt.close(figure)
+    assert axes.get_legend_handles_labels()[1] == ['absent (not run)', 'partly (lacks seeds)']
 
 
 def cells_with(**scores):

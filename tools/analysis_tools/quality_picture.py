@@ -5,7 +5,7 @@ Methods are drawn with their family, a panel each, and the first method of all i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ def draw(path: Path, task: str, figures: Mapping[str, Any]) -> None:
     Args:
         path: PNG file.
         task: Name of the task.
-        figures: ``cells`` and ``metrics`` of the table. Cells without a run have no point.
+        figures: ``cells`` and ``metrics`` of the table. Methods without a run have no point, but a place in the legend.
     """
-    cells = [cell for cell in figures['cells'] if cell['task'] == task and cell['mean'] is not None]
+    cells = [cell for cell in figures['cells'] if cell['task'] == task]
     pruned = [cell for cell in cells if cell['share'] != 1]
-    dense = [cell for cell in cells if cell['share'] == 1]
-    if not pruned:
+    dense = those_run(cell for cell in cells if cell['share'] == 1)
+    if not those_run(pruned):
         return
     methods = list(dict.fromkeys(cell['method'] for cell in pruned))
     families = list(dict.fromkeys(cell['family'] for cell in pruned))
@@ -54,9 +54,8 @@ def draw(path: Path, task: str, figures: Mapping[str, Any]) -> None:
         layout='constrained',
     )  # fmt: skip
     first = [cell for cell in pruned if cell['method'] == methods[0]]
-    bottom, top = limits(first, cells)
-    grid[0, 0].set_ylim(bottom, top)
-    place_cuts(grid[0, 0], pruned)
+    grid[0, 0].set_ylim(*limits(those_run(first), those_run(cells)))
+    place_cuts(grid[0, 0], those_run(pruned))
     for axes, family in zip(grid.flat, families, strict=False):
         own = [cell for cell in pruned if cell['family'] == family and cell not in first]
         draw_panel(axes, family, first, own, dense)
@@ -67,21 +66,26 @@ def draw(path: Path, task: str, figures: Mapping[str, Any]) -> None:
     for axes in grid[-1]:
         axes.set_xlabel('MACs removed')
     seeds = ', '.join(map(str, figures['provenance']['seeds']))
-    figure.suptitle(f'{task}: mean over seeds {seeds}; shaded: standard deviation', fontsize=11)
+    figure.suptitle(f'{task}: mean over seeds {seeds}; bars and shade: standard deviation', fontsize=11)
     cli.write_bytes(path, png_of(figure, 110))
     plt.close(figure)
+
+
+def those_run(cells: Iterable[Mapping[str, Any]]) -> Cells:
+    """The cells that have a run."""
+    return [cell for cell in cells if cell['mean'] is not None]
 
 
 def limits(first: Cells, cells: Cells) -> tuple[float, float]:
     """Ends of the metric's axis.
 
     Args:
-        first: Cells of the first method.
+        first: Cells of the first method; without any, all counts.
         cells: All cells.
     """
     best = max(cell['mean'] + (cell['spread'] or 0) for cell in cells)
     worst = min(cell['mean'] - (cell['spread'] or 0) for cell in cells)
-    lost = max(SPAN * (best - min(cell['mean'] for cell in first)), LEAST_SPAN)
+    lost = max(SPAN * (best - min(cell['mean'] for cell in first or cells)), LEAST_SPAN)
     bottom = max(worst, best - lost)
     margin = 0.04 * (best - bottom)
     return bottom - margin, best + margin
@@ -127,11 +131,17 @@ def draw_line(axes: Axes, cells: Cells, **look: Any) -> None:
         cells: Its cells.
         look: Of the line.
     """
-    cells = sorted(cells, key=lambda cell: -cell['macs_share'])
+    label = cells[0]['method']
+    cells = sorted(those_run(cells), key=lambda cell: -cell['macs_share'])
+    if not cells:
+        axes.plot([], [], label=f'{label} (not run)', linestyle='none')
+        return
+    label += ' (lacks seeds)' if any(cell['lacks'] for cell in cells) else ''
     removed = [1 - cell['macs_share'] for cell in cells]
     low = [cell['mean'] - (cell['spread'] or 0) for cell in cells]
     high = [cell['mean'] + (cell['spread'] or 0) for cell in cells]
-    axes.plot(removed, [cell['mean'] for cell in cells], label=cells[0]['method'], markersize=5, **look)
+    axes.plot(removed, [cell['mean'] for cell in cells], label=label, markersize=5, **look)
+    axes.vlines(removed, low, high, color=look['color'], linewidth=1, alpha=0.5)
     axes.fill_between(removed, low, high, color=look['color'], alpha=0.12, linewidth=0)
 
 
