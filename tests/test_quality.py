@@ -2,20 +2,24 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
 # isort: split
+import matplotlib.pyplot as plt
 import pytest
 import quality
 import quality_tasks
 import torch
 from PIL import Image
+from quality_cells import cells_of, title_of
 from quality_dcfp import DCFP
 from quality_peers import SparseNorms, TorchPruning
-from quality_plans import ARMS, FRESH, GDP, PLANS, SHARES, Run, peers, quick
+from quality_picture import draw, draw_line, draw_panel, limits
+from quality_plans import ARMS, FRESH, GDP, OURS, PLANS, Run, peers, quick
 from quality_scratch import Scratch, masks
-from quality_table import cells_of, figures_of, main, markdown, title_of
+from quality_table import figures_of, main, markdown
 from quality_tasks import TASKS, Recipe
 from quality_training import Method, further_training, places_in, train
 from torch import nn
@@ -120,7 +124,7 @@ def test_longer_training_from_scratch_has_a_cap(training):
 
 
 @pytest.mark.parametrize('one_threshold', [False, True])
-@pytest.mark.parametrize('share', [SHARES[0], SHARES[-1]])
+@pytest.mark.parametrize('share', [0.5, 0.05])
 def test_torch_pruning_is_driven_by_our_counter(training, share, one_threshold):
     whole = training.data.macs(training.model)
     method = TorchPruning(share, criterion='magnitude', global_pruning=one_threshold)
@@ -129,6 +133,23 @@ def test_torch_pruning_is_driven_by_our_counter(training, share, one_threshold):
     assert macs / whole == pytest.approx(share, abs=0.02)
     assert method.counter.share(training.model) == pytest.approx(macs / whole, abs=1e-9)
     assert training.model.head.fc.out_features == 10
+
+
+def test_many_cuts_with_one_ratio_leave_the_widths_of_one_cut(work_dir):
+    widths = []
+    for shares in ((0.2,), (0.85, 0.72, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)):
+        training = further_training(TINY.on(work_dir / 'data'), 0, work_dir / 'starts')
+        method = TorchPruning(0.2, criterion='magnitude', global_pruning=False)
+        Method.begin(method, training)
+        method.prepare()
+        for share in shares:
+            method.cut(share)
+        widths.append(torch.tensor([norm.num_features for norm in batch_norms(training.model)]))
+    assert (widths[0] - widths[1]).abs().max() <= 1 and widths[0].min() > 1
+
+
+def batch_norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def test_torch_pruning_that_cannot_meet_a_share_says_so(training):
@@ -226,8 +247,12 @@ def test_every_run_of_a_plan_has_a_file_of_its_own_and_a_method(plan):
     runs = PLANS[plan]()
     assert len({run.name for run in runs}) == len(runs)
     assert {run.method for run in runs} <= quality.METHODS.keys() and {run.task for run in runs} <= TASKS.keys()
-    first, second = quality.waves(runs)
-    assert {run.after for run in second} <= {run.name for run in first} and len(first) + len(second) == len(runs)
+    before = set()
+    parts = quality.waves(runs)
+    for part in parts:
+        assert part and {run.after for run in part if run.after} <= before
+        before |= {run.name for run in part}
+    assert [run for part in parts for run in part] == runs
 
 
 def test_the_plans_are_what_is_compared():
@@ -237,12 +262,25 @@ def test_the_plans_are_what_is_compared():
     per_cell = {(run.task, title_of(run), run.share, run.seed): [] for run in runs}
     for run in runs:
         per_cell[run.task, title_of(run), run.share, run.seed].append(run.rate_scale)
-    assert all(len(rates) == 2 for rates in per_cell.values())
+    assert {(task, len(rates)) for (task, *_), rates in per_cell.items()} == {('digits', 2), ('scenes', 1)}
+    assert all(rates[0] == 1 for rates in per_cell.values())
+    cuts = {arm.title: {(run.task, run.share) for run in runs if title_of(run) == arm.title} for arm in ARMS}
+    everywhere = {('digits', 0.15), ('digits', 0.05), ('scenes', 0.15)}
+    assert cuts.pop('dense, trained on') == {('digits', 1.0), ('scenes', 1.0)}
+    assert all(everywhere <= own <= everywhere | {('scenes', 0.3), ('scenes', 0.05)} for own in cuts.values())
+    assert all(len(cuts[arm.title]) == 5 for arm in OURS)
 
 
 def test_a_plan_without_what_its_runs_follow_is_refused():
-    with pytest.raises(ValueError, match=r"runs that follow \['gone'\]"):
+    with pytest.raises(ValueError, match='follows gone, which the plan does not have before it'):
         quality.waves([Run('tiny', 'scratch', SHARE, 0, after='gone')])
+
+
+def test_runs_keep_their_order_and_wait_for_those_that_they_follow():
+    runs = [Run('tiny', 'dense', 1.0, seed) for seed in range(4)]
+    runs[1:1] = [replace(runs[0], label='behind', after=runs[0].name)]
+    runs.append(replace(runs[0], label='last', after=runs[0].name))
+    assert quality.waves(runs) == [runs[:1], runs[1:]]
 
 
 # ---- tables
@@ -264,24 +302,84 @@ def test_the_table_holds_every_method(found, work_dir, monkeypatch, tmp_path):
         assert min(picture.size) > 500
 
 
-def test_missing_runs_are_named(found, work_dir):
-    lost = Run('tiny', 'dense', 1.0, 5)
-    found(RUNS[0])
-    figures = figures_of('tiny', [RUNS[0], lost], work_dir / 'runs')
-    assert figures['missing'] == [lost.name] and f'missing: {lost.name}' in markdown(figures)
+def test_missing_runs_are_shown(found, work_dir):
+    there = RUNS[1]
+    found(there)
+    lost = [replace(there, seed=5), replace(there, share=0.05), replace(RUNS[2], share=0.05)]
+    figures = figures_of('tiny', [there, *lost], work_dir / 'runs')
+    assert figures['missing'] == [run.name for run in lost]
+    text = markdown(figures)
+    assert '3 of 4 runs of the plan are missing' in text
+    first, second = (next(line for line in text.splitlines() if title_of(run) in line) for run in RUNS[1:3])
+    assert '; ×1, lacks 1) | not run |' in first and second.endswith('| – | not run |')
     with pytest.raises(ValueError, match='no run of the plan'):
-        figures_of('tiny', [lost], work_dir / 'runs')
+        figures_of('tiny', lost, work_dir / 'runs')
+
+
+def test_a_picture_leaves_out_what_was_not_run(found, work_dir, tmp_path):
+    found(RUNS[1])
+    runs = [replace(RUNS[1], share=0.05), RUNS[1], RUNS[4]]
+    draw(tmp_path / 'one.png', 'tiny', {**figures_of('tiny', runs[:2], work_dir / 'runs')})
+    with Image.open(tmp_path / 'one.png') as picture:
+        assert min(picture.size) > 300
+    found(RUNS[0])
+    draw(tmp_path / 'none.png', 'tiny', figures_of('tiny', RUNS[:1], work_dir / 'runs'))
+    assert not (tmp_path / 'none.png').exists()
+
+
+def test_values_below_the_picture_are_written_into_it():
+    figure, axes = plt.subplots()
+    cells = [
+        {'method': name, 'share': 0.05, 'macs_share': 0.05, 'mean': mean, 'spread': 0.5, 'lacks': 0}
+        for name, mean in (('first', 90.0), ('low', 20.0), ('lower', 10.0), ('high', 92.0))
+    ]
+    axes.set_ylim(*limits(cells[:1], cells))
+    draw_panel(axes, 'family', cells[:1], cells[1:], [])
+    plt.close(figure)
+    assert [text.get_text().strip() for text in axes.texts] == ['↓ 20.0', '↓ 10.0']
+    assert len({text.get_position()[1] for text in axes.texts}) == 2
+    assert axes.get_ylim()[0] == pytest.approx(92.5 - 7.5 - 0.04 * 7.5)
+
+
+def test_the_legend_says_what_was_not_run():
+    figure, axes = plt.subplots()
+    cells = [{'method': 'absent', 'mean': None}, {'method': 'partly', 'mean': 90.0, 'spread': None, 'lacks': 1}]
+    for cell in cells:
+        draw_line(axes, [{**cell, 'macs_share': 0.05}], color='#000000')
+    plt.close(figure)
+    assert axes.get_legend_handles_labels()[1] == ['absent (not run)', 'partly (lacks seeds)']
+
+
+def cells_with(**scores):
+    """The cells of two-rate methods with these scores: for each rate one for each seed, None where it was not run."""
+    runs, results = [], []
+    for method, rates in scores.items():
+        for (rate, values), seed in product(zip((1.0, 3.0), rates, strict=True), (0, 1)):
+            runs.append(Run('tiny', method, 0.3, seed, rate_scale=rate))
+            if values[seed] is not None:
+                found = {'score': values[seed], 'macs': {'before': 100, 'after': 31}, 'steps': 6, 'seconds': 1.0}
+                results.append((runs[-1], found))
+    return cells_of(runs, results)
 
 
 def test_the_better_rate_is_chosen_on_the_mean_of_the_seeds():
-    scores = {1.0: (80.0, 90.0), 3.0: (88.0, 86.0)}
-    results = []
-    for rate, values in scores.items():
-        for seed, score in enumerate(values):
-            macs = {'before': 100, 'after': 31}
-            found = {'score': score, 'macs': macs, 'steps': 6, 'seconds': 1.0}
-            results.append((Run('tiny', 'gdp', 0.3, seed, rate_scale=rate), found))
-    [cell] = cells_of(results)
+    [cell] = cells_with(gdp=((80.0, 90.0), (88.0, 86.0)))
     assert (cell['mean'], cell['rate_scale'], cell['scores']) == (87.0, 3.0, {'0': 88.0, '1': 86.0})
     assert cell['spread'] == pytest.approx(2**0.5) and cell['other_rates']['1']['mean'] == 85.0
-    assert cell['macs_share'] == pytest.approx(0.31)
+    assert cell['macs_share'] == pytest.approx(0.31) and cell['missing'] == [] and cell['lacks'] == 0
+
+
+@pytest.mark.parametrize('second', [(None, None), (99.0, None)])
+def test_a_rate_counts_for_all_methods_or_for_none(second):
+    complete, lacking, absent = cells_with(
+        gdp=((80.0, 90.0), (88.0, 86.0)), dcfp=((70.0, 72.0), second), l1=((None, None), (None, None))
+    )
+    assert complete['rate_scale'] == lacking['rate_scale'] == 1.0 and complete['mean'] == 85.0
+    assert complete['other_rates']['3']['mean'] == 87.0 and len(lacking['missing']) == 1 + (second[0] is None)
+    assert absent['mean'] is None and complete['rates_compared'] == lacking['rates_compared'] == 1
+
+
+def test_a_cell_that_lacks_a_seed_says_so():
+    complete, lacking = cells_with(gdp=((80.0, 90.0), (88.0, 86.0)), dcfp=((70.0, None), (None, None)))
+    assert complete['rates_compared'] == 2 and complete['mean'] == 87.0
+    assert (lacking['mean'], lacking['spread'], lacking['lacks']) == (70.0, None, 1)

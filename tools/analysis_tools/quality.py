@@ -26,6 +26,7 @@ import torch
 from mmengine.logging import MMLogger
 from quality_methods import METHODS
 from quality_plans import PLANS, Run
+from quality_provenance import commit
 from quality_tasks import TASKS
 from quality_training import dense_start, further_training, train
 from rich.progress import track
@@ -49,6 +50,7 @@ def carry_out(run: Run, work_dir: Path) -> None:
     whole = data.macs(training.model)
     figures = train(training, method)
     facts = {
+        'commit': commit(),
         'metric': data.task.metric,
         'score': data.score(training.model),
         'seconds': round(training.seconds, 2),
@@ -72,15 +74,21 @@ def prepare(task: str, seed: int, work_dir: Path) -> None:
 
 
 def waves(runs: list[Run]) -> list[list[Run]]:
-    """The runs that follow no other, then those that do.
+    """The runs in their order, parted in front of those that follow one of the part so far.
 
     Raises:
-        ValueError: One follows a run that the plan does not have.
+        ValueError: One follows a run that the plan does not have before it.
     """
-    names = {run.name for run in runs}
-    if lost := sorted({run.after for run in runs if run.after} - names):
-        raise ValueError(f'the plan has runs that follow {lost}, but not those: add them to the plan')
-    return [[run for run in runs if not run.after], [run for run in runs if run.after]]
+    parts: list[list[Run]] = [[]]
+    before: set[str] = set()
+    for run in runs:
+        if run.after in {other.name for other in parts[-1]}:
+            parts.append([])
+        elif run.after and run.after not in before:
+            raise ValueError(f'{run.name} follows {run.after}, which the plan does not have before it: add it there')
+        parts[-1].append(run)
+        before.add(run.name)
+    return parts
 
 
 def main() -> None:
@@ -92,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     runs = PLANS[args.plan]()
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
         for task in dict.fromkeys(run.task for run in runs):
             TASKS[task].on(args.work_dir / 'data')  # two processes would both write it
         starts = dict.fromkeys((run.task, run.seed) for run in runs)

@@ -25,8 +25,8 @@ from typing import Any
 from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
+from quality_cells import Results, read_runs
 from quality_plans import PLANS
-from quality_table import Results, read_runs
 
 WINDOW = 25  # steps whose mean loss is compared
 HEAD = ('task', 'MACs kept', 'run', 'mean', 'each', 'relaxed', 'between', 'decided', 'at settling', 'step', 'time')

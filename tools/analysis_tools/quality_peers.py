@@ -79,6 +79,7 @@ class TorchPruning(Method):
         graph = self.training.data.graph(self.training.model)
         self.outputs, self.counter = graph.classifiers, Counter(self.training.model, graph)
         self.data_order = self.training.data.batches(self.training.seed + 1)
+        self.cutter = self.pruner(self.training.model)
 
     def cut(self, share: float) -> None:
         """Remove channels until the model costs a share of the whole one; the optimiser follows."""
@@ -86,46 +87,47 @@ class TorchPruning(Method):
         model.eval()
         if self.options['criterion'] == 'taylor':
             self.sum_gradients()
-        pruner = self.pruner(model)
-        self.prune_to(share, pruner)
+        known = len(self.cutter.pruning_history())
+        self.prune_to(share)
         model.zero_grad()
         model.train()
-        self.pruner(places).load_pruning_history(pruner.pruning_history())
+        self.pruner(places).load_pruning_history(self.cutter.pruning_history()[known:])
         self.training.renew_optimizer(places)
 
-    def prune_to(self, share: float, pruner: Any) -> None:
-        """Remove channels until the model costs about a share of the whole one.
+    def prune_to(self, share: float) -> None:
+        """Remove channels until the model costs about a share of the whole one; a further call goes on from there.
 
         Raises:
-            ValueError: The package does not come near enough.
+            ValueError: The package does not come near enough to the last target; on the way there is no such limit.
         """
-        model = self.training.model
+        model, cutter = self.training.model, self.cutter
         now, last = self.counter.share(model), RATIO_STEPS
-        for step, group, left in self.groups(pruner):
-            if now <= share * (1 + NEAR) or step > last:
+        for group, left in self.groups():
+            if now <= share * (1 + NEAR) or cutter.current_step > last + LAST_STEPS:
                 break
             then = self.counter.share_without(model, left)
             if abs(then - share) <= abs(now - share):  # an auxiliary head costs nothing and shrinks with the rest
                 group.prune()
                 now = self.counter.share(model)
             else:
-                last = min(last, step + LAST_STEPS)
-        if abs(now - share) > min(FAR, share / 4):
+                last = min(last, cutter.current_step)
+        cutter.current_step = min(last, cutter.current_step) - 1  # what was left out of this step comes first
+        if share <= self.share * (1 + NEAR) and abs(now - share) > min(FAR, share / 4):
             raise ValueError(
                 f'Torch-Pruning ({self.options}) ends with {now:.4f} of the MACs; {share:.4f} were asked for'
             )
 
-    def groups(self, pruner: Any) -> Iterator[tuple[int, Any, dict[nn.Module, float]]]:
+    def groups(self) -> Iterator[tuple[Any, dict[nn.Module, float]]]:
         """What the package would remove, in its order: each is pruned, or left out, before the next.
 
         Yields:
-            Step of the ratio, group of channels, and what it would leave of the weight of each layer.
+            Group of channels, and what it would leave of the weight of each layer.
         """
         torch.manual_seed(self.training.seed)  # of random importance
-        for step in range(RATIO_STEPS):
-            for group in pruner.step(interactive=True):
+        while self.cutter.current_step < RATIO_STEPS:
+            for group in self.cutter.step(interactive=True):
                 if len(group[0].idxs):  # with one threshold for all it names groups of which nothing goes
-                    yield step, group, left_by(group, pruner.DG)
+                    yield group, left_by(group, self.cutter.DG)
 
     def pruner(self, model: nn.Module) -> Any:
         """The package's pruner of a model."""
@@ -151,7 +153,10 @@ class TorchPruning(Method):
 
 
 class Iterative(TorchPruning):
-    """Several cuts while it trains, on the ramp of GDP's target. Further options: ``begin``, ``end``, ``cuts``."""
+    """Several cuts while it trains, on the ramp of GDP's target. Further options: ``begin``, ``end``, ``cuts``.
+
+    One pruner makes all cuts, as the package means it: its ratios are of the channels that layers had at first.
+    """
 
     def begin(self, training: Training) -> None:
         """Find the steps after which it cuts."""

@@ -1,8 +1,11 @@
-"""The picture of a table of the quality benchmark: the metric over the MACs removed, one line for each method."""
+"""The picture of a table of the quality benchmark: the metric over the MACs removed, one line for each method.
+
+Methods are drawn with their family, a panel each, and the first method of all in every panel.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +22,137 @@ from matplotlib.ticker import PercentFormatter
 from mmprune_gates.report.pictures import png_of
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; lines differ in style and marker too.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
-STYLES = ('-', '--', ':')
-MARKERS = 'osD^vP*X'
-FIRST = 3  # how many of the first methods have thick lines: ours
+OWN = '#0072B2'  # of the first method
+COLOURS = ('#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+STYLES = ('-', '--', '-.')
+MARKERS = 'sD^vP*X'
+GREY = '#5a5a5a'
+SPAN = 3.0  # times what the first method loses is shown; numbers stand for the points below
+LEAST_SPAN = 4.0  # of the metric
+Cells = Sequence[Mapping[str, Any]]
 
 
 def draw(path: Path, task: str, figures: Mapping[str, Any]) -> None:
-    """Write the picture of one task.
+    """Write the picture of one task, if anything has been pruned on it.
 
     Args:
         path: PNG file.
         task: Name of the task.
-        figures: ``cells`` and ``metrics`` of the table.
+        figures: ``cells`` and ``metrics`` of the table. Methods without a run have no point, but a place in the legend.
     """
     cells = [cell for cell in figures['cells'] if cell['task'] == task]
     pruned = [cell for cell in cells if cell['share'] != 1]
-    figure, axes = plt.subplots(figsize=(11, 6.5), layout='constrained')
-    for cell in cells:
-        if cell['share'] == 1:
-            axes.axhline(cell['mean'], color='#5a5a5a', linewidth=1, linestyle=(0, (6, 3)), label=cell['method'])
-    for place, method in enumerate(dict.fromkeys(cell['method'] for cell in pruned)):
-        draw_line(axes, place, method, [cell for cell in pruned if cell['method'] == method])
-    axes.set_xlabel('MACs removed')
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    cuts = sorted({1 - cell['share'] for cell in pruned})
-    axes.set_xticks(cuts)
-    axes.set_xlim(cuts[0] - 0.05, cuts[-1] + 0.05)
-    axes.set_ylabel(figures['metrics'][task])
-    axes.set_title(f'{task}: mean over seeds {figures["provenance"]["seeds"]}, shaded: standard deviation', fontsize=11)
-    axes.grid(alpha=0.3)
-    figure.legend(loc='outside right center', fontsize=8)
+    dense = those_run(cell for cell in cells if cell['share'] == 1)
+    if not those_run(pruned):
+        return
+    methods = list(dict.fromkeys(cell['method'] for cell in pruned))
+    families = list(dict.fromkeys(cell['family'] for cell in pruned))
+    columns = 1 if len(families) == 1 else 2
+    rows = -(-len(families) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(1 + 6 * columns, 1 + 3.7 * rows), sharex=True, sharey=True, squeeze=False,
+        layout='constrained',
+    )  # fmt: skip
+    first = [cell for cell in pruned if cell['method'] == methods[0]]
+    grid[0, 0].set_ylim(*limits(those_run(first), those_run(cells)))
+    place_cuts(grid[0, 0], those_run(pruned))
+    for axes, family in zip(grid.flat, families, strict=False):
+        own = [cell for cell in pruned if cell['family'] == family and cell not in first]
+        draw_panel(axes, family, first, own, dense)
+    for axes in grid.flat[len(families) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(figures['metrics'][task])
+    for axes in grid[-1]:
+        axes.set_xlabel('MACs removed')
+    seeds = ', '.join(map(str, figures['provenance']['seeds']))
+    figure.suptitle(f'{task}: mean over seeds {seeds}; bars and shade: standard deviation', fontsize=11)
     cli.write_bytes(path, png_of(figure, 110))
     plt.close(figure)
 
 
-def draw_line(axes: Axes, place: int, method: str, cells: list[dict[str, Any]]) -> None:
+def those_run(cells: Iterable[Mapping[str, Any]]) -> Cells:
+    """The cells that have a run."""
+    return [cell for cell in cells if cell['mean'] is not None]
+
+
+def limits(first: Cells, cells: Cells) -> tuple[float, float]:
+    """Ends of the metric's axis.
+
+    Args:
+        first: Cells of the first method; without any, all counts.
+        cells: All cells.
+    """
+    best = max(cell['mean'] + (cell['spread'] or 0) for cell in cells)
+    worst = min(cell['mean'] - (cell['spread'] or 0) for cell in cells)
+    lost = max(SPAN * (best - min(cell['mean'] for cell in first or cells)), LEAST_SPAN)
+    bottom = max(worst, best - lost)
+    margin = 0.04 * (best - bottom)
+    return bottom - margin, best + margin
+
+
+def place_cuts(axes: Axes, cells: Cells) -> None:
+    """Mark the cuts of the plan on the axis of MACs."""
+    cuts = sorted({1 - cell['share'] for cell in cells})
+    room = 1.15 * max(0.1, cuts[-1] - cuts[0])  # for the legend
+    axes.set_xticks(cuts)
+    axes.set_xlim(cuts[0] - 0.1 * room, cuts[-1] + room)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def draw_panel(axes: Axes, title: str, first: Cells, cells: Cells, dense: Cells) -> None:
+    """One panel.
+
+    Args:
+        axes: Where to.
+        title: Its title.
+        first: Cells of the first method.
+        cells: Those of the others.
+        dense: Those of the dense model.
+    """
+    for cell in dense:
+        axes.axhline(cell['mean'], color=GREY, linewidth=1, linestyle=(0, (6, 3)), label=cell['method'])
+    draw_line(axes, first, color=OWN, linestyle='-', marker='o', linewidth=2.4)
+    for place, method in enumerate(dict.fromkeys(cell['method'] for cell in cells)):
+        own = [cell for cell in cells if cell['method'] == method]
+        draw_line(axes, own, color=COLOURS[place % len(COLOURS)], linestyle=STYLES[place % len(STYLES)],
+                  marker=MARKERS[place % len(MARKERS)], linewidth=1.3)  # fmt: skip
+    write_below(axes)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc='center right', fontsize=7.5)
+
+
+def draw_line(axes: Axes, cells: Cells, **look: Any) -> None:
     """The line of one method, from the smallest cut to the largest.
 
     Args:
         axes: Where to.
-        place: Which method it is, from 0; decides the look.
-        method: Its name.
         cells: Its cells.
+        look: Of the line.
     """
-    cells = sorted(cells, key=lambda cell: -cell['macs_share'])
+    label = cells[0]['method']
+    cells = sorted(those_run(cells), key=lambda cell: -cell['macs_share'])
+    if not cells:
+        axes.plot([], [], label=f'{label} (not run)', linestyle='none')
+        return
+    label += ' (lacks seeds)' if any(cell['lacks'] for cell in cells) else ''
     removed = [1 - cell['macs_share'] for cell in cells]
     low = [cell['mean'] - (cell['spread'] or 0) for cell in cells]
     high = [cell['mean'] + (cell['spread'] or 0) for cell in cells]
-    colour, style = COLOURS[place % len(COLOURS)], STYLES[place // len(COLOURS) % len(STYLES)]
-    look = {'linewidth': 2.6 if place < FIRST else 1.3, 'marker': MARKERS[place % len(MARKERS)], 'markersize': 5}
-    axes.plot(removed, [cell['mean'] for cell in cells], style, color=colour, label=method, **look)
-    axes.fill_between(removed, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.plot(removed, [cell['mean'] for cell in cells], label=label, markersize=5, **look)
+    axes.vlines(removed, low, high, color=look['color'], linewidth=1, alpha=0.5)
+    axes.fill_between(removed, low, high, color=look['color'], alpha=0.12, linewidth=0)
+
+
+def write_below(axes: Axes) -> None:
+    """Write the values of points that lie below the panel at its lower end, right of their cut, one above the other."""
+    bottom, top = axes.get_ylim()
+    heights: dict[float, float] = {}
+    for line in axes.get_lines():
+        for removed, mean in zip(line.get_xdata(), line.get_ydata(), strict=True):
+            if mean < bottom:
+                cut = round(removed, 2)
+                heights[cut] = heights.get(cut, -0.03) + 0.05
+                height = bottom + heights[cut] * (top - bottom)
+                axes.text(removed, height, f' ↓ {mean:.1f}', color=line.get_color(), fontsize=8)

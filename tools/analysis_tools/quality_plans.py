@@ -9,7 +9,6 @@ from typing import Any
 
 FRESH = (0, 1, 2)  # seeds that tables are made of
 TUNING = (100, 101)  # seeds that choices were made by
-SHARES = (0.5, 0.3, 0.15, 0.05)  # MACs kept
 PRUNING_RATES = (1.0, 3.0)  # times the recipe's; of all that goes on from a dense start
 SCRATCH_RATES = (1.0, 0.3)  # the recipe's is that of the dense start, the highest that it bears
 
@@ -56,6 +55,7 @@ class Arm:
     Attributes:
         method, label, options: Of its runs.
         title: Of its row.
+        family: Which methods it is drawn with.
         rates: What the learning rate is multiplied with; the best counts.
         shares: MACs kept, where they are not all of the plan's.
         follows: Whether it takes over what the run of GDP with the same seed and share has kept.
@@ -68,6 +68,7 @@ class Arm:
     rates: tuple[float, ...] = PRUNING_RATES
     shares: tuple[float, ...] = ()
     follows: bool = False
+    family: str = ''
 
     def runs(self, task: str, shares: Sequence[float], seeds: Sequence[int]) -> list[Run]:
         """All its runs on a task."""
@@ -80,45 +81,106 @@ class Arm:
         return Run(task, self.method, share, seed, self.label, self.options, rate, after)
 
 
-def torch_pruning(method: str, criterion: str, title: str, **options: Any) -> list[Arm]:
+def torch_pruning(method: str, criterion: str, title: str, family: str) -> list[Arm]:
     """Arms of the package: one ratio for all layers, and one threshold for all."""
     kinds = (('local', 'one ratio', False), ('global', 'one threshold', True))
     return [
         Arm(f'torch_pruning{method}', f'{criterion}_{kind}', f'Torch-Pruning, {title}, {words}',
-            {'criterion': criterion, 'global_pruning': one_threshold}, **options)
+            {'criterion': criterion, 'global_pruning': one_threshold}, family=family)
         for kind, words, one_threshold in kinds
     ]  # fmt: skip
 
 
 DENSE = Arm('dense', '', 'dense, trained on', shares=(1.0,))
-GDP = Arm('gdp', 'waterline', 'GDP, waterline', {'update': 'waterline'})
-OURS = (
-    GDP,
-    Arm('gdp', 'gradient', 'GDP, gradient', {'update': 'gradient'}),
-    Arm('decorator', '', 'Gate Decorator'),
-)
-SAME_MACS = {'same_macs': True}
-SCRATCH = (
-    Arm('scratch', 'uniform', 'uniform from scratch, same iterations', {}, SCRATCH_RATES),
-    Arm('scratch', 'uniform_macs', 'uniform from scratch, same training MACs', SAME_MACS, SCRATCH_RATES),
-    Arm('scratch', 'pruned', "GDP's widths from scratch, same iterations", {}, SCRATCH_RATES, follows=True),
-    Arm('scratch', 'pruned_macs', "GDP's widths from scratch, same training MACs", SAME_MACS, SCRATCH_RATES,
-        follows=True),
-)  # fmt: skip
+GDP = Arm('gdp', 'waterline', 'GDP, waterline', {'update': 'waterline'}, family='ours')
+GRADIENT = Arm('gdp', 'gradient', 'GDP, gradient', {'update': 'gradient'}, family='ours')
+DECORATOR = Arm('decorator', '', 'Gate Decorator', family='ours')
+OURS = (GDP, GRADIENT, DECORATOR)
+ONE_CUT = 'cut once, then trained'
+WHILE = 'pruned while training'
 PEERS = (
-    *torch_pruning('', 'magnitude', 'magnitude'),
-    *torch_pruning('', 'taylor', 'Taylor'),
-    *torch_pruning('_iterative', 'taylor', 'Taylor in steps'),
-    *torch_pruning('_sparse', 'norm_scale', 'sparse BN scales'),
-    *torch_pruning('', 'random', 'random', shares=(0.3, 0.15)),
-    Arm('dcfp', '', "DCFP's recipe"),
+    *torch_pruning('_iterative', 'taylor', 'Taylor in steps', WHILE),
+    *torch_pruning('', 'taylor', 'Taylor', ONE_CUT),
+    *torch_pruning('', 'magnitude', 'magnitude', ONE_CUT),
+    Arm('dcfp', '', "DCFP's recipe", family=WHILE),
+    *torch_pruning('_sparse', 'norm_scale', 'sparse BN scales', WHILE),
+    *torch_pruning('', 'random', 'random', ONE_CUT),
+)
+
+
+def from_scratch(label: str, title: str, **options: Any) -> list[Arm]:
+    """Arms of a network trained from scratch: for as many iterations, and for as many MACs."""
+    lengths = (('', 'same iterations', {}), ('_macs', 'same training MACs', {'same_macs': True}))
+    return [
+        Arm('scratch', f'{label}{suffix}', f'{title} from scratch, {words}', own, SCRATCH_RATES,
+            family='from scratch', **options)
+        for suffix, words, own in lengths
+    ]  # fmt: skip
+
+
+SCRATCH = (
+    *from_scratch('uniform', 'uniform'),
+    *from_scratch('pruned', "GDP's widths", follows=True),
 )
 ARMS = (DENSE, *OURS, *PEERS, *SCRATCH)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of the plan ``peers``; the parts are carried out in turn.
+
+    Attributes:
+        task: Its task.
+        shares: MACs kept.
+        arms: What is compared.
+        rates: Which of each arm's learning rates, by place; the recipe's is 0.
+    """
+
+    task: str
+    shares: tuple[float, ...]
+    arms: tuple[Arm, ...]
+    rates: tuple[int, ...]
+
+    def runs(self) -> list[Run]:
+        """All its runs: for each cut and rate, arm by arm."""
+        cells = []
+        for share, place, arm in product(self.shares, self.rates, self.arms):
+            cells.append((share, replace(arm, rates=(arm.rates[place],))))
+        return [run for share, arm in cells for run in arm.runs(self.task, (share,), FRESH)]
+
+
+LONGER = tuple(arm for arm in SCRATCH if arm.options.get('same_macs'))  # three to six times as many iterations
+SPARSE = tuple(arm for arm in PEERS if arm.method == 'torch_pruning_sparse')
+RANDOM = tuple(arm for arm in PEERS if arm.options.get('criterion') == 'random')
+SAME_ITERATIONS = tuple(arm for arm in SCRATCH if arm not in LONGER)
+UNIFORM = tuple(arm for arm in SAME_ITERATIONS if not arm.follows)
+KEY = (DENSE, *OURS, *UNIFORM, *(arm for arm in PEERS if arm not in (*SPARSE, *RANDOM)))
+WIDTHS = tuple(arm for arm in SAME_ITERATIONS if arm.follows)
+REST = (*WIDTHS, *SPARSE, *RANDOM)
+STAGES = (
+    Stage('digits', (0.15,), KEY, (0, 1)),
+    Stage('digits', (0.05,), KEY, (0,)),
+    Stage('scenes', (0.15,), KEY, (0,)),
+    Stage('digits', (0.05,), KEY, (1,)),
+    Stage('digits', (0.15, 0.05), REST, (0, 1)),
+    Stage('scenes', (0.05,), KEY, (0,)),
+    Stage('scenes', (0.15,), REST, (0,)),
+    Stage('digits', (0.15, 0.05), LONGER, (0, 1)),
+    Stage('scenes', (0.3,), KEY, (0,)),
+    Stage('scenes', (0.05, 0.3), SPARSE, (0,)),
+    Stage('scenes', (0.15,), LONGER, (0,)),
+)
+
+
 def peers() -> list[Run]:
-    """Every method at every cut on fresh seeds."""
-    return [run for task in ('digits', 'scenes') for arm in ARMS for run in arm.runs(task, SHARES, FRESH)]
+    """Every method on fresh seeds, the most important runs first.
+
+    Thinned out, so that it takes some five core-hours: the digits have two cuts, 85 and 95 %, and two learning rates;
+    the scenes have one learning rate, the recipe's, for all methods alike, and at 70 and 95 % no random pruning, no
+    training of GDP's widths and no longer training from scratch. No seed is thinned out.
+    """
+    runs = [run for stage in STAGES for run in stage.runs()]
+    return list({run.name: run for run in runs}.values())  # the dense model is in several stages
 
 
 def quick() -> list[Run]:

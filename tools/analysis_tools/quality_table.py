@@ -1,7 +1,7 @@
 r"""Tables and pictures of what a plan of the quality benchmark found: markdown, PNG and JSON.
 
-A method's figure at a cut is that of the learning rate with the best mean over the seeds. Runs that are missing are
-named; a mean is over those that are there.
+A method's figure at a cut is that of the learning rate with the best mean over the seeds, of as many rates for every
+method. Cells without a run say so, cells that lack a seed say how many; the JSON file names the runs that are missing.
 
 Example::
 
@@ -13,88 +13,23 @@ from __future__ import annotations
 import argparse
 import platform
 import shlex
-import statistics
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
+from quality_cells import Results, cells_of, read_runs
 from quality_picture import draw
-from quality_plans import ARMS, PLANS, Run
+from quality_plans import PLANS, Run
+from quality_provenance import processor, version_of
+from quality_tasks import TASKS
 
 import mmprune_gates
 
 PACKAGES = ('torch', 'torch-pruning', 'mmengine', 'mmsegmentation', 'mmpretrain', 'numpy')
-TITLES = {(arm.method, arm.label): arm.title for arm in ARMS}
-Results = list[tuple[Run, dict[str, Any]]]  # what each run's file holds
-
-
-def read_runs(plan: str, runs: Iterable[Run], folder: Path) -> tuple[Results, list[str]]:
-    """What the files of a plan's runs hold, and the names of the runs that have none.
-
-    Raises:
-        ValueError: None of them is there.
-    """
-    results, missing = [], []
-    for run in runs:
-        path = folder / f'{run.name}.json'
-        if path.is_file():
-            results.append((run, cli.read_json(path)))
-        else:
-            missing.append(run.name)
-    if not results:
-        raise ValueError(f'no run of the plan {plan!r} is in {folder}: python tools/analysis_tools/quality.py {plan}')
-    return results, missing
-
-
-def title_of(run: Run) -> str:
-    """Name of a run's method."""
-    return TITLES.get((run.method, run.label), f'{run.method} {run.label}'.strip())
-
-
-def cells_of(results: Results) -> list[dict[str, Any]]:
-    """One cell for each task, method and cut: the best of its learning rates, and the others."""
-    by_cell: dict[tuple, dict[float, dict[int, dict]]] = {}
-    for run, found in results:
-        rates = by_cell.setdefault((run.task, title_of(run), run.share), {})
-        rates.setdefault(run.rate_scale, {})[run.seed] = found
-    return [cell_of(*key, rates) for key, rates in by_cell.items()]
-
-
-def cell_of(task: str, method: str, share: float, rates: Mapping[float, dict[int, dict]]) -> dict[str, Any]:
-    """The figures of one cell.
-
-    Args:
-        task: Name of the task.
-        method: Title of the method.
-        share: MACs that were to be kept / MACs of the whole model.
-        rates: Learning rate's factor -> seed -> what that run's file holds.
-    """
-    columns = {rate: column_of(by_seed) for rate, by_seed in rates.items()}
-    best = max(columns, key=lambda rate: columns[rate]['mean'])
-    others = {f'{rate:g}': columns[rate] for rate in sorted(columns) if rate != best}
-    cell = {'task': task, 'method': method, 'share': share, 'rate_scale': best, **columns[best]}
-    return {**cell, 'other_rates': others}
-
-
-def column_of(by_seed: Mapping[int, dict]) -> dict[str, Any]:
-    """Mean, spread (standard deviation of a sample) and every value of the runs that differ in the seed alone."""
-    scores = {str(seed): by_seed[seed]['score'] for seed in sorted(by_seed)}
-    values = list(scores.values())
-    kept = [found['macs']['after'] / found['macs']['before'] for found in by_seed.values()]
-    return {
-        'mean': statistics.mean(values),
-        'spread': statistics.stdev(values) if len(values) > 1 else None,
-        'scores': scores,
-        'macs_share': statistics.mean(kept),
-        'steps': max(found['steps'] for found in by_seed.values()),
-        'seconds': statistics.mean(found['seconds'] for found in by_seed.values()),
-    }
 
 
 def provenance(plan: str, results: Results) -> dict[str, Any]:
@@ -103,7 +38,7 @@ def provenance(plan: str, results: Results) -> dict[str, Any]:
     return {
         'machine': f'{processor()}, {platform.system()} {platform.machine()}, one thread a run',
         'versions': {'python': platform.python_version(), 'mmprune_gates': mmprune_gates.__version__, **installed},
-        'commit': commit(),
+        'commits': sorted({found.get('commit') or 'unknown' for _, found in results}),
         'seeds': sorted({run.seed for run, _ in results}),
         'commands': [f'python tools/analysis_tools/quality.py {plan}', shlex.join(['python', *sys.argv])],
         'runs': len(results),
@@ -111,27 +46,12 @@ def provenance(plan: str, results: Results) -> dict[str, Any]:
     }
 
 
-def version_of(package: str) -> str | None:
-    """Version of an installed package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def processor() -> str:
-    """Name of the processor."""
-    path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or 'unknown processor'
-
-
-def commit() -> str | None:
-    """Commit of this checkout, with a mark if files differ from it; None outside of a checkout."""
-    git = ['git', '-C', str(Path(__file__).parent)]
-    found = subprocess.run([*git, 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
-    return found.stdout.strip() or None
+NOTES = (
+    "Mean ± standard deviation over the seeds (each value; the factor of the recipe's learning rate with which it was "
+    'reached). Of several rates the one with the best mean counts, for each method and cut, but only rates that every '
+    'method has been run with at that cut, all seeds. "MACs" is what was kept, where it differs from what was asked '
+    'for by more than 0.5 % of the whole model. "Lacks": seeds that were not run with that rate. –: not in the plan.'
+)
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
@@ -139,15 +59,15 @@ def markdown(figures: Mapping[str, Any]) -> str:
     parts = [table(task, figures) for task in figures['metrics']]
     made = figures['provenance']
     versions = ', '.join(f'{name} {version}' for name, version in made['versions'].items() if version)
-    notes = [
-        'Mean ± standard deviation over the seeds (each value), at the better of two learning rates, chosen for each '
-        'method and cut on the mean; × is the factor of the recipe\'s rate. "MACs" is what was kept, where it differs '
-        'from what was asked for by more than 0.5 % of the whole model.',
-        f'{made["machine"]}; {versions}; commit {made["commit"]}; seeds {made["seeds"]}; {made["runs"]} runs in '
-        f'{made["core_hours"]} core-hours of steps. Commands: ' + ', '.join(f'`{line}`' for line in made['commands']),
-    ]
+    commits = ', '.join(made['commits'])
+    commands = ', '.join(f'`{line}`' for line in made['commands'])
+    source = (
+        f'{made["machine"]}; {versions}; commit {commits}; seeds {made["seeds"]}; {made["runs"]} runs in '
+        f'{made["core_hours"]} core-hours of steps. Commands: {commands}'
+    )
+    notes = [NOTES, source]
     if missing := figures['missing']:
-        notes.append(f'{len(missing)} runs of the plan are missing: {", ".join(missing)}')
+        notes.append(f'{len(missing)} of {len(missing) + made["runs"]} runs of the plan are missing.')
     return '\n\n'.join([*parts, *notes]) + '\n'
 
 
@@ -160,7 +80,7 @@ def table(task: str, figures: Mapping[str, Any]) -> str:
     lines = [f'## {task}: {figures["metrics"][task]}', '']
     lines += [f'{cell["method"]}: {text_of(cell)}\n' for cell in dense]
     lines += [
-        f'| MACs removed | {" | ".join(f"{1 - share:.0%}" for share in shares)} |',
+        f'| MACs removed | {" | ".join(head_of(share, pruned) for share in shares)} |',
         f'|---|{"---|" * len(shares)}',
     ]
     for method in dict.fromkeys(cell['method'] for cell in pruned):
@@ -170,13 +90,24 @@ def table(task: str, figures: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
+def head_of(share: float, cells: Sequence[Mapping[str, Any]]) -> str:
+    """Head of the column of a cut."""
+    rates = next(cell['rates_compared'] for cell in cells if cell['share'] == share)
+    return f'{1 - share:.0%} ({"one learning rate" if rates == 1 else f"best of {rates} learning rates"})'
+
+
 def text_of(cell: Mapping[str, Any]) -> str:
     """One cell in words."""
+    if cell['mean'] is None:
+        return 'not run'
     spread = '' if cell['spread'] is None else f' ± {cell["spread"]:.1f}'
     values = ' / '.join(f'{value:.1f}' for value in cell['scores'].values())
-    off = abs(cell['macs_share'] - cell['share']) > 0.005
-    macs = f', MACs {cell["macs_share"]:.1%}' if off else ''
-    return f'**{cell["mean"]:.1f}**{spread} ({values}; ×{cell["rate_scale"]:g}{macs})'
+    remarks = [f'×{cell["rate_scale"]:g}']
+    if abs(cell['macs_share'] - cell['share']) > 0.005:
+        remarks.append(f'MACs {cell["macs_share"]:.1%}')
+    if cell['lacks']:
+        remarks.append(f'lacks {cell["lacks"]}')
+    return f'**{cell["mean"]:.1f}**{spread} ({values}; {", ".join(remarks)})'
 
 
 def figures_of(plan: str, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
@@ -188,8 +119,8 @@ def figures_of(plan: str, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     results, missing = read_runs(plan, runs, folder)
     return {
         'provenance': provenance(plan, results),
-        'metrics': {run.task: found['metric'] for run, found in results},
-        'cells': cells_of(results),
+        'metrics': {run.task: TASKS[run.task].metric for run in runs},
+        'cells': cells_of(runs, results),
         'missing': missing,
     }
 

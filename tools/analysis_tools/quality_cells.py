@@ -1,0 +1,114 @@
+"""The cells of a table of the quality benchmark: what the runs of a task, a method and a cut have found."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprune_gates import cli  # cures come before the imports below
+
+# isort: split
+from quality_plans import ARMS, Run
+
+ARM_OF = {(arm.method, arm.label): arm for arm in ARMS}
+Results = list[tuple[Run, dict[str, Any]]]  # what each run's file holds
+
+
+def read_runs(plan: str, runs: Iterable[Run], folder: Path) -> tuple[Results, list[str]]:
+    """What the files of a plan's runs hold, and the names of the runs that have none.
+
+    Raises:
+        ValueError: None of them is there.
+    """
+    results, missing = [], []
+    for run in runs:
+        path = folder / f'{run.name}.json'
+        if path.is_file():
+            results.append((run, cli.read_json(path)))
+        else:
+            missing.append(run.name)
+    if not results:
+        raise ValueError(f'no run of the plan {plan!r} is in {folder}: python tools/analysis_tools/quality.py {plan}')
+    return results, missing
+
+
+def title_of(run: Run) -> str:
+    """Name of a run's method."""
+    arm = ARM_OF.get((run.method, run.label))
+    return arm.title if arm else f'{run.method} {run.label}'.strip()
+
+
+def family_of(run: Run) -> str:
+    """Which methods its method is shown with."""
+    arm = ARM_OF.get((run.method, run.label))
+    return arm.family if arm else ''
+
+
+def cells_of(runs: Iterable[Run], results: Results) -> list[dict[str, Any]]:
+    """One cell for each task, method and cut of a plan, whether its runs are there or not."""
+    found = {run.name: figures for run, figures in results}
+    by_cell: dict[tuple, list[Run]] = {}
+    for run in runs:
+        by_cell.setdefault((run.task, title_of(run), run.share), []).append(run)
+    alike: dict[tuple, int] = {}
+    for (task, _, share), cell in by_cell.items():
+        if rates := complete_rates(cell, found):
+            alike[task, share] = min(rates, alike.get((task, share), rates))
+    return [cell_of(cell, found, alike.get((task, share), 1)) for (task, _, share), cell in by_cell.items()]
+
+
+def complete_rates(runs: Sequence[Run], found: Mapping[str, dict]) -> int:
+    """How many of a cell's learning rates, in the order of the plan, have all seeds, up to the first that lacks one."""
+    rates = list(dict.fromkeys(run.rate_scale for run in runs))
+    lacking = {run.rate_scale for run in runs if run.name not in found}
+    return next((place for place, rate in enumerate(rates) if rate in lacking), len(rates))
+
+
+def cell_of(runs: Sequence[Run], found: Mapping[str, dict], alike: int) -> dict[str, Any]:
+    """The figures of one cell: those of the best of the learning rates that compete, and the others.
+
+    Args:
+        runs: All that are planned; they differ in seed and learning rate.
+        found: Name of a run -> what its file holds, of those that are there.
+        alike: How many rates, in the order of the plan, compete: as many for every method of the task at this cut. Of
+            a cell that lacks runs the rate with the most seeds counts.
+    """
+    by_rate: dict[float, dict[int, dict]] = {}
+    for run in runs:
+        if run.name in found:
+            by_rate.setdefault(run.rate_scale, {})[run.seed] = found[run.name]
+    columns = {rate: column_of(by_seed) for rate, by_seed in by_rate.items()}
+    planned = list(dict.fromkeys(run.rate_scale for run in runs))
+    competing = [rate for rate in planned[:alike] if rate in columns] or list(columns)
+    best = max(competing, key=lambda rate: (len(by_rate[rate]), columns[rate]['mean']), default=None)
+    first = runs[0]
+    return {
+        'task': first.task,
+        'method': title_of(first),
+        'family': family_of(first),
+        'share': first.share,
+        'rates_compared': alike,
+        'rate_scale': best,
+        **(column_of({}) if best is None else columns[best]),
+        'other_rates': {f'{rate:g}': columns[rate] for rate in sorted(columns) if rate != best},
+        'lacks': len({run.seed for run in runs}) - len(by_rate.get(best, ())),
+        'missing': [run.name for run in runs if run.name not in found],
+    }
+
+
+def column_of(by_seed: Mapping[int, dict]) -> dict[str, Any]:
+    """Mean, spread (standard deviation of a sample) and every value of the runs that differ in the seed alone."""
+    scores = {str(seed): by_seed[seed]['score'] for seed in sorted(by_seed)}
+    values = list(scores.values())
+    kept = [found['macs']['after'] / found['macs']['before'] for found in by_seed.values()]
+    seconds = [found['seconds'] for found in by_seed.values()]
+    return {
+        'mean': statistics.mean(values) if values else None,
+        'spread': statistics.stdev(values) if len(values) > 1 else None,
+        'scores': scores,
+        'macs_share': statistics.mean(kept) if kept else None,
+        'steps': max((found['steps'] for found in by_seed.values()), default=None),
+        'seconds': statistics.mean(seconds) if seconds else None,
+    }
