@@ -1,4 +1,4 @@
-"""Every file of the package imports only its own layer and those below; only engine and what lies above it see OpenMMLab."""
+"""Every file of the package imports only its own layer and those below; OpenMMLab is seen from engine upwards."""
 
 import ast
 import sys
