@@ -71,7 +71,8 @@ def at_widths(work: Work, step: int, batch: int = 1) -> list[list[Narrowed]]:
     """
     if not is_layer(work):
         shares = SHARES if largest_of(work).factors else SHARES[-1:]
-        return [[_shrunk(work, share, batch) for share in shares]]
+        once = {op.makes: op for op in (_shrunk(work, share, step, batch) for share in shares)}
+        return [[*once.values()]]
     x, made = work.operands[0], work.results[0]
     dim = len(x.shape) - 1 if work.name == 'linear' else 1
     groups = conv_groups(work)
@@ -101,12 +102,15 @@ def _layer(work: Work, reads: int, makes: int, batch: int) -> Narrowed:
     return Narrowed(work, reads, makes, tuple(shapes))
 
 
-def _shrunk(work: Work, share: float, batch: int) -> Narrowed:
-    """Another op, with a share of the channels of each of its tensors."""
+def _shrunk(work: Work, share: float, step: int, batch: int) -> Narrowed:
+    """Another op, with a share of the channels of each of its tensors, in steps where there are several."""
+
+    def width(size: int) -> int:
+        unit = step if size >= 2 * step else 1
+        return min(size, ceil(share * size / unit) * unit)
 
     def shape(operand: Operand) -> Shape:
-        sizes = enumerate(operand.shape)
-        return tuple(max(1, round(share * size)) if dim in operand.factors else size for dim, size in sizes)
+        return tuple(width(size) if dim in operand.factors else size for dim, size in enumerate(operand.shape))
 
     shapes = [shape(operand) if operand.constant else _batched(shape(operand), batch) for operand in work.operands]
     return Narrowed(work, 1, prod(shape(largest_of(work))), tuple(shapes))
