@@ -82,12 +82,15 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
     """
     rehearsal = first_that_runs(model, passes, options)
     graph = follow_heads(model, graph, rehearsal.stage)
-    fewer = {group.name: less(group, number) for number, group in enumerate(graph.free_channels)}
-    stiff = culprits(fewer, partial(rehearsal.fails, graph, same_numbers=True))
-    reasons = {}
-    for name, failed in stiff.items():
-        reasons[name] = f'{failed.line} {failed.how} its number of channels'
-        del fewer[name]
+    reasons: dict[str, str] = {}
+    fewer: Masks = {}
+    for more in (1, 0):  # code may pad to an even number of channels: both kinds are tried
+        numbered = enumerate(graph.free_channels, start=more)
+        fewer = {group.name: less(group, number) for number, group in numbered if group.name not in reasons}
+        stiff = culprits(fewer, partial(rehearsal.fails, graph, same_numbers=True))
+        for name, failed in stiff.items():
+            reasons[name] = f'{failed.line} {failed.how} its number of channels'
+            del fewer[name]
     return rehearse_blocks(rehearsal, graph.with_frozen(reasons), fewer)
 
 
