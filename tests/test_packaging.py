@@ -145,7 +145,7 @@ def test_the_command_lists_every_tool_that_users_run(capsys):
 
 def test_an_unknown_tool_is_wrong_usage(capsys):
     assert console.main(['trian']) == 2
-    assert "error: there is no tool 'trian', only channels, report, slim" in capsys.readouterr().err
+    assert "error: there is no tool 'trian', only channels, export_onnx, report, slim" in capsys.readouterr().err
 
 
 def test_the_model_index_names_every_pruning_config_once():
