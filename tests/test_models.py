@@ -38,6 +38,9 @@ SHALLOW = {'nonlocal'}  # the head is what it is there for: on ResNet-18
 
 stock = pytest.mark.parametrize('name', STOCK)
 
+# torch's fused kernel of nn.MultiheadAttention rounds in its own way; it is not used where a gate acts on its weights.
+FUSED = {'segformer-b0'}
+
 
 @cache
 def traced(name, with_cp=False):
@@ -140,7 +143,12 @@ def test_gates_change_nothing_until_they_close_and_then_equal_the_masked_one(nam
     gated = copy.deepcopy(model)
     gates = attach_gates(gated, graph, PolarizationGate)
     before = call(model, inputs, training_forward)
-    assert relative_error(call(gated, inputs, training_forward), before) == 0
+    if name in FUSED:
+        whole, with_gates = copy.deepcopy(model).double(), copy.deepcopy(gated).double()
+        exact = call(whole, inputs.double(), training_forward)
+        assert relative_error(call(with_gates, inputs.double(), training_forward), exact) < 1e-12
+    else:
+        assert relative_error(call(gated, inputs, training_forward), before) == 0
     for group, mask in kept.items():
         gates[group].theta.data.copy_(mask)
     expected = call(masked_copy(model, graph, kept), inputs, training_forward)

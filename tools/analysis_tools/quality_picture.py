@@ -94,7 +94,7 @@ def limits(first: Cells, cells: Cells) -> tuple[float, float]:
 def place_cuts(axes: Axes, cells: Cells) -> None:
     """Mark the cuts of the plan on the axis of MACs."""
     cuts = sorted({1 - cell['share'] for cell in cells})
-    room = 1.15 * max(0.1, cuts[-1] - cuts[0])  # for the legend
+    room = 1.6 * max(0.1, cuts[-1] - cuts[0])  # for the legend
     axes.set_xticks(cuts)
     axes.set_xlim(cuts[0] - 0.1 * room, cuts[-1] + room)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
