@@ -222,13 +222,18 @@ blocks = st.tuples(st.sampled_from(KINDS), st.sampled_from([4, 6, 8]), acts, nor
 nets = st.tuples(st.tuples(acts, norms), st.lists(blocks, min_size=1, max_size=6), st.booleans(), st.booleans())
 
 
-@settings(
-    max_examples=EXAMPLES or 500,
-    derandomize=not EXAMPLES,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+def drawn(number):
+    """Settings of a test of so many nets, always the same ones, or of as many new ones as the environment says."""
+    return settings(
+        max_examples=EXAMPLES or number,
+        derandomize=not EXAMPLES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@drawn(500)
 @given(net=nets, seed=st.integers(0, 1000), units=st.sampled_from(['channels', 'channels', 'both', 'blocks']))
 def test_removal_is_exact_in_random_nets(net, seed, units):
     model, inputs = randomize_(Net(*net).double(), seed).eval(), example((3, 8, 8), seed=seed)
@@ -243,13 +248,18 @@ def test_removal_is_exact_in_random_nets(net, seed, units):
     with FlopCounterMode(display=False) as counter:
         slim(inputs[:1])
     assert counter.get_total_flops() == 2 * graph.macs(kept)
+    check_rebuilt(model, inputs, slim, spec)
+    if graph.free:
+        check_gates(model, graph, inputs, kept)
+
+
+def check_rebuilt(model, inputs, slim, spec):
+    """A whole model with the specification of a slim one, and its weights, is the same."""
     fresh = copy.deepcopy(model)
     remove_modules(fresh, spec['removed'])
     apply_widths(fresh, spec['widths'])
     fresh.load_state_dict(slim.state_dict(), strict=True)
     assert relative_error(call(fresh, inputs), call(slim, inputs)) == 0
-    if graph.free:
-        check_gates(model, graph, inputs, kept)
 
 
 def check_gates(model, graph, inputs, kept, rounding=0):
