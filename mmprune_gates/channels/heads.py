@@ -6,7 +6,7 @@ as in attention, that part counts heads: a head goes as a whole, and all that sc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,6 @@ from torch.fx import Node
 
 from mmprune_gates.channels.flow import Flow, Scout
 from mmprune_gates.channels.labels import Ids
-from mmprune_gates.channels.op import op_name
-
-PRODUCTS = frozenset('matmul mm bmm einsum scaled_dot_product_attention'.split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +44,6 @@ class Follow:
     module: str
     attribute: str
     index: Tensor
-
-
-def has_products(nodes: Iterable[Node]) -> bool:
-    """Whether activations are multiplied with each other; nothing has heads otherwise."""
-    return any(node.op == 'call_function' and op_name(node) in PRODUCTS for node in nodes)
 
 
 def heads_of(flow: Flow, scout: Scout) -> dict[Node, int]:

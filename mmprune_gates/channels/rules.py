@@ -25,6 +25,7 @@ class Trait(Flag):
     ELEMENTWISE = auto()  # takes one element at a time: numbers that it is given are never sizes
     ANY_WIDTH = auto()  # says nothing of the width of its tensors
     CONSTANT = auto()  # makes of one value per channel again one value per channel
+    PRODUCT = auto()  # multiplies activations with each other, each pair along some dimensions by itself
     BIAS = auto()  # makes its bias, one value per channel, of an input that is zero
 
 
@@ -57,9 +58,9 @@ TABLE: dict[str, Rule] = {
     **rows('batch_norm', layers.batch_norm, Trait.CONSTANT),
     **rows('instance_norm', layers.batch_norm),
     # products of activations
-    **rows('matmul mm bmm', products.matrix_product),
-    **rows('einsum', products.einsum),
-    **rows('scaled_dot_product_attention', products.attention),
+    **rows('matmul mm bmm', products.matrix_product, Trait.PRODUCT),
+    **rows('einsum', products.einsum, Trait.PRODUCT),
+    **rows('scaled_dot_product_attention', products.attention, Trait.PRODUCT),
     # functions of one element: positively homogeneous, those that keep zero, any others
     **rows('relu leaky_relu abs neg dropout feature_dropout', pointwise.passing(GATED), FUNCTION),
     **rows('clone contiguous detach alias to _to_copy type_as lift_fresh_copy', pointwise.passing(GATED), FUNCTION),

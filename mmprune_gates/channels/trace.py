@@ -19,12 +19,12 @@ from mmprune_gates.channels.calls import Forward, Options, batch_size, noted_cal
 from mmprune_gates.channels.flow import Flow, Scout
 from mmprune_gates.channels.full_width import Call, computes_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
-from mmprune_gates.channels.heads import has_products, heads_of
+from mmprune_gates.channels.heads import heads_of
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names
 from mmprune_gates.channels.op import Op, as_list, is_inplace, operands, shapes
-from mmprune_gates.channels.rules import apply_rule
+from mmprune_gates.channels.rules import Trait, apply_rule, has_trait
 from mmprune_gates.channels.walked import Walked
 
 UNITS = ('channels', 'blocks', 'both')
@@ -184,14 +184,14 @@ def _settle_draft(flow: Flow, draft: Flow, call: Call | None, values: dict[Node,
 
 def _find_heads(flow: Flow, program: ExportedProgram, batch: int) -> dict[Node, int]:
     """Views that cut channels into heads -> the dimension that counts them, found in a walk of its own."""
-    if not has_products(program.graph.nodes):
+    calls = [node for node in program.graph.nodes if node.op == 'call_function']
+    if not any(has_trait(node, Trait.PRODUCT) for node in calls):
         return {}
     scout = Scout()
     trial = Flow(flow.model, flow.aliases, scout=scout)
     values, names = _placeholders(trial, program)
-    for node in program.graph.nodes:
-        if node.op == 'call_function':
-            values[node] = _labels(Op(trial, node, values, names, batch, counted=False))
+    for node in calls:
+        values[node] = _labels(Op(trial, node, values, names, batch, counted=False))
     return heads_of(trial, scout)
 
 
