@@ -262,13 +262,25 @@ def session_of(proto: Proto, threads: int = 1) -> Session:
         proto: The ONNX model.
         threads: That it computes with.
     """
+    return open_session(proto.SerializeToString(), session_options(threads))
+
+
+def session_options(threads: int) -> Any:
+    """Options of an onnxruntime session that computes with so many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=['CPUExecutionProvider'])
+    return options
+
+
+def open_session(model: bytes, options: Any) -> Session:
+    """An onnxruntime session on the CPU."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
 
 
 def run_session(session: Session, images: Tensor) -> Tensor:

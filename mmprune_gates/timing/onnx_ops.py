@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from mmprune_gates.budget.latency_table import Target
 from mmprune_gates.engine.forwards import inference_forward
-from mmprune_gates.engine.onnx_graph import Deployed, onnx_of, require_packages, run_session, session_of
+from mmprune_gates.engine.onnx_graph import (
+    Deployed,
+    onnx_of,
+    open_session,
+    require_packages,
+    run_session,
+    session_of,
+    session_options,
+)
 from mmprune_gates.timing.clock import Call, clock_of
 from mmprune_gates.timing.narrowing import Narrowed
 
@@ -75,16 +83,13 @@ class Onnxruntime:
     def profiled(self, model: bytes, inputs: Sequence[Tensor]) -> list[float | None]:
         """Milliseconds of each result of a graph."""
         import onnx
-        import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        options.log_severity_level = 3
+        options = session_options(self.threads)
         options.enable_profiling = True
         with tempfile.TemporaryDirectory() as folder:
             options.profile_file_prefix = str(Path(folder) / 'profile')
             options.optimized_model_filepath = str(Path(folder) / 'optimized.onnx')
-            session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+            session = open_session(model, options)
             feeds = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs, strict=True)}
             for _ in range(REPEATS + 1):
                 session.run(None, feeds)
