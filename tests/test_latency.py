@@ -10,8 +10,8 @@ from toy_nets import Depthwise, Plain, Residual, conv, conv_bn
 
 from mmprune_gates import GDP, GateDecorator, trace_channels
 from mmprune_gates.budget import Candidates, Latency, Limits
-from mmprune_gates.budget.latency import Curves, absorbed, digest_of, kind_of, signatures_of
-from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target
+from mmprune_gates.budget.latency import Curves, absorbed, kind_of
+from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target, digest_of
 from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.slimming import slim_model
 from mmprune_gates.timing.narrowing import at_widths
@@ -40,7 +40,7 @@ def table_of(graph, step=STEP, fit=AS_MEASURED):
         table.curves[kind_of(work).signature] = Curve(
             [row[0].reads for row in grid], [op.makes for op in grid[0]], rows
         )
-    table.fits[digest_of(signatures_of(graph.workload))] = fit
+    table.fits[digest_of([kind_of(work).signature for work in graph.workload.works])] = fit
     return table
 
 

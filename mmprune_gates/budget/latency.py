@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map
 
@@ -18,7 +19,7 @@ from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target, digest_of
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import at
-from mmprune_gates.channels.workload import Operand, Work, Workload
+from mmprune_gates.channels.workload import Operand, Work
 
 COMMAND = 'python tools/analysis_tools/latency_table.py CONFIG'
 NARROWEST = 1e-2  # a channel's marginal cost counts at least as this share of the mean one
@@ -61,9 +62,14 @@ def is_layer(work: Work) -> bool:
     return not read or read != written or work.name == 'linear'
 
 
+def channel_dim(work: Work) -> int:
+    """Dimension of a layer's input and output that holds its channels."""
+    return len(work.operands[0].shape) - 1 if work.name == 'linear' else 1
+
+
 def channels_of(work: Work, operand: Operand) -> Extent:
     """Width of the input or output of a layer."""
-    dim = len(operand.shape) - 1 if work.name == 'linear' else 1
+    dim = channel_dim(work)
     number = operand.factors.get(dim)
     return Extent(operand.shape[dim]) if number is None else Extent(1, (number,))
 
@@ -112,12 +118,12 @@ def absorbed(works: Sequence[Work]) -> set[int]:
             layer_of[position] = position
             continue
         makers = [operand.maker for operand in work.operands if operand.maker in layer_of]
-        alone = [maker for maker in makers if readers[maker] == 1]
-        is_folded = work.name == 'batch_norm' and alone == [layer_of.get(alone[0])] if alone else False
-        if is_folded or (alone and work.name in {*ACTIVATIONS, *DROPOUTS, 'add'}):
-            layer_of[position] = layer_of[alone[0]]
-            found.add(position)
-        elif work.name in DROPOUTS:
+        maker = next((maker for maker in makers if readers[maker] == 1), None)  # what nobody else reads
+        if maker is not None:
+            is_folded = work.name == 'batch_norm' and layer_of[maker] == maker
+            if is_folded or work.name in {*ACTIVATIONS, *DROPOUTS, 'add'}:
+                layer_of[position] = layer_of[maker]
+        if position in layer_of or work.name in DROPOUTS:
             found.add(position)
     return found
 
@@ -152,14 +158,8 @@ class Curves:
     def __init__(self, curves: Sequence[Curve], steps: Sequence[int]) -> None:
         self.reads = knots([curve.reads for curve in curves])
         self.makes = knots([curve.makes for curve in curves])
-        self.ms = torch.zeros(len(curves), self.reads.shape[1], self.makes.shape[1], dtype=torch.double)
-        for own, curve in zip(self.ms, curves, strict=True):
-            measured = torch.tensor(curve.ms, dtype=torch.double)
-            rows, columns = measured.shape
-            own[:] = measured[-1, -1]
-            own[:rows, :columns] = measured
-            own[:rows, columns:] = measured[:, -1:]
-            own[rows:, :columns] = measured[-1:]
+        rows, columns = self.reads.shape[1], self.makes.shape[1]
+        self.ms = torch.stack([filled(torch.tensor(curve.ms).double(), rows, columns) for curve in curves])
         for dim in (1, 2):
             self.ms = self.ms.flip(dim).cummin(dim).values.flip(dim)
         self.steps = torch.tensor(steps)
@@ -183,8 +183,14 @@ class Curves:
 def knots(rows: Sequence[Sequence[int]]) -> Tensor:
     """(T, K) rising knots, shorter rows filled with larger ones, at least two each."""
     size = max([2, *map(len, rows)])
-    filled = [[*row, *range(row[-1] + 1, row[-1] + 1 + size - len(row))] for row in rows]
-    return torch.tensor(filled, dtype=torch.double).reshape(-1, size)
+    rising = [[*row, *range(row[-1] + 1, row[-1] + 1 + size - len(row))] for row in rows]
+    return torch.tensor(rising, dtype=torch.double).reshape(-1, size)
+
+
+def filled(measured: Tensor, rows: int, columns: int) -> Tensor:
+    """(rows, columns) what was measured, the last row and column repeated."""
+    height, width = measured.shape
+    return pad(measured[None], (0, columns - width, 0, rows - height), mode='replicate')[0]
 
 
 def between(knots: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,28 +228,39 @@ class Latency(Cost):
         if not self.path.is_file():
             raise ValueError(f'no table of latencies at {self.path}; measure it: {self.command}')
         table = Table.load(self.path)
-        fit = table.fits.get(digest_of(signatures_of(graph.workload)))
-        missing = table.missing(signatures_of(graph.workload))
+        kinds = [kind_of(work) for work in graph.workload.works]
+        signatures = [kind.signature for kind in kinds]
+        missing, fit = table.missing(signatures), table.fits.get(digest_of(signatures))
         if missing or fit is None:
             raise ValueError(
                 f'{self.path} lacks {len(missing)} ops of the model, or how their sum becomes its latency; '
                 f'measure them: {self.command}'
             )
-        return self.looking_up(graph, table, fit)
+        self.look_up(graph, table, kinds)
+        return self.fitted(fit)
 
-    def looking_up(self, graph: ChannelGraph, table: Table, fit: Fit) -> Latency:
-        """The cost with all that it needs to price channels of a graph; returns itself."""
+    def look_up(self, graph: ChannelGraph, table: Table, kinds: Sequence[Kind]) -> None:
+        """Find the curves of all ops of a graph.
+
+        Args:
+            graph: The graph.
+            table: Has them all.
+            kinds: One per op.
+        """
         super().bind(graph)
         works = graph.workload.works
-        kinds = [kind_of(work) for work in works]
-        self.reads, self.makes = (Widths([getattr(kind, side) for kind in kinds]) for side in ('reads', 'makes'))
+        self.reads, self.makes = Widths([kind.reads for kind in kinds]), Widths([kind.makes for kind in kinds])
         self.executed = Widths([Extent(1, work.gates) for work in works])
         steps = [table.step if is_layer(work) else 1 for work in works]
         self.curves = Curves([table.curves[kind.signature] for kind in kinds], steps)
         inside = absorbed(works) if self.settings.backend == 'onnxruntime' else set()
         self.apart = torch.tensor([float(position not in inside) for position in range(len(works))]).double()
-        self.fit, self.step = fit, table.step
-        self.unit = NARROWEST * float(self.price(torch.ones(graph.num_channels).double())) / max(1, graph.num_channels)
+        self.step = table.step
+
+    def fitted(self, fit: Fit) -> Latency:
+        """The cost with what makes the latency of a model of the sum over its ops; returns itself."""
+        self.fit, channels = fit, self.graph.num_channels
+        self.unit = NARROWEST * float(self.price(torch.ones(channels).double())) / max(1, channels)
         return self
 
     def price(self, value: Tensor) -> Tensor:
@@ -261,8 +278,3 @@ class Latency(Cost):
     def command(self) -> str:
         """What to run for a table of this machine and these settings."""
         return f'{COMMAND} {self.settings.options()}'.rstrip()
-
-
-def signatures_of(workload: Workload) -> list[str]:
-    """Signatures of all ops, in order."""
-    return [kind_of(work).signature for work in workload.works]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -105,11 +105,6 @@ class Fit:
     overhead: float
     selections: list[tuple[float, float]]
 
-    @property
-    def errors(self) -> list[float]:
-        """Relative errors of the predictions, rising."""
-        return sorted(abs(predicted / measured - 1) for predicted, measured in self.selections)
-
 
 @dataclass
 class Table:
@@ -146,11 +141,16 @@ class Table:
         """What its file holds."""
         return json.dumps(asdict(self), indent=1)
 
-    def missing(self, signatures: Iterator[str] | list[str]) -> list[str]:
+    def missing(self, signatures: Iterable[str]) -> list[str]:
         """Signatures that it has no curve for, each once."""
         return [signature for signature in dict.fromkeys(signatures) if signature not in self.curves]
 
 
-def digest_of(signatures: list[str]) -> str:
+def relative_errors(pairs: Iterable[tuple[float, float]]) -> list[float]:
+    """How far predictions are off, from predicted and measured milliseconds."""
+    return [abs(predicted / measured - 1) for predicted, measured in pairs]
+
+
+def digest_of(signatures: Sequence[str]) -> str:
     """A short name for the ops of a model."""
     return hashlib.sha256('\n'.join(signatures).encode()).hexdigest()[:16]

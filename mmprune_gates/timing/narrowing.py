@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils._pytree import tree_map
 
-from mmprune_gates.budget.latency import is_layer, largest_of
+from mmprune_gates.budget.latency import channel_dim, is_layer, largest_of
 from mmprune_gates.channels.labels import Shape
 from mmprune_gates.channels.workload import Operand, Work
 
@@ -58,7 +58,8 @@ def conv_groups(work: Work) -> int:
 
 def is_depthwise(work: Work) -> bool:
     """Whether a convolution has a group for each channel that it reads."""
-    return conv_groups(work) == work.operands[0].shape[1] > 1 if work.name.startswith('conv') else False
+    groups = conv_groups(work)
+    return groups > 1 and groups == work.operands[0].shape[1]
 
 
 def at_widths(work: Work, step: int, batch: int = 1) -> list[list[Narrowed]]:
@@ -74,8 +75,7 @@ def at_widths(work: Work, step: int, batch: int = 1) -> list[list[Narrowed]]:
         once = {op.makes: op for op in (_shrunk(work, share, step, batch) for share in shares)}
         return [[*once.values()]]
     x, made = work.operands[0], work.results[0]
-    dim = len(x.shape) - 1 if work.name == 'linear' else 1
-    groups = conv_groups(work)
+    dim, groups = channel_dim(work), conv_groups(work)
     rows = _widths(x, dim, step, groups)
     columns = _widths(made, dim, step, groups)
     return [[_layer(work, reads, makes, batch) for makes in columns] for reads in rows]
@@ -94,12 +94,12 @@ def _widths(operand: Operand, dim: int, step: int, groups: int) -> list[int]:
 def _layer(work: Work, reads: int, makes: int, batch: int) -> Narrowed:
     """A layer at a width."""
     x, weight, *_ = work.operands
-    dim = len(x.shape) - 1 if work.name == 'linear' else 1
-    groups = conv_groups(work)
+    dim, groups = channel_dim(work), conv_groups(work)
+    narrow_input = (*x.shape[:dim], reads, *x.shape[dim + 1 :])
     sides = (reads, makes // groups) if work.name.startswith('conv_transpose') else (makes, reads // groups)
-    shapes = [_batched((*x.shape[:dim], reads, *x.shape[dim + 1 :]), batch), (*sides, *weight.shape[2:])]
-    shapes += [(makes,)] * (len(work.operands) - 2)
-    return Narrowed(work, reads, makes, tuple(shapes))
+    narrow_weight = (*sides, *weight.shape[2:])
+    biases = [(makes,)] * (len(work.operands) - 2)
+    return Narrowed(work, reads, makes, (_batched(narrow_input, batch), narrow_weight, *biases))
 
 
 def _shrunk(work: Work, share: float, step: int, batch: int) -> Narrowed:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.budget.latency import Latency, kind_of, signatures_of
+from mmprune_gates.budget.latency import Latency, kind_of
 from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target, digest_of
 from mmprune_gates.budget.selection import Candidates, Limits
 from mmprune_gates.channels import ChannelGraph
@@ -93,12 +93,14 @@ def curve_of(grid: Sequence[Sequence[Narrowed]], took: Sequence[Sequence[float |
         grid: The op at several widths.
         took: Milliseconds, None where it did not run.
     """
-    full, widest = took[-1][-1] or 0.0, grid[-1][-1]
+    widest = grid[-1][-1]
+    per_pair = (took[-1][-1] or 0.0) / (widest.reads * widest.makes)
     ms = []
     for ops, row in zip(grid, took, strict=True):
-        shares = [op.reads * op.makes / (widest.reads * widest.makes) for op in ops]
-        ms.append([full * share if own is None else own for own, share in zip(row, shares, strict=True)])
-    return Curve([row[0].reads for row in grid], [op.makes for op in grid[0]], ms)
+        proportional = [per_pair * op.reads * op.makes for op in ops]
+        ms.append([instead if own is None else own for own, instead in zip(row, proportional, strict=True)])
+    reads, makes = [row[0].reads for row in grid], [op.makes for op in grid[0]]
+    return Curve(reads, makes, ms)
 
 
 def fit(
@@ -123,15 +125,18 @@ def fit(
         show: Shows progress.
         count: Number of selections.
     """
+    kinds = [kind_of(work) for work in graph.workload.works]
+    cost.look_up(graph, table, kinds)
     chosen = [*random_selections(graph, table.step, count, seed=0), graph.kept()]
     measured = torch.tensor(latencies(model, graph, chosen, images, backend, show)).double()
-    parts = torch.stack([prices(cost.looking_up(graph, table, part), chosen) for part in (SUM, NUMBER)], 1)
-    relative = parts / measured[:, None]
-    scale, overhead = torch.linalg.lstsq(relative, torch.ones(len(chosen), 1).double()).solution.flatten()
-    predicted = scale * parts[:, 0] + overhead * parts[:, 1]
-    found = Fit(float(scale), float(overhead), list(zip(predicted.tolist(), measured.tolist(), strict=True)))
-    table.fits[digest_of(signatures_of(graph.workload))] = found
-    cost.looking_up(graph, table, found)
+    sums, numbers = prices(cost.fitted(SUM), chosen), prices(cost.fitted(NUMBER), chosen)
+    relative = torch.stack([sums, numbers], 1) / measured[:, None]
+    ones = torch.ones(len(chosen), 1).double()
+    scale, overhead = torch.linalg.lstsq(relative, ones).solution.flatten().tolist()
+    predicted = scale * sums + overhead * numbers
+    found = Fit(scale, overhead, list(zip(predicted.tolist(), measured.tolist(), strict=True)))
+    table.fits[digest_of([kind.signature for kind in kinds])] = found
+    cost.fitted(found)
     return found
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmprune_gates.budget.latency import Latency
-from mmprune_gates.budget.latency_table import BACKENDS, Table, Target
+from mmprune_gates.budget.latency_table import BACKENDS, Table, Target, relative_errors
 from mmprune_gates.checks import IMAGE, checked
 from mmprune_gates.engine.coverage import model_of_config
 from mmprune_gates.report.latency_picture import latency_picture
@@ -118,7 +118,7 @@ def save_table(table: Table, path: Path) -> None:
 
 def summary(pairs: list[tuple[float, float]]) -> dict:
     """Relative errors of predictions: median and worst, and all pairs."""
-    errors = [abs(predicted / measured - 1) for predicted, measured in pairs]
+    errors = relative_errors(pairs)
     if not errors:
         return {}
     return {'median': median(errors), 'worst': max(errors), 'predicted_and_measured_ms': pairs}
