@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmprune_gates.channels import ChannelGraph
@@ -101,6 +102,13 @@ def build_slim_model(
     graph = trace(model, shape)
     apply_widths(model, slim_model(copy.deepcopy(model), graph, uniform(graph, widths))['widths'])
     return model
+
+
+def inference_model(config: Config) -> nn.Module:
+    """The model of a config without pretrained weights, ready to infer on one device."""
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    model = ROOT_MODELS.build(without_pretrained(config.model.to_dict()))
+    return revert_sync_batchnorm(model).eval()
 
 
 def input_shape_of(given: Sequence[int] | None, config: Mapping[str, Any]) -> tuple[int, int, int]:

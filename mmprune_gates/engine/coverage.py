@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -19,7 +20,7 @@ from mmprune_gates.engine.model_config import GATED, default_input_shape, stock_
 def model_of_config(
     config: Config, input_shape: Sequence[int] | None = None
 ) -> tuple[nn.Module, ChannelGraph, tuple[int, ...]]:
-    """The model of a stock, gated or slim config, without gates and pretrained weights, and its channel graph.
+    """The model of a stock, gated or slim config, without gates and pretrained weights, ready to infer, and its graph.
 
     Args:
         config: The config.
@@ -38,7 +39,7 @@ def model_of_config(
         model_config = stock_model(model_config)
     elif 'architecture' in model_config:
         model_config['input_shape'] = shape
-    model = MODELS.build(model_config)
+    model = revert_sync_batchnorm(MODELS.build(model_config)).eval()
     return model, trace(model, shape, 'both'), shape
 
 

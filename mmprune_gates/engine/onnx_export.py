@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmprune_gates.checks import COUNT, IMAGE, checked, optional
+from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.files import check_writable, write_bytes
 from mmprune_gates.engine.forwards import is_segmentor
-from mmprune_gates.engine.model_config import GATED, default_input_shape, without_pretrained
+from mmprune_gates.engine.model_config import GATED, default_input_shape
 from mmprune_gates.engine.onnx_graph import (
     IMAGES,
     LABELS,
@@ -109,10 +108,9 @@ def loaded_model(config: Config, checkpoint: dict[str, Any], path: str | Path) -
             f'{config.filename}: the model has gates; run tools/slim.py first, and give the slim.py and slim.pth that '
             'it writes'
         )
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    model = MODELS.build(without_pretrained(config.model.to_dict()))
+    model = inference_model(config)
     load_weights(model, checkpoint, path)
-    return revert_sync_batchnorm(model).eval()
+    return model
 
 
 @torch.no_grad()

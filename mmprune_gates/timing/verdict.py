@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS
 
 from mmprune_gates.budget.latency import Latency
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.kept import Kept
+from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.coverage import model_of_config
 from mmprune_gates.engine.model_config import is_ours
 from mmprune_gates.engine.registry import COSTS, built
@@ -48,10 +47,10 @@ def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> 
     cost, target = wanted
     dense, graph, shape = model_of_config(config)
     cost.bind(graph)
-    slim = MODELS.build(Config.fromfile(Path(slim_dir) / 'slim.py').model)
+    slim = inference_model(Config.fromfile(Path(slim_dir) / 'slim.py'))
     images = torch.randn(cost.settings.batch, *shape)
     backend = backend_of(cost.settings)
-    calls = [backend.call(revert_sync_batchnorm(model).eval(), images) for model in (dense, slim)]
+    calls = [backend.call(model, images) for model in (dense, slim)]
     before, after = medians(calls, backend.now)
     everything, kept = graph.kept(), kept_in(graph, report)
     predicted = [float(cost.price(chosen.vector.double())) for chosen in (everything, kept)]

@@ -19,14 +19,13 @@ from mmprune_gates import cli  # cures come before the imports below
 # isort: split
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmprune_gates.budget.latency_table import BACKENDS, Target
 from mmprune_gates.checks import IMAGE, checked
+from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.forwards import inference_forward
-from mmprune_gates.engine.model_config import default_input_shape, without_pretrained
+from mmprune_gates.engine.model_config import default_input_shape
 from mmprune_gates.timing.clock import Call, Clock
 from mmprune_gates.timing.table import backend_of
 
@@ -38,13 +37,6 @@ def load(path: str) -> Config:
         ValueError: It cannot be read, or has none.
     """
     return cli.load_config(argparse.Namespace(config=path, cfg_options={}))
-
-
-def build(config: Config) -> nn.Module:
-    """The model of a config, untrained, ready to infer."""
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    model = MODELS.build(without_pretrained(config.model.to_dict()))
-    return revert_sync_batchnorm(model).eval()
 
 
 def check_device(name: str) -> None:
@@ -139,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     configs = [load(path) for path in (args.first, args.second)]
     shape = checked('--shape', args.shape, IMAGE) if args.shape else default_input_shape(configs[0].model)
-    first, second = (build(config).to(args.device) for config in configs)
+    first, second = (inference_model(config).to(args.device) for config in configs)
     inputs = torch.randn(args.batch, *shape, device=args.device)
     check_runs(args.first, first, inputs)
     check_runs(args.second, second, inputs)

@@ -20,7 +20,6 @@ from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 import torch
-from mmengine.model import revert_sync_batchnorm
 from rich.console import Console
 from rich.progress import track
 
@@ -62,7 +61,6 @@ def main(argv: list[str] | None = None) -> int:
     table = table_at(path, target)
     show = functools.partial(track, console=Console(stderr=True), transient=True)
     model, graph, shape = model_of_config(config, args.shape and checked('--shape', (3, *args.shape), IMAGE))
-    model = revert_sync_batchnorm(model)
     backend = backend_of(target)
     save = functools.partial(save_table, table, path)
     measure(table, graph, backend, target.batch, save, show)
