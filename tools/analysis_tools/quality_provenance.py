@@ -1,9 +1,8 @@
-"""Where figures of the quality benchmark come from: processor, versions, commit."""
+"""Where figures of the quality benchmark come from: versions and commit."""
 
 from __future__ import annotations
 
 import functools
-import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -15,14 +14,6 @@ def version_of(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def processor() -> str:
-    """Name of the processor."""
-    path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or 'unknown processor'
 
 
 @functools.cache

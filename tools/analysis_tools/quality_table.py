@@ -24,10 +24,11 @@ from mmprune_gates import cli  # cures come before the imports below
 from quality_cells import Results, cells_of, read_runs
 from quality_picture import draw
 from quality_plans import PLANS, Run
-from quality_provenance import processor, version_of
+from quality_provenance import version_of
 from quality_tasks import TASKS
 
 import mmprune_gates
+from mmprune_gates.budget.latency_table import processor
 
 PACKAGES = ('torch', 'torch-pruning', 'mmengine', 'mmsegmentation', 'mmpretrain', 'numpy')
 
