@@ -192,7 +192,7 @@ def test_the_phases_in_numbers():
 
 @pytest.mark.parametrize('target', [0, -0.5, 1.01, 40])
 def test_targets_out_of_range(target):
-    with pytest.raises(ValueError, match=rf'target_macs must be a share in \(0, 1\], got {target}'):
+    with pytest.raises(ValueError, match=rf'target must be a share in \(0, 1\], got {target}'):
         Schedule(target)
 
 

@@ -12,6 +12,7 @@ from mmseg.models.backbones.swin import WindowMSA
 from torch import nn
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
+from mmprune_gates.budget import Candidates, Limits
 from mmprune_gates.gates import PolarizationGate, attach_gates
 from mmprune_gates.gates.stand_in import show_width, shown_width
 from mmprune_gates.slimming import apply_widths
@@ -111,6 +112,16 @@ def test_a_head_goes_and_attributes_follow(kind):
     apply_widths(fresh, json.loads(json.dumps(spec['widths'])))
     fresh.load_state_dict(slim.state_dict(), strict=True)
     assert relative_error(call(fresh, x), call(slim, x)) == 0
+
+
+@pytest.mark.parametrize('kind', [*KINDS, 'torch'])
+def test_a_divisor_counts_the_rows_of_a_head(kind):
+    _, graph, _ = traced(KINDS[kind][0]() if kind in KINDS else Torch())
+    group = next(group for group in graph.free if group.size == HEADS)
+    assert graph.rows(group) == C // HEADS
+    candidates = {divisor: Candidates.of(graph, Limits(divisor=divisor)) for divisor in (4, 8, 16)}
+    assert {divisor: one.multiple(group) for divisor, one in candidates.items()} == {4: 1, 8: 2, 16: 4}
+    assert {divisor: one.least(group) for divisor, one in candidates.items()} == {4: 1, 8: 2, 16: 3}
 
 
 @kinds

@@ -358,4 +358,4 @@ def test_a_target_changed_after_settling_is_warned_of(short, method):
     first = train(copy.deepcopy(config))
     assert pruner_of(first).settled
     again = short(method, resume=True, hook=dict(target_macs=0.7))
-    assert 'target_macs is 0.7 now, but the gates have settled at 0.4' in log_of(train(again))
+    assert 'the target is 0.7 now, but the gates have settled at 0.4' in log_of(train(again))

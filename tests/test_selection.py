@@ -208,7 +208,7 @@ class TestClose:
             if int(graph.filters[closed].sum()) < filters:  # nothing is left
                 assert (ranks[after.vector] == len(ranks)).all()
             kept = after
-        least = {group.name: candidates.limits.least(group) for group in candidates.groups}
+        least = {group.name: candidates.least(group) for group in candidates.groups}
         assert {name: count for name, count in counts(graph, kept).items() if name in least} == least
 
     def test_lowest_scores_first_and_closed_ones_never_again(self):

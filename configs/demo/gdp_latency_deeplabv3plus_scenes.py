@@ -4,6 +4,6 @@ _base_ = './gdp_deeplabv3plus_scenes.py'
 custom_hooks = [
     dict(
         type='mmprune_gates.PolarizationHook',
-        target_macs=0.45,
+        target=0.45,
         cost=dict(type='Latency', backend='onnxruntime')),
     dict(type='mmprune_gates.GateRecordHook', interval=20)]

@@ -1,8 +1,9 @@
 """The budget: what channels are worth, what they cost, which stay, and the controllers that drive gates there."""
 
-from mmprune_gates.budget.controller import Controller, checked_target
+from mmprune_gates.budget.controller import Controller
 from mmprune_gates.budget.costs import Cost, MACs, Parameters
 from mmprune_gates.budget.criteria import Criterion, Magnitude, MeanGradient, NormScale, Random, Taylor
+from mmprune_gates.budget.goal import Goal
 from mmprune_gates.budget.gradient import Gradient
 from mmprune_gates.budget.latency import Latency
 from mmprune_gates.budget.polarizer import Polarizer, Schedule
@@ -16,6 +17,7 @@ __all__ = [
     'Cost',
     'Criterion',
     'Cycle',
+    'Goal',
     'Gradient',
     'Latency',
     'Limits',
@@ -30,5 +32,4 @@ __all__ = [
     'Taylor',
     'TickTock',
     'Waterline',
-    'checked_target',
 ]

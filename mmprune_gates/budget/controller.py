@@ -16,15 +16,6 @@ from mmprune_gates.checks import SHARE, checked
 from mmprune_gates.gates import GateSet, listed
 
 
-def checked_target(target: float) -> float:
-    """A target, if it is one.
-
-    Raises:
-        ValueError: It is not a share of the cost in (0, 1].
-    """
-    return checked('target_macs', target, SHARE)
-
-
 class Controller:
     """Closes gates of a model until its cost meets a target.
 
@@ -52,7 +43,7 @@ class Controller:
         cost: Cost | None = None,
         criterion: Criterion | None = None,
     ) -> None:
-        self.gates, self.target = gates, checked_target(target)
+        self.gates, self.target = gates, checked('target', target, SHARE)
         self.candidates = Candidates.of(gates.graph, limits, cost)
         self.criterion = criterion
         self.whole_macs = gates.whole.macs()

@@ -21,7 +21,7 @@ class Cost:
         graph: The channel graph.
         model: Its model, without gates in its weights.
         unit: Below it a channel's marginal cost counts as one unit when scores are divided by it.
-        step: Groups shrink to multiples of it: widths between cost no less.
+        step: Widths of layers shrink to multiples of it: those between cost no less.
     """
 
     unit = 1.0

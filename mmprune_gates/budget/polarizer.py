@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmprune_gates.budget.controller import Controller, checked_target
+from mmprune_gates.budget.controller import Controller
 from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.criteria import Criterion
 from mmprune_gates.budget.selection import Limits
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import NUMBER, POSITIVE, Rule, check_all, checked, pair_of
+from mmprune_gates.checks import NUMBER, POSITIVE, SHARE, Rule, check_all, checked, pair_of
 from mmprune_gates.gates import GateSet
 
 FALLING = Rule(
@@ -28,7 +28,7 @@ class Schedule:
     """The phases of a run, as shares of its iterations. All values are this project's choice.
 
     Attributes:
-        target: Kept MACs / original MACs at the end.
+        target: Cost of what is kept / cost of the whole model at the end.
         begin: Until here scores gather and every gate stays open.
         end: From ``begin`` to here the target of the moment falls geometrically from 1 to ``target``.
         settle: From here gates are exactly 0 or 1 and only weights and norms learn.
@@ -42,7 +42,7 @@ class Schedule:
     eps: Sequence[float] = (0.1, 1e-4)
 
     def __post_init__(self) -> None:
-        checked_target(self.target)
+        checked('target', self.target, SHARE)
         for name in ('begin', 'end', 'settle'):
             checked(name, getattr(self, name), NUMBER)
         checked('eps', self.eps, FALLING)

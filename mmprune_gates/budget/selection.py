@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from math import ceil, lcm
+from math import ceil, gcd, lcm
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class Limits:
     Attributes:
         floor: Least share of each group that stays. With 0, residual blocks can be emptied; of all other groups at
             least one channel stays. This project's choice.
-        divisor: Groups shrink to multiples of this (a group smaller than it stays whole).
+        divisor: Widths of layers shrink to multiples of this; a group that is narrower stays whole. A channel that is
+            several rows of each layer, as a head of attention is, counts as that many.
         exclude: Shell patterns of module paths, or one; a group that owns a parameter of a matching module stays
             whole.
     """
@@ -41,10 +42,7 @@ class Limits:
 
     def least(self, group: Group) -> int:
         """Channels of a group that stay at least: none of a residual block's; one where it cannot be emptied."""
-        if group.is_block:
-            return 0
-        least = max(int(not group.empties), ceil(self.floor * group.size))
-        return min(group.size, ceil(least / self.divisor) * self.divisor)
+        return 0 if group.is_block else max(int(not group.empties), ceil(self.floor * group.size))
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Candidates:
         cost: Prices what is kept.
         total: Cost of the whole model.
         whole: Groups of the whole model, before any channel left it; shares of a group are shares of these.
+        rows: Group name -> rows of weights that one of its channels is.
     """
 
     graph: ChannelGraph
@@ -66,6 +65,7 @@ class Candidates:
     cost: Cost
     total: float
     whole: Mapping[str, Group]
+    rows: Mapping[str, int]
 
     @classmethod
     def of(cls, graph: ChannelGraph, limits: Limits, cost: Cost | None = None) -> Candidates:
@@ -87,7 +87,8 @@ class Candidates:
         groups = [group for group in graph.free if excluded.isdisjoint(range(group.start, group.span.stop))]
         everything = graph.kept().vector.double()
         whole = {group.name: group for group in graph.groups}
-        return cls(graph, tuple(groups), limits, cost, total=float(cost.price(everything)), whole=whole)
+        total, rows = float(cost.price(everything)), {group.name: graph.rows(group) for group in groups}
+        return cls(graph, tuple(groups), limits, cost, total, whole, rows)
 
     def narrowed(self, graph: ChannelGraph, cost: Cost) -> Candidates:
         """The candidates of what is left once channels have gone.
@@ -101,16 +102,26 @@ class Candidates:
     def least(self, group: Group) -> int:
         """Channels of a group that stay at least."""
         once = self.whole[group.name]
-        return min(group.size, self.limits.least(replace(once, empties=group.empties)))
+        return self.rounded(group, self.limits.least(replace(once, empties=group.empties)))
+
+    def multiple(self, group: Group) -> int:
+        """Channels that a group loses together, so that the widths of layers stay multiples of the divisor."""
+        divisor = self.limits.divisor
+        return 1 if divisor == 1 else divisor // gcd(divisor, self.rows[group.name])
+
+    def rounded(self, group: Group, channels: int) -> int:
+        """A number of channels of a group, rounded up to what it may have."""
+        multiple = self.multiple(group)
+        return min(group.size, ceil(channels / multiple) * multiple)
 
     def allowed(self, kept: Kept) -> Kept:
         """What stays when of all that is closed only as much goes as the limits allow."""
-        stays, divisor = kept.vector.clone(), self.limits.divisor
+        stays = kept.vector.clone()
         for group in self.groups:
             own = kept.vector[group.span]
             open_ = int(own.sum())
             if not group.is_block:
-                open_ = min(group.size, max(self.least(group), ceil(open_ / divisor) * divisor))
+                open_ = max(self.least(group), self.rounded(group, open_))
             closed = (~own).nonzero().flatten()
             stays[group.start + closed[: open_ - int(own.sum())]] = True
         return self.graph.keeping(stays)
@@ -150,14 +161,14 @@ class Candidates:
         """
         numbers = torch.full((len(score),), -1)
         counts: list[int] = []
-        divisor = self.limits.divisor
         for group in self.groups:
+            multiple = self.multiple(group)
             size = group.size - self.least(group)  # of all that may close
             closing = score[group.span].argsort(stable=True)[:size]
-            short = -size % divisor  # the first chunk brings the group to a multiple
-            own = (torch.arange(size) + short) // divisor
+            short = -size % multiple  # the first chunk brings the group to a multiple
+            own = (torch.arange(size) + short) // multiple
             numbers[group.start + closing] = own + sum(counts)
-            counts.append(ceil(size / divisor))
+            counts.append(ceil(size / multiple))
         return numbers, counts
 
     def select(self, score: Tensor, ratio: float) -> Kept:
@@ -267,11 +278,12 @@ class Candidates:
                 continue
             open_ = int(kept.vector[group.span].sum())
             least = self.least(group) if group.name in may_shrink else group.size
-            uneven = open_ < group.size and open_ % self.limits.divisor
+            multiple = self.multiple(group)
+            uneven = open_ < group.size and open_ % multiple
             if open_ < least or uneven:
                 raise RuntimeError(
                     f'{open_} of {group.size} channels of {group.name} are open, which the limits do not allow: at '
-                    f'least {least}, in multiples of {self.limits.divisor}'
+                    f'least {least}, in multiples of {multiple}'
                 )
 
     def share(self, kept: Kept) -> float:

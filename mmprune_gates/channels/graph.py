@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import FullWidth, Read, Site
-from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.channels.groups import Block, Group, inside
 from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.channels.kept import Kept, kept_of
 from mmprune_gates.channels.workload import Workload
@@ -127,6 +127,18 @@ class ChannelGraph:
         if found is None:
             raise KeyError(f'no channel group {name!r}; groups: {", ".join(g.name for g in self.groups)}')
         return found
+
+    def rows(self, group: Group) -> int:
+        """Rows, or columns, of weights that one channel of a group is in any layer, at least.
+
+        1 as a rule; all those of a head where a channel is one.
+        """
+        found = []
+        for layer in self.layers:
+            for index in self.slots.get(f'{layer.name}.weight', {}).values():
+                own = index[inside(index, group)]
+                found += own.unique(return_counts=True)[1].tolist()
+        return min(found, default=1)
 
     def with_frozen(self, reasons: Mapping[str, str]) -> ChannelGraph:
         """The graph with further groups frozen.

@@ -27,7 +27,8 @@ class GateDecoratorHook(PruningHook):
     says so.
 
     Args:
-        target_macs: Kept MACs / original MACs, in (0, 1].
+        target_macs: Kept MACs / original MACs, in (0, 1]; or, among the settings, ``target`` as a share of any
+            ``cost``, or ``target_ms``, see :class:`~mmprune_gates.budget.Goal`.
         by_epoch: Whether ``tick`` and ``tock`` are in epochs; if not, in iterations (iteration-based loops only).
         subset: Share of the training data that Ticks see.
         criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
@@ -45,7 +46,7 @@ class GateDecoratorHook(PruningHook):
 
     def __init__(
         self,
-        target_macs: float,
+        target_macs: float | None = None,
         by_epoch: bool = True,
         subset: float = 1.0,
         criterion: Any = None,

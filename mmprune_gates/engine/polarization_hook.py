@@ -17,7 +17,8 @@ class PolarizationHook(PruningHook):
     """Anneals and closes the gates of a ``GatedModel`` until a MACs target is met, then lets the model settle.
 
     Args:
-        target_macs: Kept MACs / original MACs, in (0, 1].
+        target_macs: Kept MACs / original MACs, in (0, 1]; or, among the settings, ``target`` as a share of any
+            ``cost``, or ``target_ms``, see :class:`~mmprune_gates.budget.Goal`.
         update: ``waterline`` (this project's) or ``gradient`` (the paper's form).
         criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
         shrink: Whether closed channels leave the model when the gates have settled, so that the rest of the run costs
@@ -35,7 +36,7 @@ class PolarizationHook(PruningHook):
 
     def __init__(
         self,
-        target_macs: float,
+        target_macs: float | None = None,
         update: str = 'waterline',
         criterion: Any = None,
         cost: Any = None,

@@ -137,7 +137,7 @@ class PruningHook(Hook):
             before, now = self.loaded['target'], self.pruner.controller.target
             if self.pruner.controller.settled and before != now:
                 self.warn(
-                    f'target_macs is {now} now, but the gates have settled at {before} and stay as they are; start a '
+                    f'the target is {now} now, but the gates have settled at {before} and stay as they are; start a '
                     'new run (load_from) for another target'
                 )
         self.prove(runner, self.pruner.check)

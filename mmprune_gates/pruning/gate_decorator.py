@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.budget import Cost, Criterion, Cycle, Limits, Taylor, TickTock, checked_target
+from mmprune_gates.budget import Cost, Criterion, Cycle, Goal, Limits, Taylor, TickTock
 from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
 from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.checks import (
@@ -47,7 +47,7 @@ class GateDecoratorSettings:
     """What decides a run of Gate Decorator; checked at once. Defaults are the paper's, but for floor and divisor.
 
     Attributes:
-        target_macs: Cost of what is kept / cost of the whole model, in (0, 1]. The cost is that of ``cost``.
+        target_macs, target, target_ms: How much stays; one of them, see :class:`~mmprune_gates.budget.Goal`.
         fraction: Share of all filters that a Tick closes; the paper has 0.002 for ResNets, 0.01 for VGG and FCN.
         tick, tock: Lengths of the phases.
         ticks: Ticks after each Tock.
@@ -65,7 +65,9 @@ class GateDecoratorSettings:
         ValueError: One is out of range.
     """
 
-    target_macs: float
+    target_macs: float | None = None
+    target: float | None = None
+    target_ms: float | None = None
     fraction: float = 0.002
     tick: int = 1
     tock: int = 10
@@ -82,10 +84,15 @@ class GateDecoratorSettings:
     criterion: Criterion | None = None
 
     def __post_init__(self) -> None:
-        checked_target(self.target_macs)
         check_all(vars(self), RULES)
+        self.goal.check_cost(self.cost)
         patterns('classifier', self.classifier)
         _ = self.cycle, self.limits  # refuse what is out of range
+
+    @property
+    def goal(self) -> Goal:
+        """How much stays."""
+        return Goal.of(vars(self))
 
     @property
     def cycle(self) -> Cycle:
@@ -136,7 +143,8 @@ class GateDecorator(Pruner):
         self.multipliers = [group.get('initial_lr', group['lr']) / base for group in optimizer.param_groups]
         cost, criterion = self.bound(own.cost, own.criterion or Taylor(), mean_over_ranks)
         cycle = cycle or own.cycle
-        self.controller = TickTock(self.gates, own.target_macs, own.limits, cycle, cost, criterion, own.macs_exponent)
+        share = own.goal.share(cost)
+        self.controller = TickTock(self.gates, share, own.limits, cycle, cost, criterion, own.macs_exponent)
         self.trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.learning = self.learning_sets()
         if begin:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.budget import Cost, Criterion, Gradient, Limits, Polarizer, Schedule, Waterline
+from mmprune_gates.budget import Cost, Criterion, Goal, Gradient, Limits, Polarizer, Schedule, Waterline
 from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, instance_of, one_of, optional
 from mmprune_gates.gates import PolarizationGate
@@ -36,7 +36,7 @@ class GDPSettings:
     """What decides a run of GDP; checked at once.
 
     Attributes:
-        target_macs: Cost of what is kept / cost of the whole model, in (0, 1]. The cost is that of ``cost``.
+        target_macs, target, target_ms: How much stays; one of them, see :class:`~mmprune_gates.budget.Goal`.
         update: ``waterline`` (this project's) or ``gradient`` (the paper's form).
         begin, end, settle, eps: Phases as shares of the run; see :class:`~mmprune_gates.budget.Schedule`.
         floor, divisor, exclude: What stays; see :class:`~mmprune_gates.budget.Limits`.
@@ -48,7 +48,9 @@ class GDPSettings:
         ValueError: One is out of range.
     """
 
-    target_macs: float
+    target_macs: float | None = None
+    target: float | None = None
+    target_ms: float | None = None
     update: str = 'waterline'
     begin: float = 0.05
     end: float = 0.2
@@ -63,13 +65,14 @@ class GDPSettings:
 
     def __post_init__(self) -> None:
         check_all(vars(self), RULES)
+        self.goal.check_cost(self.cost)
         known = self.known_options(self.update)
         if unknown := sorted((self.options or {}).keys() - known):
             raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(known)}')
         if self.criterion is not None and 'criterion' not in inspect.signature(UPDATES[self.update]).parameters:
             raise ValueError(f'update={self.update!r} ranks by the gates themselves and takes no criterion')
         UPDATES[self.update].check_options(**(self.options or {}))
-        _ = self.schedule, self.limits  # refuse what is out of range
+        _ = self.schedule(share=1.0), self.limits  # refuse what is out of range
 
     @staticmethod
     def known_options(update: str) -> set[str]:
@@ -78,9 +81,13 @@ class GDPSettings:
         return set(own) - set(inspect.signature(Polarizer).parameters)
 
     @property
-    def schedule(self) -> Schedule:
-        """Phases and target."""
-        return Schedule(self.target_macs, self.begin, self.end, self.settle, self.eps)
+    def goal(self) -> Goal:
+        """How much stays."""
+        return Goal.of(vars(self))
+
+    def schedule(self, share: float) -> Schedule:
+        """Phases, and the share of the cost at their end."""
+        return Schedule(share, self.begin, self.end, self.settle, self.eps)
 
     @property
     def limits(self) -> Limits:
@@ -117,7 +124,7 @@ class GDP(Pruner):
         own, update = self.settings, UPDATES[self.settings.update]
         cost, criterion = self.bound(own.cost, own.criterion)
         options = dict(own.options or {}, **({'criterion': criterion} if criterion else {}))
-        self.controller = update(self.gates, own.schedule, own.limits, cost, **options)
+        self.controller = update(self.gates, own.schedule(own.goal.share(cost)), own.limits, cost, **options)
         take_out(optimizer, self.gates)
 
     def altered(self, name: str, grad: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def tiles_of(run: Run) -> list[Tile]:
 
 
 def slim_tiles(run: Run, slim: Data) -> list[Tile]:
-    """MACs, parameters and channels of the slim model, beside the dense one's."""
+    """MACs, parameters, channels and latency of the slim model, beside the dense one's, as far as they are known."""
     tiles = []
     for key, name in COUNTED.items():
         row = slim.get(key)
@@ -50,6 +50,10 @@ def slim_tiles(run: Run, slim: Data) -> list[Tile]:
         if key == 'macs' and run.target:
             note += f'; target {run.target:.1%}'
         tiles.append(Tile(f'{name} kept', f'{after / before:.1%}', note))
+    if latency := slim.get('latency'):
+        measured = latency['measured_ms']
+        note = f'{measured["before"]:.2f} → {measured["after"]:.2f} ms; target {latency["target"]:.1%}'
+        tiles.append(Tile('latency kept', f'{measured["kept"]:.1%}', note))
     return tiles
 
 

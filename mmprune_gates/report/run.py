@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
+from mmprune_gates.budget.goal import NAMES as TARGETS
 from mmprune_gates.cli.arguments import load_config
 from mmprune_gates.engine.model_config import GATED, is_ours
 from mmprune_gates.engine.record_hook import NAME, read_history
@@ -75,14 +76,17 @@ class Run:
         if self.config is None:
             return {}
         for hook in self.config.get('custom_hooks') or []:
-            if is_ours(hook) and 'target_macs' in hook:
+            if is_ours(hook) and not TARGETS.keys().isdisjoint(hook):
                 return dict(hook)
         return {}
 
     @property
     def target(self) -> float | None:
-        """MACs to keep / MACs of the whole model, if it is known."""
-        return self.hook.get('target_macs')
+        """MACs to keep / MACs of the whole model; None if it is not known, or if the run prunes to another cost."""
+        hook = self.hook
+        if hook.get('cost') is not None and hook['cost'].get('type') != 'MACs':
+            return None
+        return hook.get('target_macs', hook.get('target'))
 
     @property
     def metric(self) -> str | None:

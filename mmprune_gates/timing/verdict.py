@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from mmprune_gates.budget.goal import Goal
 from mmprune_gates.budget.latency import Latency
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.kept import Kept
@@ -20,13 +21,13 @@ from mmprune_gates.timing.clock import medians
 from mmprune_gates.timing.table import backend_of
 
 
-def latency_cost(config: Config) -> tuple[Latency, float] | None:
-    """The latency that a config prunes to, and the share of the whole model's; None if it prunes to another cost."""
+def latency_cost(config: Config) -> tuple[Latency, Goal] | None:
+    """The latency that a config prunes to, and how much of it is to stay; None if it prunes to another cost."""
     for hook in config.get('custom_hooks') or []:
         if is_ours(hook) and hook.get('cost') is not None:
             cost = built(COSTS, hook['cost'])
             if isinstance(cost, Latency):
-                return cost, hook['target_macs']
+                return cost, Goal.of(hook)
     return None
 
 
@@ -44,7 +45,7 @@ def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> 
     wanted = latency_cost(config)
     if wanted is None:
         return None
-    cost, target = wanted
+    cost, goal = wanted
     dense, graph, shape = model_of_config(config)
     cost.bind(graph)
     slim = inference_model(Config.fromfile(Path(slim_dir) / 'slim.py'))
@@ -56,7 +57,7 @@ def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> 
     predicted = [float(cost.price(chosen.vector.double())) for chosen in (everything, kept)]
     return {
         **cost.settings.facts(),
-        'target': target,
+        'target': goal.share(cost),
         'predicted_ms': {'before': predicted[0], 'after': predicted[1], 'kept': predicted[1] / predicted[0]},
         'measured_ms': {'before': before, 'after': after, 'kept': after / before},
     }

@@ -96,9 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('plan', choices=PLANS)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quality'))
+    parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS), help='only runs of these')
     parser.add_argument('--processes', type=int, default=os.cpu_count())
     args = parser.parse_args()
-    runs = PLANS[args.plan]()
+    runs = [run for run in PLANS[args.plan]() if run.task in args.tasks]
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
         for task in dict.fromkeys(run.task for run in runs):
