@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from functools import cache
 
+import pytest
 import torch
 from model_checks import example, random_kept, randomize_, relative_error
 from torch import nn
@@ -22,9 +23,15 @@ __all__ = [
     'relative_error',
     'removal_errors',
     'repeatable',
+    'slow_but',
     'toy',
     'traced',
 ]
+
+
+def slow_but(fast, values):
+    """Values of a parametrised test, those marked slow that are not among the fast ones."""
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def repeatable(config):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from digits_data import write_digits
-from helpers import repeatable
+from helpers import repeatable, slow_but
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
@@ -176,7 +176,7 @@ def test_the_penalty_shrinks_the_gates_of_a_tock(tiny_gbn):
     assert size(10.0) < 0.99 * size(0.0)
 
 
-@pytest.mark.parametrize('stop', [4, 9])  # the first Tick has one iteration to go, the second Tock too
+@pytest.mark.parametrize('stop', slow_but((4,), (4, 9)))  # the first Tick has one iteration to go, the second Tock too
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_gbn, stop):
     every = {'default_hooks.checkpoint.interval': 1}
     whole = train(tiny_gbn('whole', **every))

@@ -26,7 +26,7 @@ KEYS = {
 def test_demo_writes_summary_and_picture(tmp_path, scenes):
     data = ['--data', str(scenes.parent), '--num-train', '12', '--num-val', '4', '--size', '32', '48']
     few = ['train_cfg.max_iters=6', 'default_hooks.checkpoint.interval=6', 'train_dataloader.batch_size=2']
-    command = [sys.executable, str(DEMO), *data, '--work-dir', 'out', '--cfg-options', *few]
+    command = [sys.executable, str(DEMO), *data, '--work-dir', 'out', '--pairs', '4', '--cfg-options', *few]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())

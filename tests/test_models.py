@@ -65,6 +65,7 @@ def covered(graph):
     return graph.groups, graph.layers, graph.macs(), graph.prunable_macs(), graph.unreached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['deeplabv3plus-r50', 'fcn-hrnet-w18s'])
 def test_checkpointing_hides_nothing_of_a_segmentor(name):
     assert covered(traced(name, with_cp=True)[1]) == covered(traced(name)[1])

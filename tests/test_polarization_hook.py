@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import repeatable
+from helpers import repeatable, slow_but
 from mmengine.runner import Runner
 
 from mmprune_gates.gates import gates_of
@@ -59,7 +59,7 @@ def test_scalars_are_logged_like_any_other(tiny_config, tmp_path):
     assert lines[-1]['gate_eps'] == pytest.approx(1e-4)
 
 
-@pytest.mark.parametrize('update', ['waterline', 'gradient'])
+@pytest.mark.parametrize('update', slow_but(('waterline',), ('waterline', 'gradient')))
 @pytest.mark.parametrize('stop', [3, 9])  # while the target falls, and after the gates have settled
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_config, tmp_path, update, stop):
     def config(folder, **more):

@@ -241,6 +241,7 @@ def test_static_graphs_that_cannot_be_are_refused_before_training(config, one_ra
         runner.train()
 
 
+@pytest.mark.slow
 @BOTH
 def test_ranks_that_drift_apart_stop_the_run(config, method):
     drifting = config(method, 8)
@@ -254,6 +255,7 @@ def test_ranks_that_drift_apart_stop_the_run(config, method):
     assert not list(Path(drifting.work_dir).glob('iter_*.pth'))
 
 
+@pytest.mark.slow
 def test_gate_decorator_names_the_line_that_is_missing_before_training(config):
     wrong = config(GBN)
     wrong.find_unused_parameters = False

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from digits_data import write_digits
+from helpers import slow_but
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -137,7 +138,7 @@ def reported(run, out, *options):
     return page, {path.stem for path in pictures}
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', slow_but(('gdp-scenes', 'gbn-digits'), KINDS))
 def test_a_finished_run_with_its_slim_model_has_every_section(finished, tmp_path, kind):
     run, slim = finished(kind)
     before = sorted(path.name for path in run.iterdir())

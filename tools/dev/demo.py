@@ -27,7 +27,6 @@ CONFIGS = ROOT / 'configs' / 'demo'
 START = CONFIGS / 'dense_deeplabv3plus_scenes.py'
 DENSE = CONFIGS / 'dense_continued_deeplabv3plus_scenes.py'
 GDP = CONFIGS / 'gdp_deeplabv3plus_scenes.py'
-STEPS = 40  # of each kind that are timed in turn
 
 
 class Demo(Jobs):
@@ -38,10 +37,12 @@ class Demo(Jobs):
         data: Folder of the data set.
         seed: Of data order and initial weights.
         options: Further ``key=value`` overrides of all configs.
+        pairs: Steps of each kind that are timed in turn.
     """
 
-    def __init__(self, work_dir: Path, data: Path, seed: int, options: list[str]) -> None:
+    def __init__(self, work_dir: Path, data: Path, seed: int, options: list[str], pairs: int) -> None:
         super().__init__(work_dir, ROOT / 'tools')
+        self.pairs = pairs
         self.data_root = data / 'VOC2012'
         roots = [f'{kind}_dataloader.dataset.data_root={self.data_root}' for kind in ('train', 'val', 'test')]
         self.options = [*roots, f'randomness.seed={seed}', *options]
@@ -65,7 +66,7 @@ class Demo(Jobs):
         """Time of a training step with gates, and after channels have left, over one of the dense model."""
         out = self.work_dir / 'step.json'
         self.run('step', 'analysis_tools/benchmark.py', GDP, '--shrunk', self.last('gdp'), '--batch', 8,
-                 '--pairs', STEPS, '--json', out)  # fmt: skip
+                 '--pairs', self.pairs, '--json', out)  # fmt: skip
         report = cli.read_json(out)
         return {'gated': report['time_ratio']['median'], 'shrunk': report['shrunk_time_ratio']['median']}
 
@@ -134,11 +135,12 @@ def main() -> None:
     parser.add_argument('--num-val', type=int, default=200)
     parser.add_argument('--size', type=int, nargs=2, default=(64, 96), metavar=('H', 'W'))
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--pairs', type=int, default=40, help='steps of each kind that are timed in turn')
     parser.add_argument('--cfg-options', nargs='+', default=[], help='overrides of all configs, key=value')
     args = parser.parse_args()
     begin = time.monotonic()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    demo = Demo(args.work_dir, args.data, args.seed, args.cfg_options)
+    demo = Demo(args.work_dir, args.data, args.seed, args.cfg_options, args.pairs)
     sizes = ['--num-train', args.num_train, '--num-val', args.num_val, '--size', *args.size]
     demo.run('data', 'dataset_converters/demo_data.py', args.data, *sizes)
     demo.train_all({'start': (START, [])})
