@@ -67,9 +67,7 @@ def fastest_way(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> st
     expected = [outputs(AMONG, mask) for mask in masks]
     for zeros in (NONE, BEHIND):
         try:
-            errors = [
-                relative_error(own, outputs(zeros, mask)) for own, mask in zip(expected, masks, strict=True)
-            ]
+            errors = [relative_error(own, outputs(zeros, mask)) for own, mask in zip(expected, masks, strict=True)]
         except ERRORS:  # it has not what this way takes
             continue
         if all(error < EXACT for error in errors):
