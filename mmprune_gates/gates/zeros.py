@@ -1,9 +1,9 @@
-"""Three ways in which a module of full width computes with fewer channels; each gives what it makes of zeros among them.
+"""Three ways in which a module of full width computes with fewer channels; each gives what zeros among them would give.
 
-``among`` lays them among zeros: right for every module, and slow. ``behind`` puts the zeros behind them, and the module's
-parameters in the same order: right where the module treats all channels alike (layer norms, group norms of one group,
-softmax). ``none`` leaves zeros out: right where the channels that are zero only make a mean smaller which the input is
-divided by (global response norms); so the factor behind it grows instead. Which of them a module can do is tried
+``among`` lays them among zeros: right for every module, and slow. ``behind`` puts the zeros behind them, and the
+module's parameters in the same order: right where the module treats all channels alike (layer norms, group norms of one
+group, softmax). ``none`` leaves zeros out: right where zeros only make a mean smaller which the input is divided by
+(global response norms); the factor behind it and its epsilon grow instead. Which of them a module can do is tried
 (``mmprune_gates/slimming/full_width.py``).
 
 A module runs with its own forward; what it finds under the names of its parameters has changed for that time.
