@@ -287,6 +287,8 @@ PRODUCTS = {
     "model['widths']['backbone.branch.2'] = dict(full_width=dict(dim=1, channels=4, kept=9))": 'kept=9',
     "model['widths']['backbone.branch.2'] = dict(full_width=dict(dim='a', channels=4, kept=2))": 'dim',
     "model['widths']['backbone.branch.2'] = dict(full_width=dict(dim=1, channels=4, kept=2, x=1))": "'x'",
+    "model['widths']['backbone.branch.2'] = dict(full_width=dict(dim=1, channels=4, kept=2, zeros='on top'))": 'zeros',
+    "model['widths']['backbone.branch.2'] = dict(full_width=dict(dim=1, channels=4, kept=2, scaled=1))": 'scaled',
     f"model['widths']['{NORM}'] = 4": NORM,
     f"model['widths']['{NORM}'] = [4]": NORM,
     f"model['widths']['{NORM}'] = None": NORM,

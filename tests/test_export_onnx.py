@@ -12,9 +12,11 @@ from model_checks import randomize_
 from tiny_run import DENSE, TinyNet, load_tool, write_config
 from torch import nn
 
+from mmprune_gates.channels.flow import BEHIND, NONE
 from mmprune_gates.engine import onnx_export, onnx_graph
 from mmprune_gates.engine.export import export_slim
 from mmprune_gates.engine.onnx_graph import IMAGES, LABELS, Deployed, session_of
+from mmprune_gates.gates.full_width import has_full_width
 
 pytestmark = pytest.mark.models
 tool = load_tool('export_onnx')
@@ -23,6 +25,13 @@ CONVNEXT = """
 model['backbone'] = dict(type='ConvNeXt', arch=dict(depths=[1, 1, 1, 1], channels=[16, 16, 24, 24]), drop_path_rate=0.)
 model['neck'], model['input_shape'] = None, (3, 32, 32)
 model['head'].update(in_channels=24)
+"""
+CONVNEXT_V2 = f"{CONVNEXT}model['backbone'].update(use_grn=True, layer_scale_init_value=0.)"
+POOLFORMER = """
+arch = dict(layers=[1, 1, 1, 1], embed_dims=[16, 24, 32, 40], mlp_ratios=[2, 2, 2, 2], layer_scale_init_value=1e-5)
+model['backbone'] = dict(type='PoolFormer', arch=arch)
+model['neck'], model['input_shape'] = dict(type='GlobalAveragePooling'), (3, 32, 32)
+model['head'].update(in_channels=40)
 """
 
 
@@ -168,15 +177,25 @@ def test_a_dense_classifier_takes_any_batch(classifier, tmp_path):
     assert found.shape == (5, 2) and onnx_graph.relative_error([expected], [found]) <= 1e-4
 
 
-def test_modules_that_keep_their_full_width_are_exported(classifier, tmp_path):
-    config, checkpoint = classifier(CONVNEXT, SLIM)
+@pytest.mark.parametrize(
+    ('network', 'zeros', 'options', 'size'),
+    [
+        (CONVNEXT, {BEHIND}, ['--dynamic-size'], (64, 96)),
+        (CONVNEXT_V2, {BEHIND, NONE}, [], (32, 32)),  # dense or slim, onnxruntime fails at other sizes
+        (POOLFORMER, {BEHIND}, ['--dynamic-size'], (64, 96)),
+    ],
+    ids=['ConvNeXt', 'ConvNeXt V2', 'PoolFormer'],
+)
+def test_modules_that_keep_their_full_width_are_exported(classifier, tmp_path, network, zeros, options, size):
+    config, checkpoint = classifier(network, SLIM)
     out = tmp_path / 'net.onnx'
-    assert tool.main([config, checkpoint, str(out), '--dynamic-size']) == 0
+    assert tool.main([config, checkpoint, str(out), *options]) == 0
     proto, said = read(out)
     model = MODELS.build(Config.fromfile(config).model).eval()
-    assert any(hasattr(module, 'mmprune_gates_width') for module in model.modules())
+    widths = [module.mmprune_gates_width for module in model.modules() if has_full_width(module)]
+    assert {width['zeros'] for width in widths} == zeros
     model.load_state_dict(torch.load(checkpoint)['state_dict'])
-    images = torch.randn(3, 3, 64, 96)
+    images = torch.randn(3, 3, *size)
     with torch.no_grad():
         expected = model(images, mode='tensor')
     assert onnx_graph.relative_error([expected], [run(proto, images)]) <= 1e-4

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from helpers import call, example, random_kept, randomize_, relative_error, remo
 from torch import nn
 from toy_nets import OtherNorms, ResponseNorm, conv, conv_bn
 
-from mmprune_gates import slim_model, trace_channels
+from mmprune_gates import masked_copy, slim_model, trace_channels
+from mmprune_gates.channels.flow import AMONG, BEHIND, NONE
+from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.gates import PolarizationGate, attach_gates, fold_gates
 from mmprune_gates.slimming import apply_widths
 
@@ -90,20 +93,108 @@ def traced(model):
     return model, trace_channels(model, (x,)), x
 
 
+class GRN(nn.Module):
+    """Global response norm, its epsilon an attribute that is not small."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.eps = 0.1
+
+    def forward(self, x):
+        size = x.norm(dim=(2, 3), keepdim=True)
+        scaled = x * size / (size.mean(1, keepdim=True) + self.eps)
+        return self.gamma[:, None, None] * scaled + self.beta[:, None, None] + x
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """A layer norm over the channels of (N, C, H, W)."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+
+class Positions(nn.Module):
+    """A softmax over channels in which each has a weight of its own, held by no parameter."""
+
+    def forward(self, x):
+        numbers = torch.arange(6, device=x.device).view(6, 1, 1)
+        return (x * numbers).softmax(1)
+
+
 @pytest.mark.parametrize(
-    'module',
-    [nn.GroupNorm(3, 6), nn.GroupNorm(1, 6, affine=False), ResponseNorm(6), Softmax(), Factors(), nn.Softmax(1)],
+    ('module', 'zeros'),
+    [
+        (nn.GroupNorm(3, 6), AMONG),
+        (nn.GroupNorm(1, 6), BEHIND),
+        (nn.GroupNorm(1, 6, affine=False), BEHIND),
+        (LayerNorm2d(6, eps=0.1), BEHIND),
+        (ResponseNorm(6), BEHIND),
+        (GRN(6), NONE),
+        (Softmax(), BEHIND),
+        (Factors(), BEHIND),
+        (nn.Softmax(1), BEHIND),
+        (Positions(), AMONG),
+    ],
 )
-def test_what_computes_across_channels_keeps_its_width_and_the_rest_is_exact(module):
+def test_what_computes_across_channels_keeps_its_width_and_the_rest_is_exact(module, zeros):
     model, graph, x = traced(Around(module))
     assert [group.frozen for group in graph.groups][:1] == [None] and set(graph.full_width) == {'module'}
     kept = random_kept(graph)
     error, distance, slim, spec = removal_errors(model, graph, x, kept)
     assert error < 1e-12 and distance > 1e-3
     width = int(kept['a.0'].sum())
-    assert spec['widths']['module'] == {'full_width': {'dim': 1, 'channels': 6, 'kept': width}}
+    expected = {'dim': 1, 'channels': 6, 'kept': width, 'zeros': zeros, 'scaled': False}
+    assert spec['widths']['module'] == {'full_width': expected}
     assert type(slim.module) is type(module)
     assert {k: v.shape for k, v in slim.module.named_parameters()} == {k: v.shape for k, v in module.named_parameters()}
+
+
+@pytest.mark.parametrize('module', [nn.GroupNorm(1, 6), LayerNorm2d(6, eps=0.1), GRN(6)])
+def test_the_fast_ways_train_as_zeros_among_the_channels_do(module):
+    model, graph, x = traced(Around(module))
+    kept = random_kept(graph)
+    among = {path: replace(wide, zeros=AMONG) for path, wide in graph.full_width.items()}
+    found = []
+    for one in (graph, replace(graph, full_width=among)):
+        slim = copy.deepcopy(model)
+        slim_model(slim, one, kept)
+        slim.train()(x).square().sum().backward()
+        found.append([parameter.grad for parameter in slim.parameters()])
+    assert relative_error(*found) < 1e-12
+
+
+def test_channels_leave_twice():
+    model, graph, x = traced(Around(LayerNorm2d(6)))
+    once = graph.kept({'a.0': torch.tensor([1, 1, 0, 1, 1, 0]).bool()})
+    twice = torch.tensor([0, 1, 0, 1]).bool()
+    slim = copy.deepcopy(model)
+    slim_model(slim, graph, {'a.0': once.at(graph.full_width['module'].index)})
+    slim_model(slim, narrowed(graph, once, []), {'a.0': twice})
+    expected = masked_copy(model, graph, {'a.0': torch.tensor([0, 1, 0, 0, 1, 0]).bool()})
+    assert slim.module.kept_index.tolist() == [1, 4] and relative_error(call(slim, x), call(expected, x)) < 1e-12
+
+
+def test_products_of_before_there_were_ways_are_as_they_were():
+    model, graph, x = traced(Around(LayerNorm2d(6)))
+    slim, fresh = copy.deepcopy(model), copy.deepcopy(model)
+    spec = slim_model(slim, graph, random_kept(graph))
+    width = spec['widths']['module']['full_width']
+    del width['zeros'], width['scaled']
+    apply_widths(fresh, spec['widths'])
+    fresh.load_state_dict(slim.state_dict())
+    assert fresh.module.mmprune_gates_width['zeros'] == AMONG and fresh.module.mmprune_gates_width['scaled']
+    assert relative_error(call(fresh, x), call(slim, x)) < 1e-12
+
+
+@pytest.mark.parametrize('module', [LayerNorm2d(6), GRN(6)])
+def test_a_failing_forward_leaves_a_module_as_it_was(module):
+    model, graph, x = traced(Around(module))
+    slim_model(model, graph, random_kept(graph))
+    before, own = call(model, x), dict(vars(model.module))
+    with pytest.raises(RuntimeError):
+        model.module(x[:, :2])
+    assert vars(model.module) == own and relative_error(call(model, x), before) == 0
 
 
 def test_a_layer_norm_counts_its_dimension_from_the_end():

@@ -19,6 +19,7 @@ from mmprune_gates.channels.labels import GATED, ZERO, Axis, Ids, Shape, Value
 
 # Ids of channels, an array, as long as models are walked; then their numbers, a tensor.
 Index = TypeVar('Index', Ids, Tensor)
+AMONG, BEHIND, NONE = 'among', 'behind', 'none'  # where a module of full width finds zeros for channels that have gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,12 @@ class FullWidth(Read[Index]):
 
     Attributes:
         shape: Shape of its input.
+        zeros: Where those that have gone stand: ``AMONG`` the others, as every module can do, or ``BEHIND`` them, or
+            nowhere (``NONE``).
     """
 
     shape: Shape
+    zeros: str = AMONG
 
 
 @dataclass(frozen=True)

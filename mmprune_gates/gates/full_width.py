@@ -1,8 +1,8 @@
-"""A module that computes across channels, at its full width amid fewer channels: zeros stand where channels have gone.
+"""A module that computes across channels, at its full width amid fewer channels: those that have gone count as zeros.
 
 It is the stock module with its own parameters, two buffers (``kept_index``, ``kept_scale``), an attribute
-(``mmprune_gates_width``: dimension and full number of channels) and two hooks. The channel graph says which modules
-they are (``ChannelGraph.full_width``).
+(``mmprune_gates_width``: dimension, full number of channels, where zeros stand, whether the input is scaled) and two
+hooks. The channel graph says which modules they are (``ChannelGraph.full_width``).
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.channels.flow import AMONG
 from mmprune_gates.gates.gate import laid
+from mmprune_gates.gates.zeros import WAYS, show_again
 
 Widened = Any  # a module with the buffers and the attribute named above, of which torch's types know nothing
 
 
-def keep_full_width(module: Widened, like: Tensor, dim: int, channels: int, kept: int) -> None:
+def keep_full_width(
+    module: Widened, like: Tensor, dim: int, channels: int, kept: int, zeros: str = AMONG, scaled: bool = True
+) -> None:
     """Let a module take and give the first ``kept`` of its channels, unless it keeps its full width already.
 
     :func:`narrow` chooses other channels.
@@ -28,15 +32,17 @@ def keep_full_width(module: Widened, like: Tensor, dim: int, channels: int, kept
         dim: Channel dimension of that tensor.
         channels: Full width.
         kept: Width of what it takes and gives.
+        zeros: Where the channels that have gone stand (``zeros.py``).
+        scaled: Whether the input is multiplied by ``kept_scale``.
     """
     if has_full_width(module):
         return
     index = torch.arange(kept, device=like.device)
     module.register_buffer('kept_index', index)
     module.register_buffer('kept_scale', like.new_ones(kept))
-    module.mmprune_gates_width = {'dim': dim, 'channels': channels}
-    module.register_forward_pre_hook(among_zeros)
-    module.register_forward_hook(kept_part)
+    module.mmprune_gates_width = {'dim': dim, 'channels': channels, 'zeros': zeros, 'scaled': scaled}
+    module.register_forward_pre_hook(widen)
+    module.register_forward_hook(keep_part, always_call=True)
 
 
 def has_full_width(module: nn.Module) -> bool:
@@ -52,9 +58,10 @@ def scale_input(module: Widened, dim: int, scale: Tensor) -> None:
     full = len(scale)
     keep_full_width(module, scale, dim, full, full)
     module.kept_scale.mul_(scale)
+    module.mmprune_gates_width['scaled'] = True
 
 
-def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor) -> dict[str, int]:
+def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor, zeros: str = AMONG) -> dict[str, Any]:
     """Let a module take and give fewer channels than it does.
 
     Args:
@@ -62,34 +69,43 @@ def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor) -> dict[str, i
         like: A parameter of the model.
         dim: Channel dimension of its input.
         mask: (C,) bool, True = keep.
+        zeros: Where the channels that have gone stand.
 
     Returns:
-        The last three arguments of :func:`keep_full_width` for a module as narrow.
+        The arguments of :func:`keep_full_width` after the second, for a module as narrow.
     """
     full = len(mask)
-    keep_full_width(module, like, dim, full, full)
+    keep_full_width(module, like, dim, full, full, scaled=False)
     stays = mask.nonzero().flatten()
     stays = stays.to(module.kept_index.device)
     module.kept_index = module.kept_index[stays]
     module.kept_scale = module.kept_scale[stays]
+    module.mmprune_gates_width['zeros'] = zeros
     return module.mmprune_gates_width | {'kept': len(stays)}
 
 
-def among_zeros(module: Widened, args: tuple) -> tuple:
-    """Forward pre-hook: the input, scaled, among zeros."""
+def widen(module: Widened, args: tuple) -> tuple:
+    """Forward pre-hook: the input, scaled, with zeros for the channels that have gone."""
     x, *rest = args
     width = module.mmprune_gates_width
-    dim = width['dim']
-    shape = list(x.shape)
-    shape[dim] = width['channels']
-    zeros = x.new_zeros(shape)
-    scale = laid(module.kept_scale, dim, x.dim())
-    scaled = x * scale.to(x.dtype)
-    wide = zeros.index_copy(dim, module.kept_index, scaled)
-    return (wide, *rest)
+    if width['scaled']:
+        scale = laid(module.kept_scale, width['dim'], x.dim())
+        x = x * scale.to(x.dtype)
+    if is_narrow(module):
+        before, _ = WAYS[width['zeros']]
+        x = before(module, x)
+    return (x, *rest)
 
 
-def kept_part(module: Widened, args: tuple, output: Tensor) -> Tensor:
-    """Forward hook: the kept channels of the output."""
-    dim = module.mmprune_gates_width['dim']
-    return output.index_select(dim, module.kept_index)
+def keep_part(module: Widened, args: tuple, output: Tensor | None) -> Tensor | None:
+    """Forward hook, called even if the forward fails: the kept channels of the output."""
+    show_again(module)
+    if output is None or not is_narrow(module):
+        return output
+    _, after = WAYS[module.mmprune_gates_width['zeros']]
+    return after(module, output)
+
+
+def is_narrow(module: Widened) -> bool:
+    """Whether channels have gone."""
+    return len(module.kept_index) < module.mmprune_gates_width['channels']

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmprune_gates.channels.calls import Forward, Options
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.slimming.full_width import place_zeros
 from mmprune_gates.slimming.heads import follow_heads
 from mmprune_gates.slimming.numbers import Deviation, Numbers, SameNumbers, Step
 from mmprune_gates.slimming.stage import ERRORS, Failure, Stage, line_of_model_code, stages
@@ -75,7 +76,7 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
 
     Returns:
         The graph with groups frozen whose number of channels a line of code fixes or computes with, or whose block it
-        cannot do without; the reason names the line.
+        cannot do without; the reason names the line. Modules of full width compute in the fastest way that they can.
 
     Raises:
         RuntimeError: The whole model does not run.
@@ -91,7 +92,8 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
         for name, failed in stiff.items():
             reasons[name] = f'{failed.line} {failed.how} its number of channels'
             del fewer[name]
-    return rehearse_blocks(rehearsal, graph.with_frozen(reasons), fewer)
+    graph = rehearse_blocks(rehearsal, graph.with_frozen(reasons), fewer)
+    return place_zeros(model, graph, rehearsal.stage)
 
 
 def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> ChannelGraph:

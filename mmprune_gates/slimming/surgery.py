@@ -170,7 +170,7 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
         module = model.get_submodule(path)
         mask = kept.at(wide.index)
         if has_full_width(module) or not mask.all():
-            width = narrow(module, like, wide.dim, mask)
+            width = narrow(module, like, wide.dim, mask, wide.zeros)
             widths[path] = {FULL_WIDTH: width}
     for path, attributes in follow(model, graph.follows, kept, changed=partial(has_changed, masks)).items():
         widths.setdefault(path, {}).update(attributes)

@@ -3,8 +3,9 @@
 A table of widths is what a slim model needs besides the config of its architecture:
 ``{'backbone.conv1': {'out_channels': 24}, 'backbone.bn1': {'num_features': 24}}``. A plain parameter or buffer of
 a module without such attributes (a layer scale) stands under its own name with its shape. A module that keeps its full
-width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24}}``. A module whose code counts heads stands with
-the attributes that say how many there are: ``{'num_heads': 3, 'embed_dims': 192}`` (``attributes.py``).
+width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24, 'zeros': 'behind', 'scaled': False}}``: the
+arguments of :func:`keep_full_width`, the last two with its defaults. A module whose code counts heads stands with the
+attributes that say how many there are: ``{'num_heads': 3, 'embed_dims': 192}`` (``attributes.py``).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.checks import COUNT, MAPPING, SHAPE, WHOLE, Rule, checked
+from mmprune_gates.checks import COUNT, MAPPING, SHAPE, SWITCH, WHOLE, Rule, checked, one_of
 from mmprune_gates.gates.full_width import keep_full_width
+from mmprune_gates.gates.zeros import WAYS
 from mmprune_gates.slimming.attributes import set_following, split_following
 from mmprune_gates.slimming.removal import module_named
 
@@ -28,6 +30,7 @@ Holders = list[tuple[nn.Module, str]]  # modules that hold one parameter, each u
 Widths = dict[str, dict[str, Any]]  # see above
 FULL_WIDTH = 'full_width'
 FULL_WIDTH_KEYS = {'dim': WHOLE, 'channels': COUNT, 'kept': COUNT}
+FULL_WIDTH_OPTIONS = {'zeros': one_of(WAYS), 'scaled': SWITCH}
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
 Layout = dict[str, tuple[str, ...]]  # tensor -> the attribute that says how large it is, for each of its dimensions
@@ -184,14 +187,15 @@ def check_full_width(path: str, given: Mapping) -> None:
     """
     where = f'full_width of {path!r}'
     checked(where, given, MAPPING)
+    rules = FULL_WIDTH_KEYS | FULL_WIDTH_OPTIONS
     missing = sorted(FULL_WIDTH_KEYS.keys() - given.keys())
-    unknown = sorted(given.keys() - FULL_WIDTH_KEYS.keys())
+    unknown = sorted(given.keys() - rules.keys())
     if missing:
         raise ValueError(f'{where}: {missing[0]!r} is missing')
     if unknown:
-        raise ValueError(f'{where}: there is no {unknown[0]!r}, only {sorted(FULL_WIDTH_KEYS)}')
-    for name, rule in FULL_WIDTH_KEYS.items():
-        checked(f'{where}: {name}', given[name], rule)
+        raise ValueError(f'{where}: there is no {unknown[0]!r}, only {sorted(rules)}')
+    for name, value in given.items():
+        checked(f'{where}: {name}', value, rules[name])
     kept, channels = given['kept'], given['channels']
     if kept > channels:
         raise ValueError(f'{where}: kept={kept} of {channels} channels')

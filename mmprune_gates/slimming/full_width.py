@@ -1,0 +1,101 @@
+"""Modules of full width compute in the fastest way in which they are right, which is tried.
+
+Laying channels among zeros is always right and costs two slow copies. Whether a module can do with less (``zeros.py``)
+depends on what it computes. So each runs once with some of its channels gone, on random numbers in float64, and has to
+give what it gives with zeros among them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mmprune_gates.channels.calls import Options, run
+from mmprune_gates.channels.flow import AMONG, BEHIND, NONE, FullWidth
+from mmprune_gates.channels.graph import ChannelGraph
+from mmprune_gates.channels.groups import inside
+from mmprune_gates.gates.full_width import narrow
+from mmprune_gates.slimming.heads import first_calls, random_like, randomized
+from mmprune_gates.slimming.parity import relative_error
+from mmprune_gates.slimming.stage import ERRORS, Stage
+
+EXACT = 1e-10  # relative error that is rounding in float64
+
+
+def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelGraph:
+    """The graph in which modules of full width compute in the fastest way that each can.
+
+    Args:
+        model: The model; it does not change.
+        graph: Its channel graph.
+        stage: A way to run it.
+    """
+    can_shrink = {}
+    for path, wide in graph.full_width.items():
+        if any(inside(wide.index, group).any() for group in graph.free_channels):
+            can_shrink[path] = wide
+    if not can_shrink:
+        return graph
+    calls = first_calls(stage)
+    full_width = dict(graph.full_width)
+    for path, wide in can_shrink.items():
+        if path in calls:
+            zeros = fastest_way(model.get_submodule(path), wide, calls[path])
+            full_width[path] = replace(wide, zeros=zeros)
+    return replace(graph, full_width=full_width)
+
+
+def fastest_way(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> str:
+    """Where a module can have its zeros, by what it computes in evaluation and in training mode.
+
+    Args:
+        module: The module; it does not change.
+        wide: What it reads.
+        call: How it is called.
+    """
+    generator = torch.Generator().manual_seed(0)
+    module = randomized(module).cpu()
+    options = tree_map(partial(random_like, generator), call)
+    outputs = partial(narrow_outputs, module, wide, options)
+    masks = some_masks(len(wide.index), generator)
+    expected = [outputs(AMONG, mask) for mask in masks]
+    for zeros in (NONE, BEHIND):
+        try:
+            errors = [relative_error(own, outputs(zeros, mask)) for own, mask in zip(expected, masks, strict=True)]
+        except ERRORS:  # it has not what this way takes
+            continue
+        if all(error < EXACT for error in errors):
+            return zeros
+    return AMONG
+
+
+def some_masks(channels: int, generator: torch.Generator) -> list[Tensor]:
+    """Masks that move channels to places that only a module which treats all alike takes for the same."""
+    number = torch.arange(channels)
+    at_random = torch.rand(channels, generator=generator) < 0.5
+    masks = [number > 0, number == channels - 1, at_random]  # the first moves each channel by one
+    return [mask for mask in masks if mask.any()]
+
+
+@torch.no_grad()
+def narrow_outputs(
+    module: nn.Module, wide: FullWidth[Tensor], options: Options, zeros: str, mask: Tensor
+) -> list[Tensor]:
+    """What a module gives, in both modes, with fewer channels and zeros in one place."""
+    (x, *rest), kwargs = options
+    places = mask.nonzero().flatten()
+    args = (x.index_select(wide.dim, places), *rest)
+    found: list[Any] = []
+    for training in (False, True):
+        slim = copy.deepcopy(module).train(training)
+        narrow(slim, x, wide.dim, mask, zeros)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found += run(slim, None, (args, kwargs))
+    return found

@@ -1,0 +1,63 @@
+"""Configs of a stock model and of what is left of it when channels go at random, to time them side by side.
+
+    python tools/dev/random_slim.py mmpretrain poolformer/poolformer-s12_32xb128_in1k.py OUT_DIR --shape 3 224 224
+    python tools/analysis_tools/latency.py OUT_DIR/dense.py OUT_DIR/slim.py --shape 3 224 224 --backend both
+
+The weights of both are random: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+
+from mmprune_gates import cli  # cures come before the imports below
+
+# isort: split
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from zoo_select import load_model_config
+
+from mmprune_gates.budget.selection import Candidates, Limits
+from mmprune_gates.engine.builders import trace
+from mmprune_gates.slimming import slim_model
+
+
+@cli.reports_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('scope', help='mmseg or mmpretrain')
+    parser.add_argument('config', help="relative to the package's configs")
+    parser.add_argument('out_dir', type=Path)
+    parser.add_argument('--shape', type=int, nargs=3, metavar=('C', 'H', 'W'), required=True)
+    parser.add_argument('--macs', type=float, default=0.3, help='share of the MACs that is kept')
+    parser.add_argument('--divisor', type=int, default=8, help='groups shrink to multiples of it')
+    args = parser.parse_args(argv)
+    init_default_scope(args.scope)
+    dense = load_model_config(args.scope, args.config)
+    model = MODELS.build(copy.deepcopy(dense)).eval()
+    graph = trace(model, args.shape)
+    generator = torch.Generator().manual_seed(0)
+    score = torch.rand(graph.num_channels, generator=generator)
+    for block in graph.blocks:
+        if block.gate is not None:
+            score[block.gate] = 1  # blocks stay
+    candidates = Candidates.of(graph, Limits(divisor=args.divisor))
+    kept = candidates.choose(score, args.macs)
+    spec = slim_model(model, graph, kept)
+    own = {key: value for key, value in dense.items() if key != 'type'}
+    slim = dict(type='mmprune_gates.SlimModel', architecture=dense.type, **spec, **own)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    for name, config in (('dense', dense), ('slim', slim)):
+        whole = dict(default_scope=args.scope, custom_imports=dict(imports=['mmprune_gates']), model=config)
+        Config(whole).dump(args.out_dir / f'{name}.py')
+    print(f'{100 * candidates.share(kept):.1f} % of {graph.macs() / 1e6:.0f} MMACs are kept')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
