@@ -100,7 +100,7 @@ def own_tensors(module: Wide) -> Iterator[tuple[str, Tensor]]:
 
 def show(module: Wide, values: dict[str, Any]) -> None:
     """Let a module find other values under some of its names."""
-    own = vars(module)
+    own = module.__dict__
     hidden = {name: own[name] for name in values if name in own}
     own.update(values)
     own[SHOWN], own[HIDDEN] = tuple(values), hidden
@@ -108,7 +108,7 @@ def show(module: Wide, values: dict[str, Any]) -> None:
 
 def show_again(module: Wide) -> None:
     """Let a module find its own values again."""
-    own = vars(module)
+    own = module.__dict__
     for name in own.pop(SHOWN, ()):
         del own[name]
     own.update(own.pop(HIDDEN, {}))
