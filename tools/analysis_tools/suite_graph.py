@@ -154,7 +154,9 @@ def varied(found: Found, kind: str) -> list[tuple[int, Mapping[str, Any]]]:
 
 
 def exponent(points: Sequence[tuple[int, Mapping[str, Any]]], way: str) -> float:
-    """Power of the size with which the time of a way grows."""
+    """Power of the size with which the time of a way grows; not a number without two sizes."""
+    if len(points) < 2:
+        return math.nan
     sizes = [math.log(size) for size, _ in points]
     times = [math.log(middle(cell, way)) for _, cell in points]
     return linear_regression(sizes, times).slope
@@ -195,8 +197,10 @@ def picture(found: Found) -> Figure:
         for way, (colour, marker) in LOOKS.items():
             times = [middle(own, way) for _, own in points]
             axes.plot([size for size, _ in points], times, color=colour, marker=marker, label=way)
-        largest = max(size for size, _ in points)
-        axes.set(xlabel=unit, ylabel='seconds', title=f'by {kind}', xlim=(0, 1.1 * largest), ylim=(0, None))
+        axes.margins(0.1)
+        axes.set(xlabel=unit, ylabel='seconds', title=f'by {kind}')
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.legend(*others[0].get_legend_handles_labels(), loc='outside lower center', ncols=len(LOOKS))
     return figure
