@@ -13,7 +13,7 @@ import suite_slim
 import suite_step
 import suites
 import torch
-from suite_cells import FULL, GPU, QUICK, Cell, Page
+from suite_cells import FULL, GPU, QUICK, Cell, Page, write_page
 from suite_models import CONFIG_OF, dense_model, path_of
 from tiny_run import write_config
 from torch import nn
@@ -86,11 +86,14 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
     cells = [Cell(f'cell-{number}', measure, {'number': number}) for number in (1, 2, 3)]
     with pytest.raises(KeyboardInterrupt):
         suites.make(page, 'squares', cells, tmp_path, tmp_path)
+    write_page(page, 'squares', cells, tmp_path / 'squares', tmp_path)
+    figures, text = page_of(tmp_path, 'squares')
+    assert figures['provenance']['missing'] == ['cell-2', 'cell-3'] and '1 of 3 cells' in text
     suites.make(page, 'squares', cells, tmp_path, tmp_path)
     assert measured == [1, 'stopped', 2, 3]
     figures, text = page_of(tmp_path, 'squares')
-    assert [own['square'] for own in figures['cells']] == [1, 4, 9]
-    assert '| 4 |' in text and f'torch {torch.__version__}' in text and 'seed 0; 3 cells' in text
+    assert [own['square'] for own in figures['cells']] == [1, 4, 9] and figures['provenance']['missing'] == []
+    assert '| 4 |' in text and f'torch {torch.__version__}' in text and 'seed 0; 3 of 3 cells' in text
 
 
 def test_the_page_on_steps(config, tmp_path):
@@ -157,6 +160,11 @@ def test_what_the_peer_cannot_read_is_told(config, monkeypatch):
     figures = suite_graph.measure(config, 16, 2)
     assert figures['peer_fails'] == 'AttributeError: what it stumbles over'
     assert math.isnan(suite_graph.middle(figures, suite_graph.PEER))
+
+
+def test_a_page_of_nothing_is_refused(tmp_path, capsys):
+    assert suites.main(['step', '--so-far', '--work-dir', str(tmp_path)]) == 1
+    assert "no cell of the page 'step' is in" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='asks what is said where there is no GPU')

@@ -72,8 +72,8 @@ class Page:
         return self.sizes[size]()
 
 
-def carry_out(cell: Cell, folder: Path) -> dict[str, Any]:
-    """What a cell has found; it is measured unless its file is there."""
+def carry_out(cell: Cell, folder: Path) -> None:
+    """Measure a cell, unless its file is there."""
     path = folder / f'{cell.name}.json'
     if not path.is_file():
         begin = time.process_time()
@@ -83,7 +83,6 @@ def carry_out(cell: Cell, folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         cli.write_json(path, {'cell': cell.name, **cell.settings, **figures, **made, 'versions': versions(PACKAGES)})
         print(f'{path}: {made["minutes"]:.1f} minutes', flush=True)
-    return cli.read_json(path)
 
 
 def place(settings: Mapping[str, Any]) -> str:
@@ -93,16 +92,32 @@ def place(settings: Mapping[str, Any]) -> str:
     return f'{machine()}, threads: {torch.get_num_threads()}'
 
 
-def write_page(page: Page, name: str, found: Found, out: Path) -> None:
-    """Write JSON, markdown and picture."""
-    made = provenance(found)
+def write_page(page: Page, name: str, cells: Sequence[Cell], folder: Path, out: Path) -> None:
+    """Write JSON, markdown and picture.
+
+    Args:
+        page: The page.
+        name: Of its files.
+        cells: All that it should have.
+        folder: Of their files.
+        out: Where to write.
+
+    Raises:
+        ValueError: None of them is there.
+    """
+    files = [folder / f'{cell.name}.json' for cell in cells]
+    found = [cli.read_json(file) for file in files if file.is_file()]
+    if not found:
+        raise ValueError(f'no cell of the page {name!r} is in {folder}: leave --so-far out')
+    made = {**provenance(found), 'missing': [file.stem for file in files if not file.is_file()]}
     cli.write_json(out / f'{name}.json', {'provenance': made, 'cells': found})
     parts = [f'## {title}\n\n{markdown(*table)}' for title, table in page.tables(found).items()]
     source = f'{made["machine"]}; {made["versions"]}; commit {made["commit"]}; seed {made["seed"]}'
-    time_taken = f'{made["cells"]} cells in {made["minutes"]} minutes of processor time'
+    time_taken = f'{len(found)} of {len(cells)} cells, {made["minutes"]} minutes of processor time'
     parts += [page.notes, f'{source}; {time_taken}. Command: `{made["command"]}`', f'![{page.name}]({name}.png)']
     cli.write_text(out / f'{name}.md', '\n\n'.join(parts) + '\n')
     cli.write_bytes(out / f'{name}.png', png_of(page.picture(found), 110))
+    print(f'{out / name}.json, .md and .png written: {len(found)} of {len(cells)} cells')
 
 
 def provenance(found: Found) -> dict[str, Any]:
@@ -113,7 +128,6 @@ def provenance(found: Found) -> dict[str, Any]:
         'versions': listed(installed),
         'commit': listed(cell['commit'] or 'unknown' for cell in found),
         'seed': SEED,
-        'cells': len(found),
         'minutes': round(sum(cell['minutes'] for cell in found), 1),
         'command': shlex.join(['python', *sys.argv]),
     }

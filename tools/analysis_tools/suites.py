@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmprune_gates import cli  # cures come before the imports below
@@ -30,13 +31,13 @@ from suite_cells import FULL, GPU, QUICK, Cell, Page, carry_out, write_page
 PAGES = {page.name: page for page in (suite_step.PAGE, suite_slim.PAGE, suite_graph.PAGE)}
 
 
-def make(page: Page, name: str, cells: list[Cell], work_dir: Path, out: Path) -> None:
+def make(page: Page, name: str, cells: Sequence[Cell], work_dir: Path, out: Path) -> None:
     """Measure the cells of a page that are missing, then write the page."""
     torch.set_num_threads(1)
     MMLogger.get_instance('suites', log_level='ERROR')  # not what mmengine does
-    found = [carry_out(cell, work_dir / name) for cell in cells]
-    write_page(page, name, found, out)
-    print(f'{out / name}.json, .md and .png written: {len(found)} cells')
+    for cell in cells:
+        carry_out(cell, work_dir / name)
+    write_page(page, name, cells, work_dir / name, out)
 
 
 @cli.reports_errors
@@ -50,15 +51,19 @@ def main(argv: list[str] | None = None) -> int:
     sizes.add_argument('--quick', action='store_const', const=QUICK, dest='size', help='few cells, small and short')
     sizes.add_argument('--gpu', action='store_const', const=GPU, dest='size', help='DeepLabV3+-R50 on one GPU')
     parser.set_defaults(size=FULL)
+    parser.add_argument('--so-far', action='store_true', help='measure nothing, write the pages of what is there')
     args = parser.parse_args(argv)
     out = args.out or args.work_dir
     cli.check_writable(out, is_folder=True)
-    if args.size == GPU and not torch.cuda.is_available():
+    if args.size == GPU and not args.so_far and not torch.cuda.is_available():
         raise ValueError('--gpu: no GPU is available')
     cells = {name: PAGES[name].cells(args.size) for name in args.pages}
     for name, own in cells.items():
-        suffix = '' if args.size == FULL else f'_{args.size}'
-        make(PAGES[name], f'{name}{suffix}', own, args.work_dir, out)
+        full_name = name if args.size == FULL else f'{name}_{args.size}'
+        if args.so_far:
+            write_page(PAGES[name], full_name, own, args.work_dir / full_name, out)
+        else:
+            make(PAGES[name], full_name, own, args.work_dir, out)
     return 0
 
 
