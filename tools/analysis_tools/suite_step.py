@@ -119,7 +119,7 @@ def picture(found: Found) -> Figure:
         axes.axvline(1, color='black', linewidth=0.8)
         if target:
             axes.axvline(target, color='black', linewidth=0.8, linestyle='--')
-        axes.set(xlabel='gated / ungated', title=f'{title} (dashed: target, {target})' if target else title)
+        axes.set(xlabel=f'gated / ungated{f" (dashed: {target})" if target else ""}', title=title)
         axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
