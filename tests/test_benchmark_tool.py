@@ -5,7 +5,11 @@ import json
 import benchmark
 import pytest
 import torch
+from helpers import call, randomize_, relative_error
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+
+from mmprune_gates.engine.forwards import inference_forward
 
 pytestmark = pytest.mark.models
 
@@ -61,7 +65,7 @@ def test_the_gates_move_while_they_are_timed(config):
 
     from mmengine.config import Config
 
-    args = SimpleNamespace(config=config, crop=(32, 48), device='cpu', phase='tock')
+    args = SimpleNamespace(config=config, crop=(32, 48), device='cpu', phase='tock', site=None)
     gated, ungated, shape = benchmark.pair(Config.fromfile(config), args)
     batch = benchmark.inputs_and_samples(Config.fromfile(config), shape, 2, 'cpu')
     for one in (gated, ungated):
@@ -74,7 +78,7 @@ def test_a_phase_of_gate_decorator_lasts_as_long_as_the_benchmark(tiny_config, t
     from types import SimpleNamespace
 
     config = tiny_config(tmp_path, 'demo/gbn_deeplabv3plus_scenes.py')
-    args = SimpleNamespace(config='gbn', crop=(32, 48), device='cpu', phase=phase)
+    args = SimpleNamespace(config='gbn', crop=(32, 48), device='cpu', phase=phase, site=None)
     gated, _, shape = benchmark.pair(config, args)
     batch = benchmark.inputs_and_samples(config, shape, 2, 'cpu')
     before = gated.model.backbone.layer1[0].conv1.weight.clone()
@@ -85,23 +89,23 @@ def test_a_phase_of_gate_decorator_lasts_as_long_as_the_benchmark(tiny_config, t
     assert gated.hooks[0].pruner.controller.scored == (4 if phase == 'tick' else 0)
 
 
-def test_saved_bytes_are_those_of_the_formula():
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = torch.nn.Linear(8, 4)
-
-    net = Net()
-    inputs = torch.randn(5, 8, requires_grad=True)
-
-    class One:
-        model = net
-
-        def losses(self, inputs, samples, dtype):
-            return net.linear(inputs).exp().sum()
-
-    # linear keeps its input, exp its output; the weight is a parameter
-    assert benchmark.saved_bytes(One(), (inputs, []), None) == 4 * (5 * 8 + 5 * 4)
+@pytest.mark.parametrize('site', ['input', 'weight'])
+def test_gates_in_front_of_readers_compute_the_same(tiny_config, tmp_path, site):
+    config = tiny_config(tmp_path).model
+    init_default_scope('mmseg')
+    model = randomize_(MODELS.build(config)).double()
+    theta = torch.ones(model.gates.graph.num_channels).double()
+    theta[::3] = 0  # values between are another function behind depthwise convolutions with a norm
+    images = torch.randn(2, 3, 32, 48).double()
+    outputs = []
+    for moved in (False, True):
+        if moved:
+            benchmark.move_gates(model, site, config.gates)
+        model.gates.set_theta(theta)
+        model.gates.set_eps(1e-15)
+        outputs += call(model, images, inference_forward)
+    assert {placement.kind for placement in model.gates.placements} <= {'input', 'weight'}
+    assert relative_error(outputs[1:], outputs[:1]) < 1e-12
 
 
 @pytest.mark.parametrize(('args', 'words'), [(['--device', 'cuda'], 'no GPU'), ([], 'not mmprune_gates.GatedModel')])

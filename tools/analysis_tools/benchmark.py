@@ -2,11 +2,12 @@
 
 Both take training steps (forward, losses, backward, optimiser) in turn, in one process; the gated step includes the
 config's pruning hooks, in the phase in which they move the gates (GDP) or in a Tock or Tick (Gate Decorator). Reports
-the ratio of the times of each pair, the bytes of activations that the forward saves for the backward, and on a GPU the
-peak memory of a step.
+the ratio of the times of each pair, the bytes of activations that the forward saves for the backward, and the peak
+memory of a step. On one CPU thread the time is that which the process computes, so that other processes hardly matter.
 
 With --shrunk, a checkpoint of a run whose channels have left the model (shrink=True) is a third model, in turn with the
-other two: what a step costs from then on.
+other two: what a step costs from then on. With --site, all gates stand in front of the readers of their channels, on
+their input or their weight, instead of where they cost least.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,14 +31,19 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from step_memory import peak_bytes, saved_bytes
 from torch import Tensor, nn
 
 from mmprune_gates.budget.tick_tock import TICK, TOCK
+from mmprune_gates.engine.builders import build_gate
 from mmprune_gates.engine.checkpoint import STATE, read_checkpoint
 from mmprune_gates.engine.decorator_hook import GateDecoratorHook
 from mmprune_gates.engine.model_config import GATED, default_input_shape, stock_model, without_pretrained
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.shrinking import shrunk_in
+from mmprune_gates.gates import attach_gates, detach_gates
+from mmprune_gates.gates.placement import INPUT, WEIGHT
+from mmprune_gates.timing.clock import Clock, clock_of
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16}
 WARM_UP = 2
@@ -52,6 +59,7 @@ class Trainee:
         optim: Its optimiser wrapper.
         runner: What hooks see of a runner.
         hooks: Pruning hooks.
+        now: The clock.
         seconds: Time of each step.
     """
 
@@ -59,6 +67,7 @@ class Trainee:
     optim: OptimWrapper
     runner: SimpleNamespace
     hooks: list
+    now: Clock
     seconds: list[float] = field(default_factory=list)
 
     def losses(self, inputs: Tensor, samples: list, dtype: torch.dtype | None) -> Tensor:
@@ -68,21 +77,31 @@ class Trainee:
 
     def step(self, inputs: Tensor, samples: list, dtype: torch.dtype | None) -> None:
         """One timed training iteration."""
-        synchronize(inputs.device)
-        begin = time.perf_counter()
+        begin = self.now()
         for hook in self.hooks:
             hook.before_train_iter(self.runner, self.runner.iter)
         self.optim.update_params(self.losses(inputs, samples, dtype))
         for hook in self.hooks:
             hook.after_train_iter(self.runner, self.runner.iter)
-        synchronize(inputs.device)
-        self.seconds.append(time.perf_counter() - begin)
+        self.seconds.append(self.now() - begin)
         self.runner.iter += 1
 
 
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    args = parse(argv)
+    if args.json:
+        cli.check_writable(args.json)
+    report = report_of(args)
+    print('\n'.join(table(report)))
+    if args.json:
+        cli.write_json(args.json, report)
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = cli.config_parser(__doc__)
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
@@ -91,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--pairs', type=int, default=10)
     parser.add_argument('--amp-dtype', default='fp32', choices=DTYPES)
     parser.add_argument('--phase', choices=(TICK, TOCK), default=TOCK, help='of a run with GateDecoratorHook')
+    parser.add_argument('--site', choices=(INPUT, WEIGHT), help='where all gates stand; default: where they cost least')
     parser.add_argument('--shrunk', metavar='CHECKPOINT', help='of a gated run whose channels have left the model')
     parser.add_argument('--json', metavar='FILE', help='also write everything there')
     args = parser.parse_args(argv)
@@ -98,15 +118,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error('--batch must be at least 1 and --pairs at least 2')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: no GPU is available')
-    if args.json:
-        cli.check_writable(args.json)
+    return args
+
+
+def report_of(args: argparse.Namespace) -> dict:
+    """All figures that a command line asks for."""
     config = cli.runner_config(args)
     report = {'config': args.config, **compare(config, args), 'torch': torch.__version__}
-    report['threads'] = torch.get_num_threads()
-    print('\n'.join(table(report)))
-    if args.json:
-        cli.write_json(args.json, report)
-    return 0
+    return {**report, 'threads': torch.get_num_threads()}
 
 
 def compare(config: Config, args: argparse.Namespace) -> dict:
@@ -127,16 +146,15 @@ def compare(config: Config, args: argparse.Namespace) -> dict:
         'crop': list(shape[1:]),
         'batch': args.batch,
         'dtype': args.amp_dtype,
+        'gates_on': Counter(placement.kind for placement in gated.model.gates.placements),
         'seconds': times,
         'time_ratio': time_ratio(times['gated'], times['ungated']),
     }
     if args.shrunk:
         report['shrunk_time_ratio'] = time_ratio(times['shrunk'], times['ungated'])
-    measures = {'saved_activation_bytes': saved_bytes}
-    if args.device == 'cuda':
-        measures['step_peak_bytes'] = peak_bytes
-    for name, measure in measures.items():
-        found = {kind: measure(one, batch, dtype) for kind, one in models.items()}
+    saved = {kind: saved_bytes(one.model, partial(one.losses, *batch, dtype)) for kind, one in models.items()}
+    peaks = {kind: peak_bytes(partial(one.step, *batch, dtype), args.device) for kind, one in models.items()}
+    for name, found in (('saved_activation_bytes', saved), ('step_peak_bytes', peaks)):
         report[name] = {**found, 'ratio': found['gated'] / found['ungated']}
         if args.shrunk:
             report[name]['shrunk_ratio'] = found['shrunk'] / found['ungated']
@@ -195,6 +213,9 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
     """A model on its device, in training mode, with optimiser and, if it has gates, the pruning hooks."""
     torch.manual_seed(0)
     model = MODELS.build(ConfigDict(model_config))
+    gated = model_config['type'] == GATED
+    if gated and args.site:
+        move_gates(model, args.site, model_config.get('gates') or {})
     model = revert_sync_batchnorm(model).to(args.device).train()
     optim_config = {**config.optim_wrapper, 'type': 'OptimWrapper'}
     optim_config.pop('loss_scale', None)
@@ -211,7 +232,6 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
         logger=MMLogger.get_current_instance(),
         message_hub=MessageHub.get_instance('benchmark'),
     )
-    gated = model_config['type'] == GATED
     hooks = [HOOKS.build(hook) for hook in pruning_hooks(config)] if gated else []
     for hook in hooks:
         hook.shrink = False  # the steps that are timed have one width
@@ -224,7 +244,21 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
             schedule = hook.pruner.controller.schedule
             middle = (schedule.begin + schedule.end) / 2  # of the phase in which gates move
             hook.pruner.done = runner.iter = round(middle * MAX_ITERS)
-    return Trainee(model, optim, runner, hooks)
+    return Trainee(model, optim, runner, hooks, clock_of(args.device, torch.get_num_threads()))
+
+
+def move_gates(model: nn.Module, site: str, config: dict) -> None:
+    """Put all gates in front of what reads their channels, wherever else they could stand.
+
+    Args:
+        model: A gated model; its gates are made anew.
+        site: ``input`` or ``weight`` of the readers. Where a reader has no such place, the other one is taken.
+        config: Of the gates.
+    """
+    graph = detach_gates(model)
+    size = 0 if site == WEIGHT else sys.maxsize  # the smaller of the two has the gate
+    reads = [replace(read, gated=torch.zeros_like(read.gated), weight_size=size) for read in graph.reads]
+    attach_gates(model, replace(graph, reads=tuple(reads)), partial(build_gate, config))
 
 
 def pruning_hooks(config: Config) -> Iterator[dict]:
@@ -254,36 +288,6 @@ def inputs_and_samples(config: Config, shape: tuple[int, ...], batch: int, devic
     return inputs, [DataSample().set_gt_label(label) for label in labels]
 
 
-def saved_bytes(one: Trainee, batch: tuple[Tensor, list], dtype: torch.dtype | None) -> int:
-    """Bytes of distinct storages that a forward saves for the backward, parameters and buffers excluded."""
-    own = {t.untyped_storage().data_ptr() for t in (*one.model.parameters(), *one.model.buffers())}
-    found: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        one.losses(*batch, dtype)
-    return sum(storage.nbytes() for storage in found.values())
-
-
-def peak_bytes(one: Trainee, batch: tuple[Tensor, list], dtype: torch.dtype | None) -> int:
-    """Peak GPU memory of a step above what is held before it."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    one.step(*batch, dtype)
-    return torch.cuda.max_memory_allocated() - before
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize()
-
-
 def table(report: dict) -> list[str]:
     """The report as lines."""
     seconds = report['seconds']
@@ -295,8 +299,7 @@ def table(report: dict) -> list[str]:
         f'{"step, s (median)":24}' + ''.join(f'{value:12.4f}' for value in middle.values()),
     ]
     for name, what in (('saved_activation_bytes', 'saved activations, MB'), ('step_peak_bytes', 'peak of a step, MB')):
-        if name in report:
-            lines.append(f'{what:24}' + ''.join(f'{report[name][kind] / 1e6:12.2f}' for kind in seconds))
+        lines.append(f'{what:24}' + ''.join(f'{report[name][kind] / 1e6:12.2f}' for kind in seconds))
     for name, key in (('gated', 'time_ratio'), ('shrunk', 'shrunk_time_ratio')):
         if key in report:
             low, high = report[key]['quartiles']

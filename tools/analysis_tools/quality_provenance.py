@@ -1,11 +1,27 @@
-"""Where figures of the quality benchmark come from: versions and commit."""
+"""Where figures of a benchmark come from: machine, versions and commit."""
 
 from __future__ import annotations
 
 import functools
+import platform
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+
+import mmprune_gates
+from mmprune_gates.budget.latency_table import processor
+
+
+def machine() -> str:
+    """Processor and system."""
+    return f'{processor()}, {platform.system()} {platform.machine()}'
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Versions of Python, of this package and of others; None for those that are not installed."""
+    installed = {package: version_of(package) for package in packages}
+    return {'python': platform.python_version(), 'mmprune_gates': mmprune_gates.__version__, **installed}
 
 
 def version_of(package: str) -> str | None:

@@ -11,7 +11,6 @@ Example::
 from __future__ import annotations
 
 import argparse
-import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,21 +23,17 @@ from mmprune_gates import cli  # cures come before the imports below
 from quality_cells import Results, cells_of, read_runs
 from quality_picture import draw
 from quality_plans import PLANS, Run
-from quality_provenance import version_of
+from quality_provenance import machine, versions
 from quality_tasks import TASKS
-
-import mmprune_gates
-from mmprune_gates.budget.latency_table import processor
 
 PACKAGES = ('torch', 'torch-pruning', 'mmengine', 'mmsegmentation', 'mmpretrain', 'numpy')
 
 
 def provenance(plan: str, results: Results) -> dict[str, Any]:
     """Where the figures come from: machine, versions, commit, seeds, commands, time."""
-    installed = {package: version_of(package) for package in PACKAGES}
     return {
-        'machine': f'{processor()}, {platform.system()} {platform.machine()}, one thread a run',
-        'versions': {'python': platform.python_version(), 'mmprune_gates': mmprune_gates.__version__, **installed},
+        'machine': f'{machine()}, one thread a run',
+        'versions': versions(PACKAGES),
         'commits': sorted({found.get('commit') or 'unknown' for _, found in results}),
         'seeds': sorted({run.seed for run, _ in results}),
         'commands': [f'python tools/analysis_tools/quality.py {plan}', shlex.join(['python', *sys.argv])],

@@ -1,0 +1,75 @@
+"""What a training step holds in memory: activations saved for the backward, and the most that is alive at a time."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def saved_bytes(model: nn.Module, forward: Callable[[], Any]) -> int:
+    """Bytes of distinct storages that a forward saves for the backward, the model's own excluded."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    found: dict[int, UntypedStorage] = {}  # held, so that no address is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for storage in found.values())
+
+
+def peak_bytes(step: Callable[[], Any], device: str) -> int:
+    """Peak memory of a step above what is held before it: a GPU's as its allocator says, a CPU's by :class:`Alive`."""
+    if device == 'cpu':
+        with Alive() as alive:
+            step()
+        return alive.peak
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that ops make, as long as each lives; what an op needs inside does not count.
+
+    Attributes:
+        now: Bytes alive.
+        peak: The most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an op, and follow what it makes."""
+        result = func(*args, **(kwargs or {}))
+        given = storages((args, kwargs))
+        for key, storage in storages(result).items():
+            if key not in given:  # no view, and not changed in place
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def forget(self, size: int) -> None:
+        """A storage has gone."""
+        self.now -= size
+
+
+def storages(nested: Any) -> dict[int, UntypedStorage]:
+    """The storages of all tensors in something nested, each once."""
+    tensors = [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
+    found = [tensor.untyped_storage() for tensor in tensors]
+    return {id(storage): storage for storage in found}
