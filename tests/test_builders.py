@@ -141,12 +141,12 @@ def test_an_unknown_input_size_is_asked_for(small):
 
 def test_a_gate_that_is_no_gate_is_refused(small):
     @MODELS.register_module(force=True)
-    class NoGate(nn.Module):
+    class ModuleButNoGate(nn.Module):
         def __init__(self, size):
             super().__init__()
 
     with pytest.raises((TypeError, ValueError), match='not a mmprune_gates Gate'):
-        gated(small, gates=dict(type='mmengine.NoGate'))
+        gated(small, gates=dict(type='mmengine.ModuleButNoGate'))
 
 
 def test_without_pretrained_reaches_every_level():

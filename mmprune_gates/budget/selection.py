@@ -87,7 +87,7 @@ class Candidates:
         groups = [group for group in graph.free if excluded.isdisjoint(range(group.start, group.span.stop))]
         everything = graph.kept().vector.double()
         whole = {group.name: group for group in graph.groups}
-        total, rows = float(cost.price(everything)), {group.name: graph.rows(group) for group in groups}
+        total, rows = float(cost.price(everything)), {group.name: graph.rows(group) for group in graph.groups}
         return cls(graph, tuple(groups), limits, cost, total, whole, rows)
 
     def narrowed(self, graph: ChannelGraph, cost: Cost) -> Candidates:

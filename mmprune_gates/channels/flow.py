@@ -62,11 +62,11 @@ class FullWidth(Read[Index]):
     Attributes:
         shape: Shape of its input.
         zeros: Where those that have gone stand: ``AMONG`` the others, as every module can do, or ``BEHIND`` them, or
-            nowhere (``NONE``).
+            nowhere (``NONE``); None where it is not known yet.
     """
 
     shape: Shape
-    zeros: str = AMONG
+    zeros: str | None = None
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def scale_input(module: Widened, dim: int, scale: Tensor) -> None:
     module.mmprune_gates_width['scaled'] = True
 
 
-def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor, zeros: str = AMONG) -> dict[str, Any]:
+def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor, zeros: str | None = None) -> dict[str, Any]:
     """Let a module take and give fewer channels than it does.
 
     Args:
@@ -69,7 +69,7 @@ def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor, zeros: str = A
         like: A parameter of the model.
         dim: Channel dimension of its input.
         mask: (C,) bool, True = keep.
-        zeros: Where the channels that have gone stand.
+        zeros: Where the channels that have gone stand; None for where they stand now, among the others at first.
 
     Returns:
         The arguments of :func:`keep_full_width` after the second, for a module as narrow.
@@ -80,8 +80,10 @@ def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor, zeros: str = A
     stays = stays.to(module.kept_index.device)
     module.kept_index = module.kept_index[stays]
     module.kept_scale = module.kept_scale[stays]
-    module.mmprune_gates_width['zeros'] = zeros
-    return module.mmprune_gates_width | {'kept': len(stays)}
+    width = module.mmprune_gates_width
+    width['zeros'] = zeros or width['zeros']
+    width['scaled'] = width['scaled'] and (module.kept_scale.is_meta or bool((module.kept_scale != 1).any()))
+    return width | {'kept': len(stays)}
 
 
 def widen(module: Widened, args: tuple) -> tuple:
