@@ -175,6 +175,16 @@ def test_channels_leave_twice():
     assert slim.module.kept_index.tolist() == [1, 4] and relative_error(call(slim, x), call(expected, x)) < 1e-12
 
 
+@pytest.mark.parametrize('module', [LayerNorm2d(6, eps=0.1), GRN(6)])
+def test_a_slim_model_is_slimmed_again(module):
+    model, graph, x = traced(Around(module))
+    slim_model(model, graph, random_kept(graph))
+    again = trace_channels(model, (x,))
+    assert again.full_width['module'].zeros == graph.full_width['module'].zeros
+    error, distance, _, spec = removal_errors(model, again, x, random_kept(again, 1))
+    assert error < 1e-12 and distance > 1e-3 and spec['widths']['module']['full_width']['channels'] == 6
+
+
 def test_products_of_before_there_were_ways_are_as_they_were():
     model, graph, x = traced(Around(LayerNorm2d(6)))
     slim, fresh = copy.deepcopy(model), copy.deepcopy(model)

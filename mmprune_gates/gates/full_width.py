@@ -86,6 +86,14 @@ def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor, zeros: str | N
     return width | {'kept': len(stays)}
 
 
+def lay_among_zeros(model: nn.Module) -> None:
+    """Let all modules that keep their full width have zeros among their channels."""
+    module: Widened
+    for module in model.modules():
+        if has_full_width(module):
+            module.mmprune_gates_width['zeros'] = AMONG
+
+
 def widen(module: Widened, args: tuple) -> tuple:
     """Forward pre-hook: the input, scaled, with zeros for the channels that have gone."""
     x, *rest = args

@@ -62,17 +62,21 @@ def fastest_way(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> st
     generator = torch.Generator().manual_seed(0)
     module = randomized(module).cpu()
     options = tree_map(partial(random_like, generator), call)
-    outputs = partial(narrow_outputs, module, wide, options)
     masks = some_masks(len(wide.index), generator)
-    expected = [outputs(AMONG, mask) for mask in masks]
     for zeros in (NONE, BEHIND):
-        try:
-            errors = [relative_error(own, outputs(zeros, mask)) for own, mask in zip(expected, masks, strict=True)]
-        except ERRORS:  # it has not what this way takes
-            continue
-        if all(error < EXACT for error in errors):
+        if all(is_right(module, wide, options, zeros, mask) for mask in masks):
             return zeros
     return AMONG
+
+
+def is_right(module: nn.Module, wide: FullWidth[Tensor], options: Options, zeros: str, mask: Tensor) -> bool:
+    """Whether a module with some channels gone gives what it gives with zeros among the others."""
+    outputs = partial(narrow_outputs, module, wide, options, mask)
+    try:
+        error = relative_error(outputs(AMONG), outputs(zeros))
+    except ERRORS:  # the module has not what this way takes
+        return False
+    return error < EXACT
 
 
 def some_masks(channels: int, generator: torch.Generator) -> list[Tensor]:
@@ -85,7 +89,7 @@ def some_masks(channels: int, generator: torch.Generator) -> list[Tensor]:
 
 @torch.no_grad()
 def narrow_outputs(
-    module: nn.Module, wide: FullWidth[Tensor], options: Options, zeros: str, mask: Tensor
+    module: nn.Module, wide: FullWidth[Tensor], options: Options, mask: Tensor, zeros: str
 ) -> list[Tensor]:
     """What a module gives, in both modes, with fewer channels and zeros in one place."""
     (x, *rest), kwargs = options
@@ -93,7 +97,8 @@ def narrow_outputs(
     args = (x.index_select(wide.dim, places), *rest)
     found: list[Any] = []
     for training in (False, True):
-        slim = copy.deepcopy(module).train(training)
+        slim = copy.deepcopy(module)
+        slim.train(training)  # not all modules return themselves
         narrow(slim, x, wide.dim, mask, zeros)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

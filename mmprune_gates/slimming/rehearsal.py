@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmprune_gates.channels.calls import Forward, Options
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.gates.full_width import lay_among_zeros
 from mmprune_gates.slimming.full_width import place_zeros
 from mmprune_gates.slimming.heads import follow_heads
 from mmprune_gates.slimming.numbers import Deviation, Numbers, SameNumbers, Step
@@ -185,6 +186,7 @@ def first_that_runs(model: nn.Module, passes: Sequence[Forward | None], options:
     """
     refused: Exception | None = None
     for stage in stages(model, passes, options):
+        lay_among_zeros(stage.model)  # with other ways, it computes with other numbers when it becomes narrower
         try:
             with Numbers() as numbers:
                 shapes = stage.run(stage.model)
