@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import call, example, random_kept, randomize_, relative_error, removal_errors
+from helpers import call, example, random_kept, randomize_, relative_error, removal_errors, slow_but
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
@@ -36,7 +36,8 @@ STOCK = {
 }
 SHALLOW = {'nonlocal'}  # the head is what it is there for: on ResNet-18
 
-stock = pytest.mark.parametrize('name', STOCK)
+FAST = ('deeplabv3plus-r50', 'bisenetv2', 'mobilenetv2', 'segformer-b0')
+stock = pytest.mark.parametrize('name', slow_but(FAST, STOCK))
 
 # torch's fused kernel of nn.MultiheadAttention rounds in its own way; it is not used where a gate acts on its weights.
 FUSED = {'segformer-b0'}
@@ -94,7 +95,7 @@ BACKBONES = {
 }
 
 
-@pytest.mark.parametrize('name', BACKBONES)
+@pytest.mark.parametrize('name', slow_but(('shufflenet-v2', 'poolformer-s12', 'convnext-v2'), BACKBONES))
 def test_backbones_of_mmpretrain(name):
     config, share = BACKBONES[name]
     init_default_scope('mmpretrain')

@@ -60,7 +60,7 @@ def test_scalars_are_logged_like_any_other(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize('update', slow_but(('waterline',), ('waterline', 'gradient')))
-@pytest.mark.parametrize('stop', [3, 9])  # while the target falls, and after the gates have settled
+@pytest.mark.parametrize('stop', slow_but((9,), (3, 9)))  # while the target falls, and after the gates have settled
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_config, tmp_path, update, stop):
     def config(folder, **more):
         made = tiny_config(tmp_path / folder, iterations=12, **{'default_hooks.checkpoint.interval': 3, **more})

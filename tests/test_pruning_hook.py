@@ -25,6 +25,7 @@ SHORT = {
     GBN: dict(tick=2, tock=2, ticks=2, fraction=0.1, target_macs=0.4, by_epoch=False, subset=1.0),
 }
 BOTH = pytest.mark.parametrize('method', [GDP, GBN], ids=['gdp', 'gbn'])
+EITHER = pytest.mark.parametrize('method', [GDP, pytest.param(GBN, marks=pytest.mark.slow)], ids=['gdp', 'gbn'])
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def usual(short):
     return kept
 
 
-@BOTH
+@EITHER
 def test_norms_converted_after_the_model_was_built(short, usual, method):
     expected = usual(method)
     runner = built(short(method))
@@ -128,7 +129,7 @@ def test_fused_norms_are_refused_by_name(short, method):
         train(config)
 
 
-@BOTH
+@EITHER
 @pytest.mark.parametrize('key', ['model.backbone.with_cp', 'activation_checkpointing'])
 def test_checkpointing_changes_nothing(short, usual, method, key):
     expected = usual(method)
@@ -302,7 +303,7 @@ class WithSpareLayer(EncoderDecoder):
         self.spare = nn.Conv2d(3, 4, 1).requires_grad_(not frozen)
 
 
-@BOTH
+@EITHER
 def test_layers_that_the_trace_does_not_reach_stop_the_run(short, method):
     spare = {'model.architecture': 'mmengine.WithSpareLayer', 'model.frozen': False}
     with pytest.raises(ValueError, match=r"Hook: the traced passes do not reach spare, .* exclude=\['spare'\]"):
@@ -331,7 +332,7 @@ def test_averaged_weights_are_warned_of_at_once_and_when_they_are_slimmed(short)
     assert any('averaged (EMAHook)' in warning for warning in report['warnings'])
 
 
-@BOTH
+@EITHER
 def test_slimming_before_the_end_is_warned_of(short, method):
     config = short(method, iterations=4, hook=None if method == GBN else dict(end=0.8, settle=0.9, begin=0.5))
     config.default_hooks.checkpoint.interval = 1
@@ -349,7 +350,7 @@ def test_slimming_a_settled_run_is_not_warned_of(gated_run, tmp_path):
     assert export_slim(Config.fromfile(gated_run[0]), gated_run[1], tmp_path / 'slim')['warnings'] == []
 
 
-@BOTH
+@EITHER
 def test_a_target_changed_after_settling_is_warned_of(short, method):
     config = short(method, **{'default_hooks.checkpoint.interval': 12})
     if method == GBN:

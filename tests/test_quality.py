@@ -289,6 +289,7 @@ def test_runs_keep_their_order_and_wait_for_those_that_they_follow():
 # ---- tables
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_method(found, work_dir, monkeypatch, tmp_path):
     for run in RUNS:
         found(run)

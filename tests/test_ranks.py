@@ -25,6 +25,7 @@ SHORT = {
     GBN: dict(tick=4, tock=2, ticks=2, fraction=0.1, target_macs=0.4, by_epoch=False, subset=1.0),
 }
 BOTH = pytest.mark.parametrize('method', [GDP, GBN], ids=['gdp', 'gbn'])
+EITHER = pytest.mark.parametrize('method', [GDP, pytest.param(GBN, marks=pytest.mark.slow)], ids=['gdp', 'gbn'])
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def without_statistics(state):
     return {name: value for name, value in state.items() if 'running_' not in name}
 
 
-@BOTH
+@EITHER
 def test_two_ranks_end_with_the_same_gates_and_the_share_of_one_process(config, method):
     two = config(method)
     first, second = trained(two)

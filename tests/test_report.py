@@ -160,7 +160,7 @@ def test_a_finished_run_with_its_slim_model_has_every_section(finished, tmp_path
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', slow_but(('gdp-scenes', 'gbn-digits'), KINDS))
 def test_costs_widths_and_blocks_are_those_of_the_slim_model(finished, kind):
     folder, slim = finished(kind)
     found, report = network_of(read_run(folder, slim)), json.loads((slim / 'slim.json').read_text())
@@ -184,7 +184,7 @@ def test_a_run_that_empties_blocks_names_them(finished, tmp_path):
     assert all(name in page.text for name in gone)
 
 
-@pytest.mark.parametrize('kind', ['gdp-scenes', 'gbn-digits'])
+@pytest.mark.parametrize('kind', slow_but(('gbn-digits',), ('gdp-scenes', 'gbn-digits')))
 def test_without_a_slim_model_the_gates_say_the_same(finished, tmp_path, kind):
     run, slim = finished(kind)
     page, pictures = reported(run, tmp_path / 'out')
@@ -195,7 +195,7 @@ def test_without_a_slim_model_the_gates_say_the_same(finished, tmp_path, kind):
     assert all(alone.costs[stage] == pytest.approx(cost) for stage, cost in beside.costs.items())
 
 
-@pytest.mark.parametrize('kind', ['gdp-digits', 'gbn-digits'])
+@pytest.mark.parametrize('kind', slow_but(('gbn-digits',), ('gdp-digits', 'gbn-digits')))
 def test_the_confusion_matrix_has_the_accuracy_of_the_last_validation(finished, tmp_path, kind):
     folder, slim = finished(kind)
     run = read_run(folder, slim)

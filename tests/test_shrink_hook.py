@@ -27,6 +27,7 @@ SHORT = {
 }
 ITERATIONS = 20
 BOTH = pytest.mark.parametrize('method', [GDP, GBN], ids=['gdp', 'gbn'])
+EITHER = pytest.mark.parametrize('method', [GDP, pytest.param(GBN, marks=pytest.mark.slow)], ids=['gdp', 'gbn'])
 
 
 @HOOKS.register_module()
@@ -70,7 +71,7 @@ def train(config, **options):
     return runner
 
 
-@BOTH
+@EITHER
 def test_a_run_that_shrinks_learns_what_one_that_does_not_learns(run, method, tmp_path):
     whole, narrow = train(run(method, 'whole', shrink=False)), train(run(method, 'narrow', export=True))
     losses = [Losses.seen[runner.work_dir] for runner in (whole, narrow)]
@@ -115,7 +116,7 @@ def outputs_of_convolutions(model, inputs):
     return output, found
 
 
-@BOTH
+@EITHER
 @pytest.mark.parametrize('shrink', [False, True], ids=['whole', 'shrinks'])
 def test_a_run_in_channels_last_stays_so_and_slims_exactly(run, method, shrink, tmp_path):
     runner = train(run(method, 'run', shrink=shrink, export=True), memory_format=torch.channels_last)
@@ -175,7 +176,7 @@ def test_every_tool_opens_a_checkpoint_of_a_shrunk_run_with_the_gated_config(run
     assert runner.iter == ITERATIONS
 
 
-@BOTH
+@EITHER
 def test_averaged_weights_follow_and_slim_exactly(run, method, tmp_path):
     config = run(method, 'run', shrink=True)
     config.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
