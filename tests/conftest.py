@@ -1,6 +1,7 @@
 """Fixtures that several files use: a tiny data set of the real format, a tiny gated run on it."""
 
 import copy
+import gc
 import uuid
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
 # isort: split
+import mmengine.config.config
 import pytest
 import torch
 from demo_data import generate_voc
@@ -31,6 +33,27 @@ def opened(path):
 def read(path):
     """The same, read once: finding stock configs takes a third of a second."""
     return cli.runner_config(cli.runner_parser('').parse_args([str(path)]))
+
+
+@pytest.fixture(autouse=True, scope='session')
+def laid_out_once():
+    """A run writes its config with every checkpoint; laying its text out each time took half of the suite."""
+    lay_out, texts = mmengine.config.config.FormatCode, {}
+
+    def remembered(text, **options):
+        key = text, repr(options)
+        return texts[key] if key in texts else texts.setdefault(key, lay_out(text, **options))
+
+    mmengine.config.config.FormatCode = remembered
+    yield
+    mmengine.config.config.FormatCode = lay_out
+
+
+@pytest.fixture(autouse=True, scope='session')
+def old_objects_stay():
+    """Stock datasets collect garbage when they are built; what lives as long as the suite is not looked at."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope='session')
