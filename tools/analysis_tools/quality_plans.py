@@ -224,9 +224,20 @@ def updates() -> list[Run]:
     return runs
 
 
+def divisors() -> list[Run]:
+    """What it costs that widths are multiples of 8."""
+    runs = []
+    for task in SCHEDULES:
+        runs += dense(task)
+        for divisor, share, seed in product((1, 8), (0.3, 0.15), FRESH):
+            runs.append(Run(task, 'gdp', share, seed, f'waterline-divisor-{divisor}', {'divisor': divisor}))
+    return runs
+
+
 PLANS: dict[str, Callable[[], list[Run]]] = {
     'peers': peers,
     'quick': quick,
     'schedules': schedules,
     'updates': updates,
+    'divisors': divisors,
 }
