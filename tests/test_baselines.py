@@ -131,6 +131,7 @@ def test_a_target_below_every_width_is_refused(narrow):
         baselines.choose_width(graph, steps[0] - 1)
 
 
+@pytest.mark.slow
 def test_the_shrunk_model_costs_what_was_chosen(tiny_config, tmp_path):
     config = tiny_config(tmp_path, 'demo/dense_deeplabv3plus_scenes.py')
     graph, shape = graph_of_config(config)

@@ -39,6 +39,7 @@ def test_figures(config, tmp_path, capsys, dtype, units):
     assert f'cpu, {dtype}, batch 2 of (32, 48), 3 pairs' in table and 'saved activations, MB' in table
 
 
+@pytest.mark.slow
 def test_a_third_model_whose_channels_have_left(tiny_config, tmp_path, capsys):
     run = tiny_config(tmp_path / 'run')
     run.custom_hooks[0].update(shrink=True, steps=2, target_macs=0.3)

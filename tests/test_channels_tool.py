@@ -44,6 +44,7 @@ def test_every_layer_refers_to_groups_that_exist(report):
         assert {*layer['out_groups'], *layer['in_groups']} <= groups
 
 
+@pytest.mark.slow
 def test_a_stock_config_has_the_same_coverage_as_its_gated_one(tmp_path, report, capsys):
     (tmp_path / 'stock.py').write_text(STOCK)
     assert channels.main([str(tmp_path / 'stock.py'), '--json', str(tmp_path / 'stock.json')]) == 0

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import slow_but
 
 ROOT = Path(__file__).parents[1]
 NAMED = re.compile(r'(?<![\w/.])tools/[\w/]+\.py')
+TOOLS = ('train.py', 'stock.py', 'analysis_tools/importance.py', 'dev/density.py', 'dev/zoo.py')
 PLACES = ('README.md', 'Makefile', 'docs/**/*.md', 'configs/**/*.py', 'mmprune_gates/**/*.py', 'tools/**/*.py')
 
 
@@ -20,9 +22,7 @@ def test_every_tool_that_is_named_exists():
 
 
 @pytest.mark.models
-@pytest.mark.parametrize(
-    'name', ['train.py', 'stock.py', 'analysis_tools/importance.py', 'dev/density.py', 'dev/zoo.py']
-)
+@pytest.mark.parametrize('name', slow_but(('train.py', 'dev/density.py'), TOOLS))
 def test_a_tool_of_each_room_starts_from_any_folder(name, tmp_path):
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / name), '--help']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}

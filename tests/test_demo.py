@@ -23,6 +23,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_demo_writes_summary_and_picture(tmp_path, scenes):
     data = ['--data', str(scenes.parent), '--num-train', '12', '--num-val', '4', '--size', '32', '48']
     few = ['train_cfg.max_iters=6', 'default_hooks.checkpoint.interval=6', 'train_dataloader.batch_size=2']

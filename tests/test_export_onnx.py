@@ -180,9 +180,9 @@ def test_a_dense_classifier_takes_any_batch(classifier, tmp_path):
 @pytest.mark.parametrize(
     ('network', 'zeros', 'options', 'size'),
     [
-        (CONVNEXT, {BEHIND}, ['--dynamic-size'], (64, 96)),
+        pytest.param(CONVNEXT, {BEHIND}, ['--dynamic-size'], (64, 96), marks=pytest.mark.slow),
         (CONVNEXT_V2, {BEHIND, NONE}, [], (32, 32)),  # dense or slim, onnxruntime fails at other sizes
-        (POOLFORMER, {BEHIND}, ['--dynamic-size'], (64, 96)),
+        pytest.param(POOLFORMER, {BEHIND}, ['--dynamic-size'], (64, 96), marks=pytest.mark.slow),
     ],
     ids=['ConvNeXt', 'ConvNeXt V2', 'PoolFormer'],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import slow_but
 from mmengine.runner import Runner
 from test_any_module import Net, halve  # noqa: F401  (registers an op)
 from test_pruning import batch, loss_of, models, sgd
@@ -86,7 +87,7 @@ def test_a_criterion_and_a_cost(trained):
     assert 0.45 < controller.candidates.share(controller.kept) <= 0.5
 
 
-@pytest.mark.parametrize('criterion', ['Magnitude', 'NormScale', 'Random'])
+@pytest.mark.parametrize('criterion', slow_but(('Magnitude',), ('Magnitude', 'NormScale', 'Random')))
 def test_built_in_criteria_and_costs_by_config(trained, criterion):
     pruner = trained(
         **{'custom_hooks.0.criterion': dict(type=criterion), 'custom_hooks.0.cost': dict(type='Parameters')}

@@ -48,6 +48,7 @@ def small_fcn(sbd):
     return [f'{key}={value}' for key, value in (options | {f'custom_hooks.0.{k}': v for k, v in cycle.items()}).items()]
 
 
+@pytest.mark.slow
 def test_fcn_without_batch_norm_trains_slims_and_tests(small_fcn, tmp_path):
     work, options = tmp_path / 'work', ['--cfg-options', *small_fcn]
     assert train.main([str(FCN), '--work-dir', str(work), *options]) == 0

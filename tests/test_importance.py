@@ -31,6 +31,7 @@ def trained(tmp_path_factory):
     return str(root / 'work' / f'epoch_{EPOCHS}.pth'), ['--cfg-options', *data]
 
 
+@pytest.mark.slow
 def test_the_estimate_ranks_as_the_truth_does(trained, tmp_path, capsys):
     checkpoint, options = trained
     path = tmp_path / 'importance.json'

@@ -117,6 +117,7 @@ def test_a_config_that_is_not_there_is_named(tmp_path):
         Config.fromfile(tmp_path / 'own.py')
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_tool_of_the_wheel(site, tmp_path):
     (tmp_path / 'own.py').write_text("_base_ = 'mmprune_gates::demo/gdp_deeplabv3plus_scenes.py'\n")
     done = run(site, tmp_path, '-m', 'mmprune_gates.cli.console', 'channels', 'own.py', '--json', 'channels.json')

@@ -1,6 +1,6 @@
 """Attention put together at random from what transformers are made of: heads go, and the result is exact.
 
-``MMPRUNE_GATES_EXAMPLES`` is the number of nets, drawn anew; by default 30, in the slow suite 200, always the same.
+``MMPRUNE_GATES_EXAMPLES`` is the number of nets, drawn anew; by default 20, in the slow suite 200, always the same.
 """
 
 import pytest
@@ -193,7 +193,7 @@ of_torch = st.tuples(
 some_layers = st.lists(st.one_of(layers(False), layers(False), layers(True), of_torch), min_size=1, max_size=2)
 
 
-@pytest.mark.parametrize('number', slow_but((30,), (30, 200)))
+@pytest.mark.parametrize('number', slow_but((20,), (20, 200)))
 def test_heads_go_exactly(number):
     tried(
         heads_go_exactly,

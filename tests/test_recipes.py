@@ -169,6 +169,7 @@ def test_a_damaged_cifar_file_is_refused(roots, tmp_path):
         CIFAR100(data_root=str(copy_of), split='train', download=False)
 
 
+@pytest.mark.slow
 def test_the_table_names_every_config_with_its_target():
     text = (CONFIGS / 'README.md').read_text()
     lines = [line for line in text.splitlines() if line.startswith('| `')]

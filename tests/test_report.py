@@ -176,6 +176,7 @@ def test_costs_widths_and_blocks_are_those_of_the_slim_model(finished, kind):
     assert all(w.after == 0 for w in found.widths if w.name not in shapes)  # the module is gone
 
 
+@pytest.mark.slow
 def test_a_run_that_empties_blocks_names_them(finished, tmp_path):
     run, slim = finished('gdp-digits')
     gone = json.loads((slim / 'slim.json').read_text())['blocks']['removed']
@@ -212,6 +213,7 @@ def test_the_record_ends_with_the_last_iteration_though_epochs_of_ticks_are_shor
     assert run.history[-1]['iter'] == meta['iter'] and run.progress() == (5, 5, 'epochs')
 
 
+@pytest.mark.slow
 def test_without_validation_the_page_says_so(finished, tmp_path):
     run = shutil.copytree(finished('gdp-scenes')[0], tmp_path / 'run')
     for path in run.glob('*/vis_data/scalars.json'):
@@ -277,6 +279,7 @@ def test_data_that_is_not_here_leaves_predictions_out(finished, tmp_path):
     assert 'Predictions: the data set is not here: elsewhere/VOC2012' in page.text
 
 
+@pytest.mark.slow
 def test_a_slim_model_of_another_run_is_noticed(finished, tmp_path):
     page, pictures = reported(finished('gdp-scenes')[0], tmp_path / 'out', '--slim', finished('gbn-digits')[1])
     assert {'layers', 'costs'}.isdisjoint(pictures) and 'Channels kept per layer: slim.json is of another' in page.text

@@ -239,6 +239,7 @@ def test_an_unknown_family_is_an_error(tmp_path, capsys):
     assert 'matches no family' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.models
 def test_one_model_from_its_config_to_the_page(tmp_path):
     arguments = ['--out-dir', str(tmp_path / 'zoo'), '--only', 'mmpretrain/lenet']
