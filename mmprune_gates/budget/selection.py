@@ -14,8 +14,15 @@ from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import COUNT, PART, checked, patterns
+from mmprune_gates.checks import COUNT, PART, Rule, checked, patterns
 from mmprune_gates.gates import listed
+
+AUTO = 'auto'
+PARTS = 8  # of a width, at least, with ``divisor='auto'``
+DIVISOR = Rule(
+    "'auto' or a whole number of at least 1",
+    lambda value: COUNT.holds(value) or isinstance(value, str) and value == AUTO,
+)
 
 
 @dataclass(frozen=True)
@@ -26,19 +33,26 @@ class Limits:
         floor: Least share of each group that stays. With 0, residual blocks can be emptied; of all other groups at
             least one channel stays. This project's choice.
         divisor: Widths of layers shrink to multiples of this; a group that is narrower stays whole. A channel that is
-            several rows of each layer, as a head of attention is, counts as that many.
+            several rows of each layer, as a head of attention is, counts as that many. ``'auto'``: the largest of 8,
+            4, 2 and 1 that is at most an eighth of the width (this project's choice: docs/benchmarks/divisor.md).
         exclude: Shell patterns of module paths, or one; a group that owns a parameter of a matching module stays
             whole.
     """
 
     floor: float = 0.05
-    divisor: int = 1
+    divisor: int | str = 1
     exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         checked('floor', self.floor, PART)
-        checked('divisor', self.divisor, COUNT)
+        checked('divisor', self.divisor, DIVISOR)
         object.__setattr__(self, 'exclude', patterns('exclude', self.exclude))
+
+    def divisor_of(self, width: int) -> int:
+        """What the width of a layer is a multiple of, once it has shrunk."""
+        if self.divisor != AUTO:
+            return int(self.divisor)
+        return next((divisor for divisor in (8, 4, 2) if PARTS * divisor <= width), 1)
 
     def least(self, group: Group) -> int:
         """Channels of a group that stay at least: none of a residual block's; one where it cannot be emptied."""
@@ -80,7 +94,6 @@ class Candidates:
             ValueError: A pattern that matches no module with channels.
         """
         cost = cost or MACs().bind(graph)
-        limits = replace(limits, divisor=lcm(limits.divisor, cost.step))
         excluded: set[int] = set()
         for pattern in limits.exclude:
             excluded |= excluded_channels(graph, pattern)
@@ -106,8 +119,10 @@ class Candidates:
 
     def multiple(self, group: Group) -> int:
         """Channels that a group loses together, so that the widths of layers stay multiples of the divisor."""
-        divisor = self.limits.divisor
-        return 1 if divisor == 1 else divisor // gcd(divisor, self.rows[group.name])
+        rows = self.rows[group.name]
+        width = rows * self.whole[group.name].size
+        divisor = lcm(self.limits.divisor_of(width), self.cost.step)
+        return divisor // gcd(divisor, rows)
 
     def rounded(self, group: Group, channels: int) -> int:
         """A number of channels of a group, rounded up to what it may have."""

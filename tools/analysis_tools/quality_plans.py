@@ -225,11 +225,11 @@ def updates() -> list[Run]:
 
 
 def divisors() -> list[Run]:
-    """What it costs that widths are multiples of 8."""
+    """What it costs that widths are multiples of something."""
     runs = []
     for task in SCHEDULES:
         runs += dense(task)
-        for divisor, share, seed in product((1, 8), (0.3, 0.15), FRESH):
+        for divisor, share, seed in product((1, 'auto', 8), (0.3, 0.15), FRESH):
             runs.append(Run(task, 'gdp', share, seed, f'waterline-divisor-{divisor}', {'divisor': divisor}))
     return runs
 
