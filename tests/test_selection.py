@@ -145,6 +145,24 @@ def test_groups_shrink_to_multiples_of_the_divisor(divisor, score, ratio):
             assert number == size or number % divisor == 0 and 0 < number < size
 
 
+@pytest.mark.parametrize(('width', 'divisor'), [(15, 1), (16, 2), (24, 2), (32, 4), (63, 4), (64, 8), (200, 8)])
+def test_a_divisor_that_follows_the_width(width, divisor):
+    net = nn.Sequential(conv_bn(3, width, 1), nn.Conv2d(width, 5, 1))
+    graph = trace_channels(net, (example((3, 4, 4), dtype=torch.float32),))
+    candidates = Candidates.of(graph, Limits(divisor='auto'))
+    free = graph.free[0]
+    assert candidates.multiple(free) == divisor
+    kept = counts(graph, candidates.select(scores(graph), 0.55))[free.name]
+    assert kept % divisor == 0 and kept == max(divisor, int(0.55 * width) // divisor * divisor)
+
+
+def test_a_cost_in_steps_and_a_divisor_that_follows_the_width_hold_together():
+    graph = trace_channels(nn.Sequential(conv_bn(3, 48, 1), nn.Conv2d(48, 5, 1)), torch.zeros(1, 3, 4, 4))
+    cost = MACs().bind(graph)
+    cost.step = 6
+    assert Candidates.of(graph, Limits(divisor='auto'), cost).multiple(graph.free[0]) == 12
+
+
 def test_excluded_modules_keep_their_groups_whole():
     candidates = Candidates.of(WIDE, Limits(exclude=('a.*',)))
     assert [group.name for group in candidates.groups] == ['b.0', 'c.0']
@@ -177,8 +195,9 @@ def test_a_budget_out_of_reach():
     [
         ({'floor': -0.1}, r'floor must be a share in \[0, 1\], got -0\.1'),
         ({'floor': 1.1}, r'floor must be a share in \[0, 1\], got 1\.1'),
-        ({'divisor': 0}, 'divisor must be a whole number of at least 1, got 0'),
-        ({'divisor': 2.0}, r'divisor must be a whole number of at least 1, got 2\.0'),
+        ({'divisor': 0}, "divisor must be 'auto' or a whole number of at least 1, got 0"),
+        ({'divisor': 2.0}, r"divisor must be 'auto' or a whole number of at least 1, got 2\.0"),
+        ({'divisor': 'all'}, "divisor must be 'auto' or a whole number of at least 1, got 'all'"),
     ],
 )
 def test_limits_out_of_range(options, message):
