@@ -7,7 +7,7 @@ from mmprune_gates.budget.goal import Goal
 from mmprune_gates.budget.gradient import Gradient
 from mmprune_gates.budget.latency import Latency
 from mmprune_gates.budget.polarizer import Polarizer, Schedule
-from mmprune_gates.budget.selection import AUTO, Candidates, Limits
+from mmprune_gates.budget.selection import Candidates, Limits
 from mmprune_gates.budget.tick_tock import Cycle, TickTock
 from mmprune_gates.budget.waterline import Waterline
 
@@ -21,7 +21,6 @@ __all__ = [
     'Gradient',
     'Latency',
     'Limits',
-    'AUTO',
     'MACs',
     'Magnitude',
     'MeanGradient',

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.budget import AUTO, Cost, Criterion, Cycle, Goal, Limits, Taylor, TickTock
+from mmprune_gates.budget import Cost, Criterion, Cycle, Goal, Limits, Taylor, TickTock
 from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
 from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.checks import (
@@ -77,7 +77,7 @@ class GateDecoratorSettings:
     penalty: float = 1e-3
     macs_exponent: float = 0.0
     floor: float = 0.05
-    divisor: int | str = AUTO
+    divisor: int | str = 1
     exclude: str | Sequence[str] = ()
     classifier: str | Sequence[str] = ()
     cost: Cost | None = None

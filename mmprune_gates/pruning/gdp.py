@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.budget import AUTO, Cost, Criterion, Goal, Gradient, Limits, Polarizer, Schedule, Waterline
+from mmprune_gates.budget import Cost, Criterion, Goal, Gradient, Limits, Polarizer, Schedule, Waterline
 from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, instance_of, one_of, optional
 from mmprune_gates.gates import PolarizationGate
@@ -57,7 +57,7 @@ class GDPSettings:
     settle: float = 0.25
     eps: Sequence[float] = (0.1, 1e-4)
     floor: float = 0.05
-    divisor: int | str = AUTO
+    divisor: int | str = 1
     exclude: str | Sequence[str] = ()
     cost: Cost | None = None
     criterion: Criterion | None = None
