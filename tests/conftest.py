@@ -6,10 +6,12 @@ import uuid
 from functools import cache
 from pathlib import Path
 
+import config_text  # noqa: F401  (before mmengine takes what it replaces)
+
+# isort: split
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
 # isort: split
-import mmengine.config.config
 import pytest
 import torch
 from demo_data import generate_voc
@@ -33,20 +35,6 @@ def opened(path):
 def read(path):
     """The same, read once: finding stock configs takes a third of a second."""
     return cli.runner_config(cli.runner_parser('').parse_args([str(path)]))
-
-
-@pytest.fixture(autouse=True, scope='session')
-def laid_out_once():
-    """A run writes its config with every checkpoint; laying its text out each time took half of the suite."""
-    lay_out, texts = mmengine.config.config.FormatCode, {}
-
-    def remembered(text, **options):
-        key = text, repr(options)
-        return texts[key] if key in texts else texts.setdefault(key, lay_out(text, **options))
-
-    mmengine.config.config.FormatCode = remembered
-    yield
-    mmengine.config.config.FormatCode = lay_out
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -54,7 +54,9 @@ def written(config):
     path.parent.mkdir(parents=True, exist_ok=True)
     config.dump(path)
     paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
-    return path, {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
+    environment = {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
+    environment.pop('LOCAL_RANK', None)  # a tool that a test before has called may have set it for its own process
+    return path, environment
 
 
 def start(config, *arguments):
