@@ -72,3 +72,8 @@ class Alternating:
     def __next__(self) -> Any:
         past = next(self.past, None)
         return next(past or (self.part if self.in_part() else self.full))
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Give away what a run had before it was resumed; loops of onedl ask for it, others take it themselves."""
+        for _ in range(num_iters):
+            next(self)
