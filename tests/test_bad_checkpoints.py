@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 import torch
+from helpers import slow_but
 from test_bad_input import message
 from tiny_run import ROOT, TOOLS, UNSHRUNK, draw_images, write_config
 from torch import nn
@@ -323,7 +324,7 @@ def test_the_environment_cannot_make_loading_unsafe(run, tmp_path, monkeypatch, 
     assert os.environ[UNSAFE] == '1' and not os.path.exists(MARKER)
 
 
-@pytest.mark.parametrize('forced', [{}, {'TORCH_FORCE_WEIGHTS_ONLY_LOAD': '0'}])
+@pytest.mark.parametrize('forced', slow_but(({},), ({}, {'TORCH_FORCE_WEIGHTS_ONLY_LOAD': '0'})))
 def test_a_tool_with_the_unsafe_variable(config, run, forced):
     torch.save({'state_dict': {'a': Crafted()}}, 'bad.pth')
     environment = {**os.environ, UNSAFE: '1', **forced, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}

@@ -155,6 +155,7 @@ def test_training_logs_of_both_loops_move_the_bar(line, epochs, expected):
     assert tuple(progress_of(STEP.search(line), epochs).values()) == expected
 
 
+@pytest.mark.slow
 def test_after_a_failure_nothing_further_begins(tmp_path):
     jobs, begun = Jobs(tmp_path, compare_baselines.TOOLS), []
 

@@ -257,6 +257,7 @@ def test_one_model_from_its_config_to_the_page(tmp_path):
 # ONNX.
 
 
+@pytest.mark.slow
 @pytest.mark.models
 def test_one_model_from_its_config_to_the_count_of_onnx_models(tmp_path, capsys):
     arguments = ['--out-dir', str(tmp_path), '--only', 'mmpretrain/lenet']
