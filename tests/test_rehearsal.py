@@ -125,7 +125,7 @@ def test_a_model_that_fixes_its_batch_is_rehearsed_with_that_batch():
 def test_a_model_that_does_not_run_with_its_inputs():
     class OnlyOnce(Follows):
         def forward(self, inputs, mode='tensor'):
-            assert torch.compiler.is_exporting()
+            assert torch.compiler.is_compiling()
             return super().forward(inputs)
 
     with pytest.raises(RuntimeError, match='OnlyOnce does not run with the example inputs(.|\n)*Pass inputs'):
