@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import repeatable
+from helpers import repeatable, slow_but
 from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
@@ -25,7 +25,7 @@ SHORT = {
     GBN: dict(tick=2, tock=2, ticks=2, fraction=0.1, target_macs=0.4, by_epoch=False, subset=1.0),
 }
 BOTH = pytest.mark.parametrize('method', [GDP, GBN], ids=['gdp', 'gbn'])
-EITHER = pytest.mark.parametrize('method', [GDP, pytest.param(GBN, marks=pytest.mark.slow)], ids=['gdp', 'gbn'])
+EITHER = pytest.mark.parametrize('method', slow_but((GDP,), (GDP, GBN)), ids=['gdp', 'gbn'])
 
 
 @pytest.fixture

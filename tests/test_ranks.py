@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import rank_parts  # noqa: F401  (registers what configs name)
 import torch
-from helpers import assert_same, repeatable
+from helpers import assert_same, repeatable, slow_but
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
@@ -25,7 +25,7 @@ SHORT = {
     GBN: dict(tick=4, tock=2, ticks=2, fraction=0.1, target_macs=0.4, by_epoch=False, subset=1.0),
 }
 BOTH = pytest.mark.parametrize('method', [GDP, GBN], ids=['gdp', 'gbn'])
-EITHER = pytest.mark.parametrize('method', [GDP, pytest.param(GBN, marks=pytest.mark.slow)], ids=['gdp', 'gbn'])
+EITHER = pytest.mark.parametrize('method', slow_but((GDP,), (GDP, GBN)), ids=['gdp', 'gbn'])
 
 
 @pytest.fixture

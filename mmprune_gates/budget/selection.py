@@ -14,15 +14,13 @@ from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import COUNT, PART, Rule, checked, patterns
+from mmprune_gates.checks import COUNT, PART, Rule, checked, one_of, patterns
 from mmprune_gates.gates import listed
 
 AUTO = 'auto'
 PARTS = 8  # of a width, at least, with ``divisor='auto'``
-DIVISOR = Rule(
-    "'auto' or a whole number of at least 1",
-    lambda value: COUNT.holds(value) or isinstance(value, str) and value == AUTO,
-)
+NAMED = one_of((AUTO,))
+DIVISOR = Rule(f'{AUTO!r} or {COUNT.words}', lambda value: NAMED.holds(value) or COUNT.holds(value))
 
 
 @dataclass(frozen=True)
@@ -202,8 +200,8 @@ class Candidates:
         if least > ratio:
             raise ValueError(
                 f'a budget of {ratio:.4f} of the {type(self.cost).__name__} cannot be met: with all that may close '
-                f'closed, {least:.4f} are left (floor {self.limits.floor}, divisor {self.limits.divisor}, excluded '
-                f'{list(self.limits.exclude)}, frozen groups aside)'
+                f'closed, {least:.4f} are left (floor {self.limits.floor}, divisor {self.limits.divisor}, steps of '
+                f'{self.cost.step}, excluded {list(self.limits.exclude)}, frozen groups aside)'
             )
         while low < high:
             middle = (low + high) // 2

@@ -227,10 +227,12 @@ def updates() -> list[Run]:
 def divisors() -> list[Run]:
     """What it costs that widths are multiples of something. The digits' net is too narrow for multiples of 8."""
     runs = []
-    for task, divisors in (('digits', (1, 'auto')), ('scenes', (1, 'auto', 8))):
+    for task, divisors in (('digits', ('auto',)), ('scenes', ('auto', 8))):
         runs += dense(task)
-        for divisor, share, seed in product(divisors, (0.3, 0.15), FRESH):
-            runs.append(Run(task, 'gdp', share, seed, f'waterline-divisor-{divisor}', {'divisor': divisor}))
+        for share, seed in product((0.3, 0.15), FRESH):
+            runs.append(GDP.run(task, share, seed, 1.0))  # of any widths, as in ``peers``
+            for divisor in divisors:
+                runs.append(Run(task, 'gdp', share, seed, f'waterline-divisor-{divisor}', {'divisor': divisor}))
     return runs
 
 
