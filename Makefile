@@ -10,8 +10,8 @@ VENV := $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MM := $(if $(filter onedl,$(STACK)),onedl,openmmlab)
-# What the stack changes in constraints.txt; torch 2.6.0 itself asks for one release of sympy.
-OLDEST := -e 's/^torch==.*/torch==2.6.0/' -e 's/^torchvision==.*/torchvision==0.21.0/' -e '/^sympy==/d'
+# What the stack changes in constraints.txt.
+OLDEST := -e 's/^torch==.*/torch==2.8.0/' -e 's/^torchvision==.*/torchvision==0.23.0/'
 CHANGES := $(if $(filter oldest,$(STACK)),$(OLDEST))
 
 .PHONY: setup demo test test-slow lint

@@ -168,7 +168,7 @@ def find_own_configs() -> bool:
 def passes_control_flow(mode: type[TorchDispatchMode]) -> type[TorchDispatchMode]:
     """Class decorator: ``torch.cond`` runs under a dispatch mode, which then does not see what is inside.
 
-    Newer releases ask the mode's own attribute ``supports_higher_order_operators``; torch 2.6 does not know it and
+    Newer releases ask the mode's own attribute ``supports_higher_order_operators``; torch 2.8 does not know it and
     refuses every mode that has no rule of its own.
     """
     if not hasattr(TorchDispatchMode, 'supports_higher_order_operators'):

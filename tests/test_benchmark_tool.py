@@ -5,13 +5,14 @@ import json
 import benchmark
 import pytest
 import torch
-from helpers import call, randomize_, relative_error
+from helpers import call, randomize_, relative_error, slow_but
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from mmprune_gates.engine.forwards import inference_forward
 
 pytestmark = pytest.mark.models
+KINDS = (('fp32', 'channels'), ('bf16', 'channels'), ('fp32', 'blocks'))
 
 
 @pytest.fixture
@@ -22,8 +23,9 @@ def config(tiny_config, tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize(('dtype', 'units'), [('fp32', 'channels'), ('bf16', 'channels'), ('fp32', 'blocks')])
-def test_figures(config, tmp_path, capsys, dtype, units):
+@pytest.mark.parametrize('kind', slow_but(KINDS[:1], KINDS), ids='-'.join)
+def test_figures(config, tmp_path, capsys, kind):
+    dtype, units = kind
     out = tmp_path / 'out.json'
     options = ['--cfg-options', f'model.units={units}', 'custom_hooks.0.target_macs=0.8']
     args = ['--crop', '32', '48', '--pairs', '3', '--amp-dtype', dtype, '--json', str(out)]

@@ -81,6 +81,7 @@ def test_sync_norms_become_batch_norms_before_gates_go_in(small):
     assert name == 'backbone.stem.0' and torch.equal(feature, torch.zeros_like(feature))
 
 
+@pytest.mark.slow
 def test_every_prunable_layer_of_the_stock_r50_has_gates():
     config = get_config(STOCK).model
     config.backbone.init_cfg = config.pretrained = None

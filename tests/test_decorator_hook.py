@@ -217,6 +217,7 @@ def test_loops_that_go_by_epochs(digits, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_by_epochs_resumes(digits, tmp_path):
     def config(folder, **overrides):
         made = tiny_digits(digits, tmp_path / folder, 6, **overrides)

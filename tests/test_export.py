@@ -172,6 +172,7 @@ def test_a_run_with_gates_on_blocks_ends_in_a_model_without_some(slimmed_run):
     assert not [name for name in slim.state_dict() if name.startswith(tuple(f'{path}.' for path in removed))]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_floor_empties_blocks_whose_constants_stay(slimmed_run):
     report, slim, removed = slimmed_run('channels', target_macs=0.03, floor=0.0)
     blocks = report['blocks']

@@ -177,12 +177,13 @@ def test_a_dense_classifier_takes_any_batch(classifier, tmp_path):
     assert found.shape == (5, 2) and onnx_graph.relative_error([expected], [found]) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('network', 'zeros', 'options', 'size'),
     [
-        pytest.param(CONVNEXT, {BEHIND}, ['--dynamic-size'], (64, 96), marks=pytest.mark.slow),
+        (CONVNEXT, {BEHIND}, ['--dynamic-size'], (64, 96)),
         (CONVNEXT_V2, {BEHIND, NONE}, [], (32, 32)),  # dense or slim, onnxruntime fails at other sizes
-        pytest.param(POOLFORMER, {BEHIND}, ['--dynamic-size'], (64, 96), marks=pytest.mark.slow),
+        (POOLFORMER, {BEHIND}, ['--dynamic-size'], (64, 96)),
     ],
     ids=['ConvNeXt', 'ConvNeXt V2', 'PoolFormer'],
 )

@@ -130,7 +130,9 @@ def test_fused_norms_are_refused_by_name(short, method):
 
 
 @EITHER
-@pytest.mark.parametrize('key', ['model.backbone.with_cp', 'activation_checkpointing'])
+@pytest.mark.parametrize(
+    'key', slow_but(('activation_checkpointing',), ('model.backbone.with_cp', 'activation_checkpointing'))
+)
 def test_checkpointing_changes_nothing(short, usual, method, key):
     expected = usual(method)
     config = short(method)

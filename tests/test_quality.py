@@ -42,8 +42,7 @@ RUNS = [
     for arm in ARMS
     for run in replace(arm, rates=(1.0,), shares=(1.0 if arm.method == 'dense' else SHARE,)).runs('tiny', (), (0,))
 ]
-LABELS = ('waterline', 'taylor_local', 'uniform_macs')  # of each way to train one
-FAST = [run for run in RUNS if run.label in LABELS and run.method != 'torch_pruning_iterative']
+FAST = [run for run in RUNS if run.label in ('waterline', 'uniform_macs')]
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -193,7 +193,7 @@ of_torch = st.tuples(
 some_layers = st.lists(st.one_of(layers(False), layers(False), layers(True), of_torch), min_size=1, max_size=2)
 
 
-@pytest.mark.parametrize('number', slow_but((20,), (20, 200)))
+@pytest.mark.parametrize('number', slow_but((15,), (15, 200)))
 def test_heads_go_exactly(number):
     tried(
         heads_go_exactly,

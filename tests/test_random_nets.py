@@ -235,7 +235,7 @@ def tried(check, number, **strategies):
     own(given(**strategies)(check))()
 
 
-@pytest.mark.parametrize('number', slow_but((40,), (40, 500)))
+@pytest.mark.parametrize('number', slow_but((30,), (30, 500)))
 def test_removal_is_exact_in_random_nets(number):
     units = st.sampled_from(['channels', 'channels', 'both', 'blocks'])
     tried(removal_is_exact, number, net=nets, seed=st.integers(0, 1000), units=units)

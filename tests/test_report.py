@@ -138,7 +138,7 @@ def reported(run, out, *options):
     return page, {path.stem for path in pictures}
 
 
-@pytest.mark.parametrize('kind', slow_but(('gdp-scenes', 'gbn-digits'), KINDS))
+@pytest.mark.parametrize('kind', slow_but(('gdp-scenes',), KINDS))
 def test_a_finished_run_with_its_slim_model_has_every_section(finished, tmp_path, kind):
     run, slim = finished(kind)
     before = sorted(path.name for path in run.iterdir())
@@ -238,6 +238,7 @@ def killed(tmp_path_factory, tiny_config):
     return config, folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_shows_what_is_whole(killed, tmp_path):
     _, folder = killed
     assert [line['iter'] for line in read_history(folder / 'gates.jsonl')] == list(range(1, 8))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import call, example, flat, relative_error, traced
+from helpers import call, example, flat, relative_error, slow_but, traced
 from model_checks import randomize_
 from torch import nn
 from toy_nets import NETS, Residual, SiluNet, conv_bn
@@ -30,6 +30,8 @@ METHODS = {
         ),
     ),
 }
+EITHER = pytest.mark.parametrize('method', slow_but(('gdp',), ('gdp', 'gate decorator')))
+UPDATES = pytest.mark.parametrize('update', slow_but(('waterline',), ('waterline', 'gradient')))
 AFTER = 100
 
 
@@ -87,7 +89,7 @@ def pair(*options, **more):
     return whole, narrow
 
 
-@pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'adam with amsgrad'])
+@pytest.mark.parametrize('optimizer', slow_but(('adamw',), ('sgd', 'adamw', 'adam with amsgrad')))
 @pytest.mark.parametrize('method', METHODS)
 def test_training_goes_on_as_if_nothing_had_gone(method, optimizer):
     whole, narrow = pair(Residual, method, optimizer)
@@ -100,7 +102,7 @@ def test_training_goes_on_as_if_nothing_had_gone(method, optimizer):
         assert reports[0][key] == reports[1][key]
 
 
-@pytest.mark.parametrize('method', ['gdp', 'gate decorator'])
+@EITHER
 @pytest.mark.parametrize('more', [dict(clip=0.05), dict(every=3), dict(dtype=torch.float32)], ids=repr)
 def test_clipping_accumulation_and_float32(method, more):
     whole, narrow = pair(Residual, method, 'sgd', **more)
@@ -235,7 +237,7 @@ def go_and_leave(run, steps):
     return times
 
 
-@pytest.mark.parametrize('update', ['waterline', 'gradient'])
+@UPDATES
 @pytest.mark.parametrize('limits', [dict(floor=0.3, target_macs=0.4), dict(divisor=2, target_macs=0.3)], ids=str)
 def test_channels_leave_while_the_target_falls_and_limits_are_those_of_the_whole_model(update, limits):
     run = ramp(update, **limits)
@@ -249,7 +251,7 @@ def test_channels_leave_while_the_target_falls_and_limits_are_those_of_the_whole
         assert kept == group.size or kept % limits.get('divisor', 1) == 0
 
 
-@pytest.mark.parametrize('update', ['waterline', 'gradient'])
+@UPDATES
 def test_a_run_resumes_between_two_times_that_channels_leave(update):
     whole = ramp(update, target_macs=0.3)
     while not whole.pruner.gates.shrunk:
@@ -266,7 +268,7 @@ def test_a_run_resumes_between_two_times_that_channels_leave(update):
 
 
 @pytest.mark.parametrize('units', ['blocks', 'both'])
-@pytest.mark.parametrize('method', ['gdp', 'gate decorator'])
+@EITHER
 def test_blocks_leave_as_well_with_all_that_is_only_in_them(method, units):
     more = {} if units == 'blocks' else dict(criterion=Random(seed=0))  # blocks and channels alike
     whole, narrow = pair(Blocks, method, 'sgd', trace=dict(units=units), **more)
@@ -279,7 +281,7 @@ def test_blocks_leave_as_well_with_all_that_is_only_in_them(method, units):
         assert reports[0][key] == reports[1][key]
 
 
-@pytest.mark.parametrize('method', ['gdp', 'gate decorator'])
+@EITHER
 def test_a_run_goes_on_once_all_its_gates_have_left_with_their_blocks(method):
     whole, narrow = pair(Blocks, method, 'sgd', trace=dict(units='blocks'), target_macs=0.15)
     assert not narrow.pruner.gates.graph.free
@@ -307,7 +309,7 @@ def test_nothing_leaves_while_a_block_is_emptied_and_more_may_close():
     assert run.pruner.leaving() > 0.1
 
 
-@pytest.mark.parametrize('update', ['waterline', 'gradient'])
+@UPDATES
 def test_the_widths_of_all_times_that_channels_left_rebuild_the_model(update):
     run = ramp(update, target_macs=0.3)
     assert go_and_leave(run, 60) > 1

@@ -117,7 +117,7 @@ def outputs_of_convolutions(model, inputs):
 
 
 @EITHER
-@pytest.mark.parametrize('shrink', [False, True], ids=['whole', 'shrinks'])
+@pytest.mark.parametrize('shrink', slow_but((True,), (False, True)), ids=['whole', 'shrinks'])
 def test_a_run_in_channels_last_stays_so_and_slims_exactly(run, method, shrink, tmp_path):
     runner = train(run(method, 'run', shrink=shrink, export=True), memory_format=torch.channels_last)
     assert len(gates_of(runner.model).shrunk) == shrink
@@ -208,7 +208,7 @@ def test_what_the_shrink_gains_is_logged(run, tmp_path, monkeypatch):
     assert re.search(r's per iteration until now\n(.*\n)*?.* s per iteration since channels left the model', log)
 
 
-@pytest.mark.parametrize('settles', [True, False])
+@pytest.mark.parametrize('settles', slow_but((True,), (True, False)))
 def test_the_best_checkpoint_is_one_whose_gates_had_settled(run, settles, tmp_path):
     if settles:
         config = run(GDP, 'run', shrink=True, export=True)

@@ -137,6 +137,7 @@ def test_the_command_line_writes_table_picture_and_figures(measured):
     assert (measured / 'picture.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.slow
 @pytest.mark.models
 def test_what_is_known_is_not_measured_again(measured):
     before = Table.load(measured / 'table.json')
