@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import call, example, random_kept, randomize_, relative_error, removal_errors
 from mmpretrain.models.utils.attention import MultiheadAttention as Pretrain
 from mmpretrain.models.utils.attention import WindowMSA as PretrainWindow
@@ -14,7 +15,7 @@ from torch import nn
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.budget import Candidates, Limits
 from mmprune_gates.gates import PolarizationGate, attach_gates
-from mmprune_gates.gates.stand_in import show_width, shown_width
+from mmprune_gates.gates.stand_in import StandIn, show_width, shown_width
 from mmprune_gates.slimming import apply_widths
 from mmprune_gates.slimming.torch_attention import NarrowAttention, allow_fewer_heads
 
@@ -250,10 +251,33 @@ def test_a_stand_in_shows_another_width():
     assert torch.equal(torch.export.export(module, (x,), strict=False).module()(x), module.layer(x))
 
 
-def test_a_stand_in_has_no_values():
-    module = ReadsShape(uses=True)
+def test_what_computes_with_a_stand_in_gets_what_it_stands_for():
+    module, x = ReadsShape(uses=True), torch.randn(3, 6)
     show_width(module, 4)
-    assert module(torch.randn(3, 6)).isnan().all()
+    assert torch.equal(module(x), module.layer(x) + x.mean())
+    shown = StandIn.of(x, 1, 4)
+    assert torch.equal(shown + 1, x + 1) and torch.equal(shown[:, 5], x[:, 5])
+    assert torch.equal(F.linear(shown, module.layer.weight), F.linear(x, module.layer.weight))
+
+
+MOVES = {
+    'permute': (lambda x: x.permute(2, 0, 1), (4, 2, 6)),
+    'transpose': (lambda x: x.transpose(-2, -1), (2, 4, 6)),
+    'contiguous': (lambda x: x.transpose(0, 2).contiguous(), (4, 6, 2)),
+    'pad': (lambda x: F.pad(x, (0, 0, 0, 2)), (2, 8, 4)),
+    'view': (lambda x: x.view(x.shape[0], 2, 3, x.shape[2]), (2, 2, 3, 4)),
+    'reshape': (lambda x: x.permute(0, 2, 1).reshape(x.size(0), x.size(2), 2, -1), (2, 4, 2, 3)),
+    'reshape(-1)': (lambda x: x.reshape(-1, x.shape[-1]), (12, 4)),
+}
+
+
+@pytest.mark.parametrize('move', MOVES)
+def test_a_stand_in_goes_on_to_show_its_size(move):
+    moved, shape = MOVES[move]
+    x = torch.randn(2, 6, 5)
+    shown = moved(StandIn.of(x, 2, 4))
+    assert shown.shape == shape
+    assert torch.equal(shown + 0, moved(x))
 
 
 def test_widths_refuse_what_is_no_number_of_heads():

@@ -126,6 +126,7 @@ SAME = {  # homogeneous: everything passes, a gate on the norm included
     'slice': lambda x: x[:, :, 1:3, ::2],
     'select': lambda x: x[:, :, 0].unsqueeze(-1),
     'pad': lambda x: F.pad(x, (1, 1, 1, 1)),
+    'im2col': lambda x: F.unfold(x, 2, stride=2).unsqueeze(-1),
     'constant_pad_nd': lambda x: torch.ops.aten.constant_pad_nd(x, [1, 1, 0, 0], 0),
     'reflection_pad2d': lambda x: F.pad(x, (1, 1, 1, 1), mode='reflect'),
     'replication_pad2d': lambda x: F.pad(x, (1, 1, 1, 1), mode='replicate'),

@@ -134,6 +134,17 @@ def chunk(op: Op) -> Result:
     return _pieces(op, axis)
 
 
+def unfold(op: Op) -> Result:
+    """``aten.im2col``: (N, C, H, W) -> (N, C k, L); the k places of a window stand behind each channel."""
+    moved = cast(Value, op.moved([*range(op.x.rank - 2), None], 'unfolded along channels'))
+    axis = moved.along(-2)
+    if axis is None:
+        return moved
+    places = op.shape[-2] // len(axis.ids)
+    repeated = axis.take(np.repeat(np.arange(len(axis.ids)), places))
+    return op.result([*moved.without(-2), repeated])
+
+
 def pixel_shuffle(op: Op) -> Result:
     """``aten.pixel_shuffle``: (N, C r^2, H, W) -> (N, C, H r, W r); the r^2 channels behind one go together."""
     axis = op.x.along(1)

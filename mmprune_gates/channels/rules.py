@@ -105,6 +105,7 @@ TABLE: dict[str, Rule] = {
     **rows('roll', moving.roll),
     **rows('index', moving.index),
     **rows('pixel_shuffle', moving.pixel_shuffle),
+    **rows('im2col', moving.unfold),
     **rows('pad constant_pad_nd reflection_pad2d replication_pad2d', moving.pad),
 }
 

@@ -1,59 +1,154 @@
 """A stand-in for the input of a module whose code takes the width of its inner channels from the shape of its input.
 
 Attention often reads ``B, N, C = x.shape`` and views what its layers have made as C channels. Where those become fewer,
-the module is called with a tensor of their width in place of its input, and the layers in it that are called with that
-tensor get the input itself. The stand-in takes no memory; code that uses it in any other way finds NaN.
+the module is called with a stand-in for its input, which shows their number in place of its own last size. It still
+does when it is permuted, or viewed in a shape that has that number. All that computes gets the input itself.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 WIDTH = 'mmprune_gates_shown_width'  # attribute of the module
-GIVEN = 'mmprune_gates_given'  # attribute of a stand-in: what it stands for
+
+
+class StandIn(Tensor):
+    """A tensor that shows another size along one dimension than it has.
+
+    Attributes:
+        given: The tensor.
+        dim: The dimension.
+        width: The size that it shows.
+    """
+
+    given: Tensor
+    dim: int
+    width: int
+
+    @staticmethod
+    def of(given: Tensor, dim: int, width: int) -> StandIn:
+        """A stand-in for a tensor; it takes no memory.
+
+        Args:
+            given: The tensor.
+            dim: Number of the dimension, from the first.
+            width: The size to show along it.
+        """
+        make: Callable[..., Any] = Tensor._make_wrapper_subclass  # noqa: SLF001: there is no public way without memory
+        shown = cast(StandIn, make(StandIn, (), dtype=given.dtype, device=given.device))
+        shown.given, shown.dim, shown.width = given, dim, width
+        return shown
+
+    def sizes(self) -> torch.Size:
+        """The shape that it shows."""
+        own = self.given.shape
+        return torch.Size((*own[: self.dim], self.width, *own[self.dim + 1 :]))
+
+    def same(self, given: Tensor) -> StandIn:
+        """A stand-in for another tensor that shows the same size along the same dimension."""
+        return StandIn.of(given, self.dim, self.width)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function in SHOWN and isinstance(args[0], StandIn):
+            return SHOWN[function](*args, **kwargs)
+        args, kwargs = tree_map_only(StandIn, lambda shown: shown.given, (tuple(args), kwargs))
+        return function(*args, **kwargs)
+
+    __torch_dispatch__ = __torch_function__  # a tensor without memory must have it
+
+
+def _size(shown: StandIn, dim: int | None = None) -> Any:
+    """``Tensor.size``."""
+    return shown.sizes() if dim is None else shown.sizes()[dim]
+
+
+def _contiguous(shown: StandIn, *args: Any, **kwargs: Any) -> StandIn:
+    """``Tensor.contiguous``."""
+    return shown.same(shown.given.contiguous(*args, **kwargs))
+
+
+def _permute(shown: StandIn, *dims: Any) -> StandIn:
+    """``Tensor.permute``."""
+    order = [dim % shown.given.dim() for dim in _flat(dims)]
+    return StandIn.of(shown.given.permute(order), order.index(shown.dim), shown.width)
+
+
+def _transpose(shown: StandIn, first: int, second: int) -> StandIn:
+    """``Tensor.transpose``."""
+    order = list(range(shown.given.dim()))
+    order[first], order[second] = order[second], order[first]
+    return _permute(shown, order)
+
+
+def _pad(shown: StandIn, pad: Sequence[int], *args: Any, **kwargs: Any) -> Tensor:
+    """``F.pad``."""
+    padded = F.pad(shown.given, pad, *args, **kwargs)
+    return shown.same(padded) if padded.shape[shown.dim] == shown.given.shape[shown.dim] else padded
+
+
+def _view(shown: StandIn, *sizes: Any) -> Tensor:
+    """``Tensor.view`` and ``Tensor.reshape``: where the size that is shown stands by itself, it is shown there."""
+    sizes = _flat(sizes)
+    if -1 in sizes:
+        rest = prod(size for size in sizes if size != -1)
+        sizes = tuple(prod(shown.sizes()) // rest if size == -1 else size for size in sizes)
+    behind = prod(shown.given.shape[shown.dim + 1 :])
+    for dim in reversed(range(len(sizes))):
+        if sizes[dim] == shown.width and prod(sizes[dim + 1 :]) == behind:
+            own = (*sizes[:dim], shown.given.shape[shown.dim], *sizes[dim + 1 :])
+            return StandIn.of(shown.given.reshape(own), dim, shown.width)
+    return shown.given.reshape(sizes)
+
+
+def _flat(numbers: tuple) -> tuple:
+    """Numbers that are given one by one, or as one sequence."""
+    return tuple(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)) else numbers
+
+
+SHOWN: dict[Any, Callable[..., Any]] = {  # what a stand-in does by itself
+    Tensor.shape.__get__: StandIn.sizes,  # type: ignore[attr-defined]
+    Tensor.size: _size,
+    Tensor.contiguous: _contiguous,
+    Tensor.permute: _permute,
+    Tensor.transpose: _transpose,
+    Tensor.view: _view,
+    Tensor.reshape: _view,
+    F.pad: _pad,
+}
 
 
 def show_width(module: Any, width: int) -> None:
     """Call a module from now on with a stand-in of that width in place of its first argument, (..., C).
 
     Args:
-        module: The module; layers in it are called with its first argument as their first one.
-        width: Size of the last dimension of the stand-in.
+        module: The module.
+        width: Size of the last dimension that the stand-in shows.
     """
     if shown_width(module) is None:
         module.register_forward_pre_hook(_show)
-        for layer in module.modules():
-            if layer is not module:
-                layer.register_forward_pre_hook(_hand_over, prepend=True)
     setattr(module, WIDTH, width)
 
 
 def shown_width(module: nn.Module) -> int | None:
-    """Width of the stand-in that a module is called with; None if there is none."""
+    """Width that the stand-in shows that a module is called with; None if there is none."""
     return getattr(module, WIDTH, None)
 
 
 def given(args: tuple) -> tuple:
-    """Arguments of a layer with the input in place of the stand-in for it."""
-    if not args:
-        return args
-    first, *rest = args
-    return (getattr(first, GIVEN, first), *rest)
+    """Arguments of a module with what stand-ins stand for in place of them."""
+    return tuple(one.given if isinstance(one, StandIn) else one for one in args)
 
 
 def _show(module: nn.Module, args: tuple) -> tuple:
     """Forward pre-hook: the stand-in in place of the input."""
-    x: Tensor
     x, *rest = args
-    zero = x.new_zeros(1)
-    nan = zero / zero  # without a number in the code, of which a rehearsal takes note
-    shown: Any = nan.expand(*x.shape[:-1], getattr(module, WIDTH))
-    setattr(shown, GIVEN, x)
-    return (shown, *rest)
-
-
-def _hand_over(layer: nn.Module, args: tuple) -> tuple:
-    """Forward pre-hook of a layer: the input in place of the stand-in for it."""
-    return given(args)
+    return (StandIn.of(x, x.dim() - 1, getattr(module, WIDTH)), *rest)
