@@ -41,7 +41,7 @@ class StandIn(Tensor):
             dim: Number of the dimension, from the first.
             width: The size to show along it.
         """
-        make: Callable[..., Any] = Tensor._make_wrapper_subclass  # noqa: SLF001: there is no public way without memory
+        make: Callable[..., Any] = Tensor._make_wrapper_subclass  # noqa: SLF001 (no public way has no memory)
         shown = cast(StandIn, make(StandIn, (), dtype=given.dtype, device=given.device))
         shown.given, shown.dim, shown.width = given, dim, width
         return shown
