@@ -24,36 +24,36 @@ class StandIn(Tensor):
 
     Attributes:
         given: The tensor.
-        dim: The dimension.
+        along: The dimension.
         width: The size that it shows.
     """
 
     given: Tensor
-    dim: int
+    along: int
     width: int
 
     @staticmethod
-    def of(given: Tensor, dim: int, width: int) -> StandIn:
+    def of(given: Tensor, along: int, width: int) -> StandIn:
         """A stand-in for a tensor; it takes no memory.
 
         Args:
             given: The tensor.
-            dim: Number of the dimension, from the first.
+            along: Number of the dimension, from the first.
             width: The size to show along it.
         """
         make: Callable[..., Any] = Tensor._make_wrapper_subclass  # noqa: SLF001 (no public way has no memory)
         shown = cast(StandIn, make(StandIn, (), dtype=given.dtype, device=given.device))
-        shown.given, shown.dim, shown.width = given, dim, width
+        shown.given, shown.along, shown.width = given, along, width
         return shown
 
     def sizes(self) -> torch.Size:
         """The shape that it shows."""
         own = self.given.shape
-        return torch.Size((*own[: self.dim], self.width, *own[self.dim + 1 :]))
+        return torch.Size((*own[: self.along], self.width, *own[self.along + 1 :]))
 
     def same(self, given: Tensor) -> StandIn:
         """A stand-in for another tensor that shows the same size along the same dimension."""
-        return StandIn.of(given, self.dim, self.width)
+        return StandIn.of(given, self.along, self.width)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
@@ -63,7 +63,9 @@ class StandIn(Tensor):
         args, kwargs = tree_map_only(StandIn, lambda shown: shown.given, (tuple(args), kwargs))
         return function(*args, **kwargs)
 
-    __torch_dispatch__ = __torch_function__  # a tensor without memory must have it
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return cls.__torch_function__(function, types, args, kwargs)
 
 
 def _size(shown: StandIn, dim: int | None = None) -> Any:
@@ -79,7 +81,7 @@ def _contiguous(shown: StandIn, *args: Any, **kwargs: Any) -> StandIn:
 def _permute(shown: StandIn, *dims: Any) -> StandIn:
     """``Tensor.permute``."""
     order = [dim % shown.given.dim() for dim in _flat(dims)]
-    return StandIn.of(shown.given.permute(order), order.index(shown.dim), shown.width)
+    return StandIn.of(shown.given.permute(order), order.index(shown.along), shown.width)
 
 
 def _transpose(shown: StandIn, first: int, second: int) -> StandIn:
@@ -92,7 +94,7 @@ def _transpose(shown: StandIn, first: int, second: int) -> StandIn:
 def _pad(shown: StandIn, pad: Sequence[int], *args: Any, **kwargs: Any) -> Tensor:
     """``F.pad``."""
     padded = F.pad(shown.given, pad, *args, **kwargs)
-    return shown.same(padded) if padded.shape[shown.dim] == shown.given.shape[shown.dim] else padded
+    return shown.same(padded) if padded.shape[shown.along] == shown.given.shape[shown.along] else padded
 
 
 def _view(shown: StandIn, *sizes: Any) -> Tensor:
@@ -101,10 +103,10 @@ def _view(shown: StandIn, *sizes: Any) -> Tensor:
     if -1 in sizes:
         rest = prod(size for size in sizes if size != -1)
         sizes = tuple(prod(shown.sizes()) // rest if size == -1 else size for size in sizes)
-    behind = prod(shown.given.shape[shown.dim + 1 :])
+    behind = prod(shown.given.shape[shown.along + 1 :])
     for dim in reversed(range(len(sizes))):
         if sizes[dim] == shown.width and prod(sizes[dim + 1 :]) == behind:
-            own = (*sizes[:dim], shown.given.shape[shown.dim], *sizes[dim + 1 :])
+            own = (*sizes[:dim], shown.given.shape[shown.along], *sizes[dim + 1 :])
             return StandIn.of(shown.given.reshape(own), dim, shown.width)
     return shown.given.reshape(sizes)
 
