@@ -14,7 +14,7 @@ from torch import nn
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.budget import Candidates, Limits
-from mmprune_gates.gates import PolarizationGate, attach_gates
+from mmprune_gates.gates import PolarizationGate, attach_gates, detach_gates
 from mmprune_gates.gates.stand_in import StandIn, show_width, shown_width
 from mmprune_gates.slimming import apply_widths
 from mmprune_gates.slimming.torch_attention import NarrowAttention, allow_fewer_heads
@@ -288,3 +288,73 @@ def test_widths_refuse_what_is_no_number_of_heads():
         apply_widths(model, {'attn': {'heads': 2}})
     with pytest.raises(ValueError, match='shown_width must be a whole number'):
         apply_widths(model, {'attn': {'shown_width': None}})
+
+
+# ---- channels of all heads
+
+
+class OneHead(nn.Module):
+    """Attention with a single head, whose code knows its width by attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.head_dims, self.embed_dims, self.scale = C, C, 0.5
+        self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.head_dims).permute(2, 0, 1, 3)
+        y = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(y.reshape(b, n, self.embed_dims))
+
+
+def head_dim(module, x):
+    return x.view(len(x), TOKENS, 3, 3, -1).permute(2, 0, 3, 1, 4)
+
+
+DIMS = {
+    'mmpretrain window': (*KINDS['mmpretrain window'][:2], C // HEADS, {'shown_width': 3 * HEADS}),
+    'mmseg window': (*KINDS['mmseg window'][:2], C // HEADS, {'shown_width': 3 * HEADS}),
+    'own code': (lambda: OwnCode(head_dim), 'attn.qkv', C // HEADS, {}),
+    'one head': (OneHead, 'attn.qkv', C, {'head_dims': C - 1, 'embed_dims': C - 1}),
+}
+
+
+@pytest.mark.parametrize('kind', DIMS)
+def test_channels_of_all_heads_go_where_the_scale_does_not_depend_on_them(kind):
+    build, name, size, attributes = DIMS[kind]
+    torch.manual_seed(0)
+    model, x = randomize_(Around(build()).double()).eval(), example((TOKENS, 5))
+    graph = trace_channels(model, (x,), attention='heads' if kind == 'one head' else 'dims')
+    group = graph.group(name)
+    assert (group.size, group.frozen, graph.rows(group)) == (size, None, C // size)
+    kept = {name: torch.arange(size) != 1}
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    assert spec['widths'].get('attn', {}) == attributes
+    fresh = Around(build()).double()
+    apply_widths(fresh, json.loads(json.dumps(spec['widths'])))
+    fresh.load_state_dict(slim.state_dict(), strict=True)
+    assert relative_error(call(fresh, x), call(slim, x)) == 0
+    attach_gates(model, graph, PolarizationGate)
+    assert relative_error(call(model, x), call(detached(model), x)) < 1e-14
+    model.gates.close(graph.kept(kept))
+    assert relative_error(call(model, x), call(slim, x)) < 1e-12
+
+
+def detached(model):
+    """A copy without gates."""
+    plain = copy.deepcopy(model)
+    detach_gates(plain)
+    return plain
+
+
+def test_channels_of_heads_stay_where_torch_divides_by_the_root_of_their_number():
+    model, x = Around(Pretrain(C, HEADS)).double().eval(), example((TOKENS, 5))
+    graph = trace_channels(model, (x,), attention='dims')
+    assert graph.group('attn.qkv').frozen.startswith('divided by the square root of their number')
+
+
+def test_unknown_parts_of_attention_are_refused():
+    with pytest.raises(ValueError, match="attention must be one of .'dims', 'heads'., got 'both'"):
+        trace_channels(nn.Linear(2, 2), torch.zeros(1, 2), attention='both')

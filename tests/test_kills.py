@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,17 +62,26 @@ def finished(process):
     return output
 
 
+def times_of(folder):
+    """When each checkpoint was written; one may go while this looks."""
+    found = {}
+    for path in folder.glob('*.pth'):
+        with suppress(FileNotFoundError):
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
 def wait_for_change(folder, before, process):
     """Wait until a checkpoint begins to be written, or the process ends."""
     while process.poll() is None:
-        if {path: path.stat().st_mtime_ns for path in folder.glob('*.pth')} != before:
+        if times_of(folder) != before:
             return
         time.sleep(0.001)
 
 
 def kill_while_running(process, folder, chance):
     """Kill a training at a random moment: while it starts, works, or writes a checkpoint. Whether it was alive."""
-    before = {path: path.stat().st_mtime_ns for path in folder.glob('*.pth')}
+    before = times_of(folder)
     if chance.random() < 0.5:
         wait_for_change(folder, before, process)
         time.sleep(chance.uniform(0, 0.02))

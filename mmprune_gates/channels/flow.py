@@ -9,6 +9,7 @@ from math import prod
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
@@ -51,6 +52,23 @@ class Read(Generic[Index]):
     input_size: float
     weight_size: int = 0
     direct: bool = True
+
+    @classmethod
+    def summed(cls, layer: str, index: Index, sites: frozenset[str]) -> Read[Index]:
+        """Channels that a product of activations sums over: no gate can stand before it, all rely on those at sites.
+
+        Args:
+            layer: Path of the module that multiplies.
+            index: (C,) the channels.
+            sites: Where gates scale them.
+        """
+        gated = torch.ones(len(index), dtype=torch.bool)
+        return cls(layer=layer, dim=-1, index=index, gated=gated, sites=sites, input_size=0, direct=False)
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether a product of activations reads the channels, not a layer."""
+        return self.weight is None and not self.input_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +168,12 @@ class Scout:
     Attributes:
         pieces: All dimensions of all views that cut channels, in order of execution.
         batches: Ids along which products stand each for itself.
+        summed: Ids that products sum over.
     """
 
     pieces: list[Piece] = field(default_factory=list)
     batches: list[Ids] = field(default_factory=list)
+    summed: list[Ids] = field(default_factory=list)
 
 
 @dataclass

@@ -6,7 +6,7 @@ as in attention, that part counts heads: a head goes as a whole, and all that sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from torch.fx import Node
 
 from mmprune_gates.channels.flow import Flow, Scout
 from mmprune_gates.channels.labels import Ids
+
+HEADS, DIMS = 'heads', 'dims'  # what goes of attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,23 +48,44 @@ class Follow:
     index: Tensor
 
 
-def heads_of(flow: Flow, scout: Scout) -> dict[Node, int]:
-    """Views that cut channels into heads -> the dimension of their result that counts the heads.
+def heads_of(flow: Flow, scout: Scout, attention: str = HEADS) -> dict[Node, int]:
+    """Views that cut channels into heads -> the dimension of their result along which channels can go.
 
-    A view that another one cuts further counts by what the other one counts.
+    A view that another one cuts further goes by what the other one cuts. Where nothing counts heads, as in attention
+    with a single one, channels go that products sum over.
 
     Args:
         flow: What a walk has found that cuts channels along all dimensions at once.
         scout: What it has noted.
+        attention: Whether ``heads`` go, or ``dims``: a channel of each.
     """
+    heads = _cuts_along(scout.batches, flow, scout)
+    dims = _cuts_along(scout.summed, flow, scout)
+    if attention == HEADS:
+        return dims | heads
+    return heads | _cuts_along([*scout.summed, *_beside(heads, flow, scout)], flow, scout)
+
+
+def _beside(heads: Mapping[Node, int], flow: Flow, scout: Scout) -> list[Ids]:
+    """What lies along the last other dimension of views that count heads and are not cut further."""
     classes = flow.classes()
-    counted = np.zeros(flow.num_ids, bool)  # by class
-    for ids in scout.batches:
-        counted[classes[ids]] = True
+    cut = {number for piece in scout.pieces for number in classes[piece.source].tolist()}
+    counted = {piece.view for piece in scout.pieces if heads.get(piece.view) == piece.dim}
+    cut_further = {piece.view for piece in scout.pieces if cut.issuperset(classes[piece.ids].tolist())}
+    last = {piece.view: piece for piece in scout.pieces if heads.get(piece.view) != piece.dim}
+    return [piece.ids for view, piece in last.items() if view in counted - cut_further]
+
+
+def _cuts_along(ids: Sequence[Ids], flow: Flow, scout: Scout) -> dict[Node, int]:
+    """Views of whose pieces some lie along given ids -> the dimension of those pieces."""
+    classes = flow.classes()
+    given = np.zeros(flow.num_ids, bool)  # by class
+    for one in ids:
+        given[classes[one]] = True
     found: dict[Node, int] = {}
     for piece in reversed(scout.pieces):
-        if counted[classes[piece.ids]].all():
-            counted[classes[piece.source]] = True
+        if given[classes[piece.ids]].all():
+            given[classes[piece.source]] = True
             found[piece.view] = piece.dim
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mmprune_gates.channels.flow import Read
 from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
 from mmprune_gates.channels.op import Op, Result
 from mmprune_gates.channels.pointwise import MIXED, meet, scaled_once
@@ -17,6 +18,7 @@ Names = tuple[str, ...]  # of the dimensions of a tensor
 
 SUMMED = 'multiplied as a matrix with other activations'
 ATTENDED = 'attended over channels'
+SCALED = 'divided by the square root of their number'
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Product:
         """The axes of the result.
 
         Dimensions that both operands and the result have are heads and the like, along which each product stands for
-        itself. Those of one operand pass. Channels that are summed over stay: no weight reads them.
+        itself. Those of one operand pass. Channels that are summed over go together, as those of queries and keys do.
         """
         axes = []
         for dim, name in enumerate(self.result):
@@ -55,7 +57,7 @@ class Product:
             if axis is not None:
                 axes.append(replace(axis, dim=dim))
         for name in self._summed():
-            self.op.freeze(self._axes(name), SUMMED)
+            self._sum(self._axes(name))
         return axes
 
     def count(self) -> None:
@@ -69,6 +71,19 @@ class Product:
             else:
                 extents.append(max(operand.size(name) for operand in self.operands))
         self.op.count(self.op.layer, extents, factors)
+
+    def _sum(self, axes: list[Axis]) -> None:
+        """Sum over channels: exact if both operands have them, and gates where one is made bring its own to zero."""
+        flow = self.op.flow
+        if flow.scout is not None:
+            flow.scout.summed.extend(axis.ids for axis in axes)
+        gated = [axis for axis in axes if axis.sites and (axis.state == GATED).all()]
+        if len(axes) < 2 or not gated:
+            self.op.freeze(axes, SUMMED)
+            return
+        first, second = axes
+        flow.unite(first.ids, second.ids)
+        flow.reads.append(Read.summed(self.op.layer, gated[0].ids, gated[0].sites))
 
     def _summed(self) -> list[str]:
         """Dimensions that the result does not have, each once."""
@@ -138,6 +153,8 @@ def attention(op: Op) -> Result:
     values = Operand(value, (*batch, 's', 'm'))
     scores = Product(op, (queries, keys), (*batch, 'n', 's'))
     scores.count()
+    if op.node.kwargs.get('scale') is None:
+        op.freeze([axis for axis in (queries.along('k'), keys.along('k')) if axis is not None], SCALED)
     axes = scores.labels()
     for mask in masks:
         axes = _masked(op, axes, mask.expanded(op.rank))

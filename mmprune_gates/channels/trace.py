@@ -19,13 +19,14 @@ from mmprune_gates.channels.calls import Forward, Options, batch_size, noted_cal
 from mmprune_gates.channels.flow import Flow, Scout
 from mmprune_gates.channels.full_width import Call, computes_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
-from mmprune_gates.channels.heads import heads_of
+from mmprune_gates.channels.heads import DIMS, HEADS, heads_of
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names
 from mmprune_gates.channels.op import Op, as_list, is_inplace, operands, shapes
 from mmprune_gates.channels.rules import Trait, apply_rule, has_trait
 from mmprune_gates.channels.walked import Walked
+from mmprune_gates.checks import checked, one_of
 
 UNITS = ('channels', 'blocks', 'both')
 
@@ -48,6 +49,7 @@ def read_graph(
     forward: Forward | None = None,
     train_forward: Forward | None = None,
     units: str = 'channels',
+    attention: str = HEADS,
 ) -> ChannelGraph:
     """The channel graph of a model, as its ops alone tell; what its code fixes besides is not in them.
 
@@ -57,21 +59,22 @@ def read_graph(
         forward: ``forward(model, *args, **kwargs)`` where a plain call is not the inference pass.
         train_forward: A second function captured in training mode.
         units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
+        attention: What goes of attention: whole ``heads``, or ``dims``, the same number of channels of every head.
 
     Raises:
         RuntimeError: ``torch.export`` cannot capture the model.
-        ValueError: ``units`` is none of the three.
+        ValueError: ``units`` or ``attention`` is none of those.
     """
-    if units not in UNITS:
-        raise ValueError(f'units must be one of {", ".join(UNITS)}, got {units!r}')
+    checked('units', units, one_of(UNITS))
+    checked('attention', attention, one_of((HEADS, DIMS)))
     flow = Flow(model, aliases(model))
     batch = batch_size(options)
     program = _capture(flow, forward, options, training=False)
-    inference = _walk(flow, program, batch, counted=True)
+    inference = _walk(flow, program, batch, True, attention)
     branches = find_branches(inference)
     if train_forward is not None:
         program = _capture(flow, train_forward, options, training=True)
-        trained = _walk(flow, program, batch, counted=False)
+        trained = _walk(flow, program, batch, False, attention)
         branches = _in_both_passes(branches, find_branches(trained))
     settle(flow)
     classes = flow.classes()
@@ -133,10 +136,10 @@ def _capture(flow: Flow, forward: Forward | None, options: Options, training: bo
     return program
 
 
-def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool) -> Walked:
+def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool, attention: str) -> Walked:
     """Let labels flow through an exported graph, from its inputs to its outputs."""
     graph = program.graph
-    flow.heads = _find_heads(flow, program, batch)
+    flow.heads = _find_heads(flow, program, batch, attention)
     values, names = _placeholders(flow, program)
     calls: dict[Node, Call] = {}
     whole: set[Node] = set()
@@ -182,8 +185,8 @@ def _settle_draft(flow: Flow, draft: Flow, call: Call | None, values: dict[Node,
     return False
 
 
-def _find_heads(flow: Flow, program: ExportedProgram, batch: int) -> dict[Node, int]:
-    """Views that cut channels into heads -> the dimension that counts them, found in a walk of its own."""
+def _find_heads(flow: Flow, program: ExportedProgram, batch: int, attention: str) -> dict[Node, int]:
+    """Views that cut channels into heads -> the dimension along which they go, found in a walk of its own."""
     calls = [node for node in program.graph.nodes if node.op == 'call_function']
     if not any(has_trait(node, Trait.PRODUCT) for node in calls):
         return {}
@@ -192,7 +195,7 @@ def _find_heads(flow: Flow, program: ExportedProgram, batch: int) -> dict[Node, 
     values, names = _placeholders(trial, program)
     for node in calls:
         values[node] = _labels(Op(trial, node, values, names, batch, counted=False))
-    return heads_of(trial, scout)
+    return heads_of(trial, scout, attention)
 
 
 def _is_dead(node: Node) -> bool:

@@ -39,6 +39,7 @@ def build_gated_model(
     gates: Mapping[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
     units: str = 'channels',
+    attention: str = 'heads',
     **config: Any,
 ) -> nn.Module:
     """A stock model with a gate on every channel group that can be pruned; its output is that of the stock model.
@@ -48,6 +49,7 @@ def build_gated_model(
         gates: Config of the gates; the type is looked up in ``mmprune_gates.MODELS``.
         input_shape: (C, H, W) that MACs are stated for; by default (3, *data_preprocessor.size).
         units: What has gates: ``channels``, whole residual ``blocks``, or ``both``.
+        attention: What has gates in attention: whole ``heads``, or ``dims``, the same channels of every head.
         **config: The architecture's own keys.
 
     Returns:
@@ -59,7 +61,7 @@ def build_gated_model(
     checked('model.gates', gates, optional(MAPPING))
     shape = input_shape_of(input_shape, config)
     model = build_architecture(architecture, config)
-    graph = trace(model, shape, units)
+    graph = trace(model, shape, units, attention)
     if not is_distributed():
         # The Runner would do this later and lose what is attached to the old modules.
         model = revert_sync_batchnorm(model)
@@ -171,7 +173,9 @@ def warn_if_unmoved(model: nn.Module, args: tuple) -> None:
     )
 
 
-def trace(model: nn.Module, input_shape: Sequence[int], units: str = 'channels') -> ChannelGraph:
+def trace(
+    model: nn.Module, input_shape: Sequence[int], units: str = 'channels', attention: str = 'heads'
+) -> ChannelGraph:
     """The channel graph of an OpenMMLab model, every head included; the model does not change.
 
     Of a model whose training pass is not implemented only the inference pass is traced, with a warning.
@@ -179,13 +183,13 @@ def trace(model: nn.Module, input_shape: Sequence[int], units: str = 'channels')
     example = torch.zeros(2, *input_shape)  # two: batch norm over one value cannot train
     plain = revert_sync_batchnorm(copy.deepcopy(model)).cpu()
     try:
-        return trace_channels(plain, example, inference_forward, training_forward, units)
+        return trace_channels(plain, example, inference_forward, training_forward, units, attention)
     except RuntimeError as error:
         if not isinstance(error.__cause__, NotImplementedError):
             raise
         message = f'{type(model).__name__} has no training pass ({error.__cause__}); only its inference pass is traced'
         print_log(message, 'current', logging.WARNING)
-        return trace_channels(plain, example, inference_forward, units=units)
+        return trace_channels(plain, example, inference_forward, units=units, attention=attention)
 
 
 def uniform(graph: ChannelGraph, share: float) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 from mmprune_gates.checks import IMAGE, MAPPING, Rule, checked, is_list, is_shape
 
 GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
-GATE_KEYS = ('gates', 'units')  # of a GatedModel alone
+GATE_KEYS = ('gates', 'units', 'attention')  # of a GatedModel alone
 ADDED_KEYS = ('architecture', 'input_shape', *GATE_KEYS, 'widths', 'removed')  # of both, besides the stock model's own
 SIZE = Rule(
     'one or two positive whole numbers: height and width',

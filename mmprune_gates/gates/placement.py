@@ -51,14 +51,17 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
     """
     behind = {group.name for group in graph.free_channels if sites_suffice(graph, group)}
     readers = {group.name for group in graph.free_channels} - behind
+    summed = {group.name for group in graph.free_channels if is_summed(graph, group)} - behind  # gates at both
     placements = []
     for site in graph.sites:
         if is_needed(site, graph.reads):
-            own = restrict(graph, site.index, behind)
+            own = restrict(graph, site.index, behind | summed)
             placements.append(after(site, own))
     by_reader = {read.weight or read.layer: read for read in graph.reads}
     for read in by_reader.values():
         own = restrict(graph, read.index, readers)
+        gated = read.gated & (restrict(graph, read.index, summed) >= 0)
+        own = own.masked_fill(gated, -1)
         placements.append(before(read, own, graph))
     gates = [(block.gate, block.sites) for block in graph.blocks if block.gate is not None]
     for gate, sites in gates:
@@ -100,6 +103,11 @@ def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
         if used_otherwise and inside(site.index, group).any():
             return False
     return is_read
+
+
+def is_summed(graph: ChannelGraph, group: Group) -> bool:
+    """Whether a product of activations sums over a group, before which no gate can stand."""
+    return any(read.is_summed and bool(inside(read.index, group).any()) for read in graph.reads)
 
 
 def restrict(graph: ChannelGraph, index: Tensor, names: set[str]) -> Tensor:

@@ -113,7 +113,7 @@ class GateDecorator(Pruner):
     Args:
         model, example_inputs, optimizer: As in :class:`Pruner`.
         total_steps: Length of the run; None where each :meth:`step` is told what is left.
-        trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``.
+        trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``, ``attention``.
         cycle: Lengths of the phases in steps, where they are not those of the settings.
         begin: Whether the gates take over the affine of norms now; if not, call :meth:`begin` before training.
         **settings: Fields of :class:`GateDecoratorSettings`.

@@ -101,7 +101,7 @@ class GDP(Pruner):
     Args:
         model, example_inputs, optimizer: As in :class:`Pruner`. The gates are taken out of the optimiser.
         total_steps: Length of the run.
-        trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``.
+        trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``, ``attention``.
         **settings: Fields of :class:`GDPSettings`.
     """
 

@@ -40,7 +40,7 @@ class Pruner:
         example_inputs: As in :func:`~mmprune_gates.trace_channels`; not needed where gates are attached, and
             :meth:`finish` is not called.
         optimizer: The optimiser of the model.
-        forward, train_forward, units: As in :func:`~mmprune_gates.trace_channels`.
+        forward, train_forward, units, attention: As in :func:`~mmprune_gates.trace_channels`.
         exclude: Shell patterns of module paths that stay whole.
 
     Attributes:
@@ -63,6 +63,7 @@ class Pruner:
         forward: Forward | None = None,
         train_forward: Forward | None = None,
         units: str = 'channels',
+        attention: str = 'heads',
         exclude: str | Sequence[str] = (),
     ) -> None:
         self.model, self.optimizer, self.forward = model, optimizer, train_forward or forward
@@ -70,7 +71,8 @@ class Pruner:
         if not has_gates(model):
             if example_inputs is None:
                 raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
-            attach_gates(model, trace_channels(model, example_inputs, forward, train_forward, units), self.gate)
+            graph = trace_channels(model, example_inputs, forward, train_forward, units, attention)
+            attach_gates(model, graph, self.gate)
         self.gates, self.whole_params = gates_of(model), count_parameters(model)
         check_kind(self.gates, type(self))
         check_reached(model, self.gates, patterns('exclude', exclude))

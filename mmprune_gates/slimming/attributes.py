@@ -22,6 +22,7 @@ COUNTS = tuple(
     'num_heads heads n_heads nhead n_head num_attention_heads num_q_heads '
     'num_kv_heads num_key_value_heads kv_heads n_kv_heads num_groups'.split()
 )
+SIZES = tuple('head_dims head_dim head_embed_dims head_size dim_head attention_head_size d_head d_k'.split())
 INNER = tuple(
     'embed_dims embed_dim inner_dim inner_dims inner_dimension all_head_size attn_dim attention_dim hidden_dim '
     'hidden_size d_model dim dims channels'.split()
@@ -41,7 +42,7 @@ def whole_attributes(module: nn.Module, names: Sequence[str]) -> dict[str, int]:
 
 def following_rules(module: nn.Module) -> dict[str, Rule]:
     """What the attributes of a module must be that may follow when heads go."""
-    names = [*whole_attributes(module, (*COUNTS, *INNER)), SHOWN_WIDTH]
+    names = [*whole_attributes(module, (*COUNTS, *SIZES, *INNER)), SHOWN_WIDTH]
     return dict.fromkeys(names, COUNT)
 
 

@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_map
 from mmprune_gates.channels.calls import Options, run
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, inside, within
-from mmprune_gates.channels.heads import Follow, Seen
+from mmprune_gates.channels.heads import DIMS, HEADS, Follow, Seen
 from mmprune_gates.gates.stand_in import given, shown_width
-from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, whole_attributes
+from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
 from mmprune_gates.slimming.stage import ERRORS, Stage, line_of_model_code
 from mmprune_gates.slimming.surgery import masked_copy, slim_model
@@ -33,8 +33,9 @@ from mmprune_gates.slimming.surgery import masked_copy, slim_model
 Masks = dict[str, Tensor]
 Way = tuple[str, ...]  # kinds of attributes that follow
 
-HEADS, WIDTHS, SHAPE = 'heads', 'widths', 'shape'
-WAYS: tuple[Way, ...] = ((HEADS,), (HEADS, WIDTHS), (HEADS, SHAPE), (HEADS, WIDTHS, SHAPE))
+WIDTHS, SHAPE = 'widths', 'shape'
+MORE: tuple[Way, ...] = ((), (WIDTHS,), (SHAPE,), (WIDTHS, SHAPE))
+WAYS: tuple[Way, ...] = tuple((one, *more) for one in (HEADS, DIMS) for more in MORE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +161,7 @@ def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:
     known = set()
     for one in scope.seen:
         module = model.get_submodule(one.module)
-        names = [*COUNTS * (HEADS in way), *INNER * (WIDTHS in way)]
+        names = [*COUNTS * (HEADS in way), *SIZES * (DIMS in way), *INNER * (WIDTHS in way)]
         sizes = whole_attributes(module, names)
         if SHAPE in way:
             sizes[SHOWN_WIDTH] = shown_width(module) or input_width(scope.calls.get(one.module))
