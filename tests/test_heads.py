@@ -14,7 +14,7 @@ from torch import nn
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.budget import Candidates, Limits
-from mmprune_gates.gates import PolarizationGate, attach_gates, detach_gates
+from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates, detach_gates
 from mmprune_gates.gates.stand_in import StandIn, show_width, shown_width
 from mmprune_gates.slimming import apply_widths
 from mmprune_gates.slimming.torch_attention import NarrowAttention, allow_fewer_heads
@@ -336,17 +336,13 @@ def test_channels_of_all_heads_go_where_the_scale_does_not_depend_on_them(kind):
     apply_widths(fresh, json.loads(json.dumps(spec['widths'])))
     fresh.load_state_dict(slim.state_dict(), strict=True)
     assert relative_error(call(fresh, x), call(slim, x)) == 0
-    attach_gates(model, graph, PolarizationGate)
-    assert relative_error(call(model, x), call(detached(model), x)) < 1e-14
-    model.gates.close(graph.kept(kept))
-    assert relative_error(call(model, x), call(slim, x)) < 1e-12
-
-
-def detached(model):
-    """A copy without gates."""
-    plain = copy.deepcopy(model)
-    detach_gates(plain)
-    return plain
+    whole = call(model, x)
+    for gate in (PolarizationGate, DecoratorGate):
+        attach_gates(model, graph, gate)
+        assert relative_error(call(model, x), whole) < 1e-14
+        model.gates.close(graph.kept(kept))
+        assert relative_error(call(model, x), call(slim, x)) < 1e-12
+        detach_gates(model)
 
 
 def test_channels_of_heads_stay_where_torch_divides_by_the_root_of_their_number():

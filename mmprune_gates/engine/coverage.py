@@ -35,12 +35,13 @@ def model_of_config(
     init_default_scope(config.get('default_scope', 'mmengine'))
     model_config = without_pretrained(config.model.to_dict())
     shape = tuple(input_shape or default_input_shape(model_config))
+    attention = model_config.get('attention', 'heads')
     if model_config['type'] == GATED:
         model_config = stock_model(model_config)
     elif 'architecture' in model_config:
         model_config['input_shape'] = shape
     model = revert_sync_batchnorm(MODELS.build(model_config)).eval()
-    return model, trace(model, shape, 'both'), shape
+    return model, trace(model, shape, 'both', attention), shape
 
 
 def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) -> tuple[ChannelGraph, list[int]]:
