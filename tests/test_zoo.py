@@ -247,6 +247,7 @@ def test_one_model_from_its_config_to_the_page(tmp_path):
     path = tmp_path / 'zoo' / 'mmpretrain' / 'lenet.json'
     result = json.loads(path.read_text())
     assert not zoo_table.problems(result) and result['free_groups'] == 4 and result['removal_distance'] > 0.1
+    assert 0 < result['export_s'] <= result['trace_s']
     changed = path.stat().st_mtime_ns
     assert zoo.main(arguments) == 0 and path.stat().st_mtime_ns == changed  # finished ones are not run again
     assert zoo.main([*arguments, '--write', str(tmp_path / 'zoo.md')]) == 0

@@ -16,6 +16,7 @@ from mmengine.structures import PixelData
 from model_checks import example
 from torch import Tensor, nn
 
+from mmprune_gates.channels import trace
 from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.engine.forwards import training_forward
 
@@ -35,8 +36,8 @@ def default_dtype(dtype: torch.dtype):
 
 @contextmanager
 def timed_export(spent: list[float]):
-    """Note the seconds that each ``torch.export.export`` takes."""
-    original = torch.export.export
+    """Note the seconds that ``torch.export`` takes of each trace."""
+    original = trace.export
 
     def timed(*args, **kwargs):
         begin = time.perf_counter()
@@ -45,11 +46,11 @@ def timed_export(spent: list[float]):
         finally:
             spent.append(time.perf_counter() - begin)
 
-    torch.export.export = timed
+    trace.export = timed
     try:
         yield
     finally:
-        torch.export.export = original
+        trace.export = original
 
 
 @torch.no_grad()

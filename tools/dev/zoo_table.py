@@ -40,7 +40,7 @@ largest value, in float64 (float32 where a model's code demands it).
   size differ a little where there is attention.
 - *Frozen*: why, with the share of the MACs of layers that cannot lose any channel. The rest of what is not prunable
   belongs to layers that are frozen in part and to products of activations.
-- *Trace*: seconds on one CPU core (of a busy machine) for both passes, of these `torch.export` itself.
+- *Trace*: seconds on one CPU core (of a busy machine) for both passes; in brackets `torch.export` itself, where it was measured.
 - *Kind*: `transformer` if a module attends over tokens, `mlp` if it neither does nor has an overlapping convolution
   (`tools/dev/zoo_measure.py`).
 """
@@ -180,11 +180,17 @@ def row(name: str, result: Mapping) -> list[str]:
         f'{result["macs"] / 1e9:.2f} G' if traces(result) else '–',
         f'{result["prunable_share"]:.1%}' if traces(result) else '–',
         f'{result["free_groups"]} of {result["groups"]}' if traces(result) else '–',
-        f'{result["trace_s"]:.1f} ({result["export_s"]:.1f})' if traces(result) else '–',
+        seconds(result) if traces(result) else '–',
         *(scientific(result.get(key)) for key in ERRORS),
         'yes' if trains(result) else 'stock does not' if 'stock' in result.get('failures', {}) else 'no',
         escape('; '.join(frozen(result)[:3])) or '–',
     ]
+
+
+def seconds(result: Mapping) -> str:
+    """How long the trace took, and of that the export where it was measured."""
+    export = result['export_s']
+    return f'{result["trace_s"]:.1f}' + ('' if export is None else f' ({export:.1f})')
 
 
 def scientific(value: float | None) -> str:
