@@ -40,7 +40,8 @@ largest value, in float64 (float32 where a model's code demands it).
   size differ a little where there is attention.
 - *Frozen*: why, with the share of the MACs of layers that cannot lose any channel. The rest of what is not prunable
   belongs to layers that are frozen in part and to products of activations.
-- *Trace*: seconds on one CPU core (of a busy machine) for both passes; in brackets `torch.export` itself, where it was measured.
+- *Trace*: seconds on one CPU core (of a busy machine) for both passes; in brackets `torch.export` itself, where it was
+  measured.
 - *Kind*: `transformer` if a module attends over tokens, `mlp` if it neither does nor has an overlapping convolution
   (`tools/dev/zoo_measure.py`).
 """
