@@ -132,7 +132,6 @@ class Positions(nn.Module):
         (ResponseNorm(6), BEHIND),
         (GRN(6), NONE),
         (Softmax(), BEHIND),
-        (Factors(), BEHIND),
         (nn.Softmax(1), BEHIND),
         (Positions(), AMONG),
     ],
@@ -217,11 +216,11 @@ def test_a_layer_norm_counts_its_dimension_from_the_end():
     }
 
 
-def test_what_a_product_costs_does_not_depend_on_the_channels():
+def test_products_that_sum_over_channels_keep_no_width():
     _, graph, _ = traced(Around(Factors()))
     layers = 9 * 3 * 6 * 64 + 6 * 4 * 64
-    assert graph.macs() == layers + 2 * 6 * 6 * 64
-    assert graph.macs({'a.0': torch.arange(6) < 3}) == layers // 2 + 2 * 6 * 6 * 64
+    assert not graph.full_width and graph.macs() == layers + 2 * 6 * 6 * 64
+    assert graph.macs({'a.0': torch.arange(6) < 3}) == layers // 2 + 2 * 3 * 3 * 64
 
 
 @pytest.mark.parametrize(
@@ -302,7 +301,7 @@ class Products(nn.Module):
     """Two arguments, and what it makes of them."""
 
     def forward(self, x, y):
-        return (x.flatten(2) @ y.flatten(2).transpose(1, 2) @ x.flatten(2)).view(x.shape)
+        return x.softmax(1) * y
 
 
 class SameTwice(Around):
@@ -339,7 +338,7 @@ class Tied(Around):
     ('net', 'reason'),
     [
         (lambda: Keyword(nn.GroupNorm(2, 6)), 'normalised over'),
-        (lambda: SameTwice(Products()), 'multiplied as a matrix'),
+        (lambda: SameTwice(Products()), 'normalised over'),
         (lambda: FirstOfTwo(WithSize(2, 6)), 'normalised over'),
         (lambda: Tied(nn.GroupNorm(2, 6)), 'held by a module'),
     ],

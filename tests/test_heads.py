@@ -251,6 +251,19 @@ def test_a_stand_in_shows_another_width():
     assert torch.equal(torch.export.export(module, (x,), strict=False).module()(x), module.layer(x))
 
 
+def test_a_slim_net_with_a_stand_in_is_compiled_copied_and_watched():
+    build, name, _ = KINDS['mmseg window']
+    model, graph, x = traced(build())
+    slim_model(model, graph, {name: torch.tensor([True, False, True])})
+    expected = call(model, x)
+    assert relative_error(call(copy.deepcopy(model), x), expected) == 0
+    assert relative_error(call(torch.compile(copy.deepcopy(model), backend='eager'), x), expected) < 1e-12
+    seen = []
+    model.attn.qkv.register_full_backward_hook(lambda module, made, given: seen.append(given[0].shape))
+    model(x).sum().backward()
+    assert seen == [(len(x), TOKENS, 2 * C)]
+
+
 def test_what_computes_with_a_stand_in_gets_what_it_stands_for():
     module, x = ReadsShape(uses=True), torch.randn(3, 6)
     show_width(module, 4)
@@ -354,3 +367,50 @@ def test_channels_of_heads_stay_where_torch_divides_by_the_root_of_their_number(
 def test_unknown_parts_of_attention_are_refused():
     with pytest.raises(ValueError, match="attention must be one of .'dims', 'heads'., got 'both'"):
         trace_channels(nn.Linear(2, 2), torch.zeros(1, 2), attention='both')
+
+
+class Tutorial(nn.Module):
+    """One head without a view; the scale is a tensor, computed from the width. It does not run without data."""
+
+    def __init__(self, fixed):
+        super().__init__()
+        self.q, self.k, self.v, self.fixed = nn.Linear(C, 8), nn.Linear(C, 8), nn.Linear(C, C), fixed
+
+    def forward(self, x):
+        x = x + torch.arange(TOKENS)[:, None].to(x.dtype)
+        q, k = self.q(x), self.k(x)
+        width = torch.tensor(8 if self.fixed else q.shape[-1])
+        return (q @ k.transpose(-2, -1) / torch.sqrt(width)).softmax(-1) @ self.v(x)
+
+
+def test_a_scale_that_is_computed_from_a_width_is_found_by_its_result():
+    _, graph, _ = traced(Tutorial(fixed=False))
+    assert graph.group('attn.q').frozen == 'Tutorial computes something else with fewer heads'
+    model, graph, x = traced(Tutorial(fixed=True))
+    error, distance, *_ = removal_errors(model, graph, x, {'attn.q': torch.arange(8) < 5})
+    assert error < 1e-12 and distance > 1e-3
+
+
+class TwoUses(Tutorial):
+    """A layer reads q twice, of which a gate behind it scales only one; q and k besides have a product."""
+
+    def __init__(self, sigmoid_last):
+        super().__init__(fixed=True)
+        self.reader, self.sigmoid_last = nn.Linear(8, C), sigmoid_last
+
+    def forward(self, x):
+        q = self.q(x)
+        uses = [q.sigmoid(), q] if not self.sigmoid_last else [q, q.sigmoid()]
+        return super().forward(x) + sum(map(self.reader, uses))
+
+
+@pytest.mark.parametrize('sigmoid_last', [False, True])
+def test_a_reader_is_gated_if_one_of_its_calls_needs_it(sigmoid_last):
+    model, graph, x = traced(TwoUses(sigmoid_last))
+    kept = {'attn.q': torch.arange(8) < 5}
+    assert removal_errors(model, graph, x, kept)[0] < 1e-12
+    slim = copy.deepcopy(model)
+    slim_model(slim, graph, kept)
+    attach_gates(model, graph, PolarizationGate)
+    model.gates.close(graph.kept(kept))
+    assert relative_error(call(model, x), call(slim, x)) < 1e-12

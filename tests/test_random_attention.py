@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.fused, self.op, self.source, self.masked = fused, op, source, mask
         self.queries = queries if fused == 'separate' and heads > queries else 1
         self.num_heads, self.num_kv_heads = heads, heads // self.queries
-        self.head_dim = c // heads if source == 'shape' else 3
+        self.head_dim = c // heads if source == 'shape' else 4
         self.inner_dim = heads * self.head_dim
         self.scale = self.head_dim**-0.5
         if fused == 'separate':
@@ -212,9 +212,9 @@ def heads_go_exactly(c, token, layers, seed, units, attention):
     inputs = example((3, 2 * SIDE, 2 * SIDE), seed=seed)
     graph = trace_channels(model, (inputs,), units=units, attention=attention)
     heads = [group for group in graph.groups if '.attn.' in group.name]
-    own_scale = all(kind is Attention and options[3] != 'sdpa' for kind, _, *options in layers)
+    own_scale = all(kind is Attention and options[2] != 'sdpa' for kind, _, *options in layers)
     assert heads and (attention == 'dims' and not own_scale or not any(group.frozen for group in heads))
-    kept = random_kept(graph, seed)
+    kept = random_kept(graph, seed, share=None)
     kept |= {block.name: torch.tensor([(seed >> place) % 2 == 1]) for place, block in enumerate(graph.gated_blocks)}
     kept |= {block.last: kept[block.last] & bool(seed % 3) for block in graph.blocks if block.last}
     error, _, slim, spec = removal_errors(model, graph, inputs, kept)

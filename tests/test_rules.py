@@ -215,6 +215,12 @@ PAIRS = {  # channels i and i + 3, or 2 i and 2 i + 1, go together
     'conv_groups': nn.Conv2d(6, 4, 1, groups=2, bias=False),
     'pixel_shuffle': lambda x: F.pixel_shuffle(torch.stack([x, x], 2).flatten(1, 2), 2),
 }
+SUMMED = {  # a product sums over them: both factors lose the same ones
+    'matmul(channels)': lambda x: torch.matmul(x.flatten(2).transpose(1, 2), x.flatten(2))[..., None],
+    'bmm(channels)': lambda x: torch.bmm(x.flatten(2).transpose(1, 2), x.flatten(2))[..., None],
+    'mm': lambda x: torch.mm(x.flatten(1), x.flatten(1).t())[..., None, None],
+    'einsum(channels)': lambda x: torch.einsum('nchw,nciw->nhi', x, x)[..., None],
+}
 STAY = {  # nothing can go, for the reason
     'split': (lambda x: torch.cat(x.split(3, 1), 1), 'split at sizes'),
     'split_with_sizes': (lambda x: torch.cat(x.split([2, 4], 1), 1), 'split at sizes'),
@@ -241,14 +247,10 @@ STAY = {  # nothing can go, for the reason
     'add(rigid)': (lambda x: x + torch.ones(6, 1, 1), 'no removable channels there'),
     'pool(channels)': (lambda x: F.max_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1)[..., None], 'resampled along'),
     'pad(channels)': (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1)), 'padded along'),
-    'matmul(channels)': (lambda x: torch.matmul(x.flatten(2).transpose(1, 2), x.flatten(2))[..., None], 'as a matrix'),
     'matmul(vector)': (lambda x: (x.flatten(2) @ torch.ones(16).to(x))[..., None, None], 'as a matrix'),
     'matmul(rigid)': (lambda x: x @ torch.ones(6, 4, 4).to(x), 'no removable channels there'),
-    'bmm(channels)': (lambda x: torch.bmm(x.flatten(2).transpose(1, 2), x.flatten(2))[..., None], 'as a matrix'),
-    'mm': (lambda x: torch.mm(x.flatten(1), x.flatten(1).t())[..., None, None], 'as a matrix'),
-    'einsum(channels)': (lambda x: torch.einsum('nchw,nciw->nhi', x, x)[..., None], 'as a matrix'),
     'einsum(one)': (lambda x: torch.einsum('nchw->nhwc', x), 'as a matrix'),
-    'attention(width)': (lambda x: attended(x.flatten(2).transpose(1, 2)), 'as a matrix'),
+    'attention(width)': (lambda x: attended(x.flatten(2).transpose(1, 2)), 'divided by the square root'),
     'attention(tokens)': (lambda x: attended(x.flatten(2)), 'attended over channels'),
     'attention(mask)': (
         lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(6, 4, 4).to(x)),
@@ -312,6 +314,11 @@ def test_pairs_of_channels_go_together(name):
     check(PAIRS[name], TIED, GATE)
 
 
+@pytest.mark.parametrize('name', SUMMED)
+def test_channels_that_are_summed_over_go_from_both_factors(name):
+    check(SUMMED[name], FREE, GATE)
+
+
 @pytest.mark.parametrize('name', STAY)
 def test_frozen_for_a_reason(name):
     op, reason = STAY[name]
@@ -321,7 +328,7 @@ def test_frozen_for_a_reason(name):
 
 
 def test_every_row_of_the_table_is_tested():
-    names = {name.partition('(')[0].rstrip('_') for cases in (SAME, ZERO, FLAT, PAIRS, STAY) for name in cases}
+    names = {name.partition('(')[0].rstrip('_') for cases in (SAME, ZERO, FLAT, PAIRS, SUMMED, STAY) for name in cases}
     elsewhere = {'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'}  # toy nets
     assert set(TABLE) - names - elsewhere == set()
 

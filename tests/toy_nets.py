@@ -334,10 +334,10 @@ class Decoder(Toy):
 
 
 class AttentionProduct(Toy):
-    """Non-local block: channels that are summed over stay, those that are mixed over places go; all products count."""
+    """Non-local block: channels that are summed over go from query and key; all products count."""
 
-    free = {'a.0': 6, 'out.0': 5}
-    frozen = {'query': 'multiplied as a matrix', 'key': 'multiplied', 'head': 'an output'}
+    free = {'a.0': 6, 'query': 4, 'out.0': 5}
+    frozen = {'head': 'an output'}
     macs = P * 9 * 6 * 3 + 2 * P * 4 * 6 + P * P * 4 + P * P * 6 + P * 5 * 6 + P * 4 * 5
 
     def __init__(self):

@@ -110,7 +110,7 @@ def _find_seen(flow: Flow, numbering: Numbering) -> tuple[Seen, ...]:
     """What modules view that holds heads."""
     if not flow.cuts:
         return ()
-    heads = numbering.channels(np.concatenate(flow.cuts))
+    heads = numbering.channels(np.concatenate([ids for _, ids in flow.cuts]))
     indices = [numbering.channels(ids) for _, ids in flow.seen]
     return find_seen(flow.seen, indices, heads[heads >= 0])
 

@@ -9,7 +9,6 @@ from math import prod
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ class Read(Generic[Index]):
 
     Attributes:
         layer: Module path of the reader.
-        weight: Name of its weight; None for a module that keeps its full width.
+        weight: Name of its weight; None for a module that keeps its full width, and for a product.
         parameter: That name, seen from the layer.
         in_dim: Dimension of the weight that reads them, or None.
         dim: Channel dimension of its input; -1, the last, for a linear layer.
@@ -53,22 +52,13 @@ class Read(Generic[Index]):
     weight_size: int = 0
     direct: bool = True
 
-    @classmethod
-    def summed(cls, layer: str, index: Index, sites: frozenset[str]) -> Read[Index]:
-        """Channels that a product of activations sums over: no gate can stand before it, all rely on those at sites.
 
-        Args:
-            layer: Path of the module that multiplies.
-            index: (C,) the channels.
-            sites: Where gates scale them.
-        """
-        gated = torch.ones(len(index), dtype=torch.bool)
-        return cls(layer=layer, dim=-1, index=index, gated=gated, sites=sites, input_size=0, direct=False)
+@dataclass(frozen=True, kw_only=True)
+class Summed(Read[Index]):
+    """A product of activations that sums over channels: no gate can stand before it, so that it relies on sites."""
 
-    @property
-    def is_summed(self) -> bool:
-        """Whether a product of activations reads the channels, not a layer."""
-        return self.weight is None and not self.input_size
+    dim: int = -1
+    input_size: float = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +186,8 @@ class Flow:
         calls: How often each module without submodules is called, by path.
         plain: Options by path of the modules that take and return one tensor.
         odd: Paths of modules that are called in other ways.
-        heads: Views that cut channels into heads -> the dimension of their result that counts the heads.
-        cuts: The channels that those views have made of heads, one for each head.
+        heads: Views that cut channels into heads -> the dimension of their result along which channels go.
+        cuts: The channels along that dimension of those views, each with the path of its module.
         seen: Channels that a module's code views in another shape, and the path of the module.
         scout: Looks for such views; None in a walk that makes use of what it has found.
     """
@@ -218,7 +208,7 @@ class Flow:
     plain: dict[str, Options] = field(default_factory=dict)
     odd: set[str] = field(default_factory=set)
     heads: Mapping[Node, int] = field(default_factory=dict)
-    cuts: list[Ids] = field(default_factory=list)
+    cuts: list[tuple[str, Ids]] = field(default_factory=list)
     seen: list[tuple[str, Ids]] = field(default_factory=list)
     scout: Scout | None = None
 

@@ -66,6 +66,13 @@ def heads_of(flow: Flow, scout: Scout, attention: str = HEADS) -> dict[Node, int
     return heads | _cuts_along([*scout.summed, *_beside(heads, flow, scout)], flow, scout)
 
 
+def tie_cuts(flow: Flow) -> None:
+    """Let all heads of a module lose the same channels, those of v like those of q and k: one number counts them."""
+    first: dict[tuple[str, int], Ids] = {}
+    for layer, ids in flow.cuts:
+        flow.unite(first.setdefault((layer, len(ids)), ids), ids)
+
+
 def _beside(heads: Mapping[Node, int], flow: Flow, scout: Scout) -> list[Ids]:
     """What lies along the last other dimension of views that count heads and are not cut further."""
     classes = flow.classes()

@@ -206,8 +206,9 @@ def _join(op: Op, dim: int) -> Axis:
 def view(op: Op) -> Result:
     """view, reshape, flatten, squeeze, ...: channels follow their elements.
 
-    Where a dimension is split, only one of its parts can shrink in a rectangular way: the one that counts heads, or
-    that is given as -1 in the code, or else the last; channels at the same place of the other parts are tied.
+    Where a dimension is split, only one of its parts can shrink in a rectangular way: the one along which heads or
+    their channels go, or that is given as -1 in the code, or else the last; channels at the same place of the other
+    parts are tied.
     """
     x = op.x
     if UNKNOWN in (*x.shape, *op.shape):
@@ -251,7 +252,7 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
     rows = lines(positions, along)
     relaid = replace(axis, dim=shrinks, ids=axis.ids[rows[0]], state=axis.state[rows].min(axis=0))
     if op.node in op.flow.heads:
-        op.flow.cuts.append(relaid.ids)
+        op.flow.cuts.append((op.layer, relaid.ids))
     return [relaid]
 
 

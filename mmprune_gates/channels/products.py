@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mmprune_gates.channels.flow import Read
+import torch
+
+from mmprune_gates.channels.flow import Summed
 from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
 from mmprune_gates.channels.op import Op, Result
 from mmprune_gates.channels.pointwise import MIXED, meet, scaled_once
@@ -83,7 +85,8 @@ class Product:
             return
         first, second = axes
         flow.unite(first.ids, second.ids)
-        flow.reads.append(Read.summed(self.op.layer, gated[0].ids, gated[0].sites))
+        everything = torch.ones(len(first.ids), dtype=torch.bool)
+        flow.reads.append(Summed(layer=self.op.layer, index=first.ids, gated=everything, sites=gated[0].sites))
 
     def _summed(self) -> list[str]:
         """Dimensions that the result does not have, each once."""

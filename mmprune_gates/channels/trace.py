@@ -19,7 +19,7 @@ from mmprune_gates.channels.calls import Forward, Options, batch_size, noted_cal
 from mmprune_gates.channels.flow import Flow, Scout
 from mmprune_gates.channels.full_width import Call, computes_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
-from mmprune_gates.channels.heads import DIMS, HEADS, heads_of
+from mmprune_gates.channels.heads import DIMS, HEADS, heads_of, tie_cuts
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names
@@ -77,6 +77,8 @@ def read_graph(
         trained = _walk(flow, program, batch, False, attention)
         branches = _in_both_passes(branches, find_branches(trained))
     settle(flow)
+    if attention == DIMS:
+        tie_cuts(flow)
     classes = flow.classes()
     branches = with_own_names([branch for branch in branches if branch.terms and branch.keeps_channels(classes)])
     if units != 'channels':

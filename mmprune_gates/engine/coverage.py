@@ -35,8 +35,9 @@ def model_of_config(
     init_default_scope(config.get('default_scope', 'mmengine'))
     model_config = without_pretrained(config.model.to_dict())
     shape = tuple(input_shape or default_input_shape(model_config))
-    attention = model_config.get('attention', 'heads')
+    attention = 'heads'
     if model_config['type'] == GATED:
+        attention = model_config.get('attention', attention)
         model_config = stock_model(model_config)
     elif 'architecture' in model_config:
         model_config['input_shape'] = shape

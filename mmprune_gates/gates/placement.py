@@ -8,12 +8,12 @@ norm costs O(channels). Elsewhere the gate stands before the readers. Weights or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mmprune_gates.channels.flow import Read, Site
+from mmprune_gates.channels.flow import Read, Site, Summed
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, inside
 
@@ -47,7 +47,8 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
 
     Returns:
         At most one placement per module and side for the channels; together they act on every reader of every free
-        group, once. Then those of residual blocks, behind what ends their branches.
+        group: once, or at a site and again before it where another reader of the channels needs the site. Then those
+        of residual blocks, behind what ends their branches.
     """
     behind = {group.name for group in graph.free_channels if sites_suffice(graph, group)}
     readers = {group.name for group in graph.free_channels} - behind
@@ -57,8 +58,7 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
         if is_needed(site, graph.reads):
             own = restrict(graph, site.index, behind | summed)
             placements.append(after(site, own))
-    by_reader = {read.weight or read.layer: read for read in graph.reads}
-    for read in by_reader.values():
+    for read in readers_of(graph):
         own = restrict(graph, read.index, readers)
         gated = read.gated & (restrict(graph, read.index, summed) >= 0)
         own = own.masked_fill(gated, -1)
@@ -107,7 +107,17 @@ def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
 
 def is_summed(graph: ChannelGraph, group: Group) -> bool:
     """Whether a product of activations sums over a group, before which no gate can stand."""
-    return any(read.is_summed and bool(inside(read.index, group).any()) for read in graph.reads)
+    return any(isinstance(read, Summed) and bool(inside(read.index, group).any()) for read in graph.reads)
+
+
+def readers_of(graph: ChannelGraph) -> list[Read]:
+    """Every layer and module before which a gate can stand, once; a position is gated if it is in all its calls."""
+    found: dict[str, Read] = {}
+    for read in graph.reads:
+        if not isinstance(read, Summed):
+            earlier = found.setdefault(read.weight or read.layer, read)
+            found[read.weight or read.layer] = replace(read, gated=read.gated & earlier.gated)
+    return list(found.values())
 
 
 def restrict(graph: ChannelGraph, index: Tensor, names: set[str]) -> Tensor:

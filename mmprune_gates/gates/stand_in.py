@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -60,7 +61,7 @@ class StandIn(Tensor):
         kwargs = kwargs or {}
         if function in SHOWN and isinstance(args[0], StandIn):
             return SHOWN[function](*args, **kwargs)
-        args, kwargs = tree_map_only(StandIn, lambda shown: shown.given, (tuple(args), kwargs))
+        args, kwargs = given((tuple(args), kwargs))
         return function(*args, **kwargs)
 
     @classmethod
@@ -86,10 +87,10 @@ def _permute(shown: StandIn, *dims: Any) -> StandIn:
     return StandIn.of(shown.given.permute(order), order.index(shown.along), shown.width)
 
 
-def _transpose(shown: StandIn, first: int, second: int) -> StandIn:
+def _transpose(shown: StandIn, dim0: int, dim1: int) -> StandIn:
     """``Tensor.transpose``."""
     order = list(range(shown.given.dim()))
-    order[first], order[second] = order[second], order[first]
+    order[dim0], order[dim1] = order[dim1], order[dim0]
     return _permute(shown, order)
 
 
@@ -102,15 +103,22 @@ def _pad(shown: StandIn, pad: Sequence[int], *args: Any, **kwargs: Any) -> Tenso
 def _view(shown: StandIn, *sizes: Any) -> Tensor:
     """``Tensor.view`` and ``Tensor.reshape``: where the size that is shown stands by itself, it is shown there."""
     sizes = _flat(sizes)
-    if -1 in sizes:
-        rest = prod(size for size in sizes if size != -1)
-        sizes = tuple(prod(shown.sizes()) // rest if size == -1 else size for size in sizes)
+    if isinstance(sizes[0], torch.dtype):
+        return shown.given.view(*sizes)
+    as_shown = _without_minus_one(sizes, prod(shown.sizes()))
     behind = prod(shown.given.shape[shown.along + 1 :])
     for dim in reversed(range(len(sizes))):
-        if sizes[dim] == shown.width and prod(sizes[dim + 1 :]) == behind:
-            own = (*sizes[:dim], shown.given.shape[shown.along], *sizes[dim + 1 :])
+        own = (*as_shown[:dim], shown.given.shape[shown.along], *as_shown[dim + 1 :])
+        stands_alone = as_shown[dim] == shown.width and prod(as_shown[dim + 1 :]) == behind
+        if stands_alone and prod(own) == shown.given.numel():
             return StandIn.of(shown.given.reshape(own), dim, shown.width)
     return shown.given.reshape(sizes)
+
+
+def _without_minus_one(sizes: tuple, elements: int) -> tuple:
+    """Sizes with that of the dimension that is given as -1."""
+    rest = prod(size for size in sizes if size != -1)
+    return tuple(elements // rest if size == -1 else size for size in sizes)
 
 
 def _flat(numbers: tuple) -> tuple:
@@ -139,6 +147,11 @@ def show_width(module: Any, width: int) -> None:
     """
     if shown_width(module) is None:
         module.register_forward_pre_hook(_show)
+        # torch.compile knows no stand-ins; a copy of a module has a copy of its methods
+        module.forward = MethodType(torch.compiler.disable(type(module).forward), module)
+        for layer in module.modules():  # their hooks, backward ones too, are to meet the tensor itself
+            if layer is not module:
+                layer.register_forward_pre_hook(_hand_over, prepend=True)
     setattr(module, WIDTH, width)
 
 
@@ -147,12 +160,17 @@ def shown_width(module: nn.Module) -> int | None:
     return getattr(module, WIDTH, None)
 
 
-def given(args: tuple) -> tuple:
-    """Arguments of a module with what stand-ins stand for in place of them."""
-    return tuple(one.given if isinstance(one, StandIn) else one for one in args)
+def given(args: Any) -> Any:
+    """Arguments, nested or not, with what stand-ins stand for in place of them."""
+    return tree_map_only(StandIn, lambda shown: shown.given, args)
 
 
 def _show(module: nn.Module, args: tuple) -> tuple:
     """Forward pre-hook: the stand-in in place of the input."""
     x, *rest = args
     return (StandIn.of(x, x.dim() - 1, getattr(module, WIDTH)), *rest)
+
+
+def _hand_over(layer: nn.Module, args: tuple) -> tuple:
+    """Forward pre-hook of a layer: the input in place of the stand-in for it."""
+    return given(args)

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmprune_gates.channels.calls import Options, run
+from mmprune_gates.channels.flow import Summed
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Group, inside, within
-from mmprune_gates.channels.heads import DIMS, HEADS, Follow, Seen
+from mmprune_gates.channels.groups import Group, inside
+from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.gates.stand_in import given, shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
@@ -33,9 +34,9 @@ from mmprune_gates.slimming.surgery import masked_copy, slim_model
 Masks = dict[str, Tensor]
 Way = tuple[str, ...]  # kinds of attributes that follow
 
-WIDTHS, SHAPE = 'widths', 'shape'
+COUNT, SIZE, WIDTHS, SHAPE = 'count', 'size', 'widths', 'shape'
 MORE: tuple[Way, ...] = ((), (WIDTHS,), (SHAPE,), (WIDTHS, SHAPE))
-WAYS: tuple[Way, ...] = tuple((one, *more) for one in (HEADS, DIMS) for more in MORE)
+WAYS: tuple[Way, ...] = tuple((one, *more) for one in (COUNT, SIZE) for more in MORE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,7 @@ def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
     places: dict[str, list[Group]] = defaultdict(list)
     for group in graph.free_channels:
         holders = {one.module for one in graph.seen if inside(one.index, group).any()}
+        holders |= {one.layer for one in graph.reads if isinstance(one, Summed) and inside(one.index, group).any()}
         if holders:
             holders |= {holder_of(name) for name in tensors_of(graph, group)}
             places[common_path(holders)].append(group)
@@ -142,16 +144,15 @@ def common_path(paths: Iterable[str]) -> str:
 
 
 def first_calls(stage: Stage) -> dict[str, Options]:
-    """Module path -> arguments of its first call, for all modules but the model itself."""
+    """Module path -> arguments of its first call, for all modules; the model itself may not be called."""
     calls: dict[str, Options] = {}
 
     def note(path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        calls.setdefault(path, (given(args), kwargs))
+        calls.setdefault(path, given((args, kwargs)))
 
     model = copy.deepcopy(stage.model)
     for path, module in model.named_modules():
-        if path:
-            module.register_forward_pre_hook(partial(note, path), with_kwargs=True)
+        module.register_forward_pre_hook(partial(note, path), with_kwargs=True)
     stage.run(model)
     return calls
 
@@ -161,7 +162,7 @@ def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:
     known = set()
     for one in scope.seen:
         module = model.get_submodule(one.module)
-        names = [*COUNTS * (HEADS in way), *SIZES * (DIMS in way), *INNER * (WIDTHS in way)]
+        names = [*COUNTS * (COUNT in way), *SIZES * (SIZE in way), *INNER * (WIDTHS in way)]
         sizes = whole_attributes(module, names)
         if SHAPE in way:
             sizes[SHOWN_WIDTH] = shown_width(module) or input_width(scope.calls.get(one.module))
@@ -217,27 +218,27 @@ def difference(module: nn.Module, part: ChannelGraph, masks: Masks, options: Opt
 
 
 def fewer_heads(groups: Sequence[Group]) -> list[Masks]:
-    """Masks that take one head of each group, and masks that leave one."""
-    all_but_one = {}
-    only_one = {}
-    for group in groups:
-        chosen = torch.arange(group.size) == group.size // 2
-        all_but_one[group.name] = ~chosen
-        only_one[group.name] = chosen
-    return [all_but_one, only_one]
+    """Masks that take one channel of the first group, two of the second and so on, and masks that leave as many."""
+    few_less = {}
+    few = {}
+    for number, group in enumerate(groups):
+        place = (torch.arange(group.size) - group.size // 2) % group.size
+        chosen = place < min(1 + number % 3, group.size - 1)
+        few_less[group.name] = ~chosen
+        few[group.name] = chosen
+    return [few_less, few]
 
 
 def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> ChannelGraph:
     """What slimming has to know of the module at a path."""
+    prefix = f'{path}.' if path else ''
 
     def own(names: Iterable[str]) -> dict[str, str]:
-        return {name: name.removeprefix(f'{path}.') for name in names if within(name, (path,))}
+        return {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
 
     slots = {short: graph.slots[name] for name, short in own(graph.slots).items()}
     full_width = {short: graph.full_width[name] for name, short in own(graph.full_width).items()}
-    inner = tuple(
-        replace(one, module='' if one.module == path else one.module.removeprefix(f'{path}.')) for one in follows
-    )
+    inner = tuple(replace(one, module='' if one.module == path else one.module.removeprefix(prefix)) for one in follows)
     return replace(graph, slots=slots, full_width=full_width, follows=inner, blocks=())
 
 
