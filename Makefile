@@ -33,10 +33,10 @@ demo: setup
 	PYTHONWARNINGS=ignore $(BIN)/python tools/dev/demo.py --seed $(SEED)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --durations=30
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow --durations=30
 
 lint: setup
 	$(BIN)/ruff check .

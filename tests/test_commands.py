@@ -22,7 +22,7 @@ def test_every_tool_that_is_named_exists():
 
 
 @pytest.mark.models
-@pytest.mark.parametrize('name', slow_but(('train.py', 'dev/density.py'), TOOLS))
+@pytest.mark.parametrize('name', slow_but(('dev/density.py',), TOOLS))
 def test_a_tool_of_each_room_starts_from_any_folder(name, tmp_path):
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / name), '--help']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}

@@ -170,11 +170,12 @@ def keep_output(module, args, output):
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'shape'),
     [
         ('mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-20k_voc12aug-512x512.py', (3, 64, 64)),
-        pytest.param('mmpretrain::vgg/vgg11_8xb32_in1k.py', (3, 224, 224), marks=pytest.mark.slow),
+        ('mmpretrain::vgg/vgg11_8xb32_in1k.py', (3, 224, 224)),
     ],
 )
 def test_conversion_of_stock_models_keeps_their_function(name, shape):

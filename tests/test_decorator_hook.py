@@ -343,6 +343,7 @@ def rank_main(rank, address, folder):
     torch.save({'kept': run.kept.vector, 'score': score, 'alone': alone}, f'{folder}/{rank}.pth')
 
 
+@pytest.mark.slow
 def test_every_rank_closes_the_same(tmp_path):
     address = f'file://{tmp_path}/meet'
     torch.multiprocessing.spawn(rank_main, (address, str(tmp_path)), nprocs=2)

@@ -163,6 +163,7 @@ def slimmed_run(tiny_config, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_with_gates_on_blocks_ends_in_a_model_without_some(slimmed_run):
     report, slim, removed = slimmed_run('blocks', target_macs=0.8)
     blocks = report['blocks']

@@ -141,6 +141,7 @@ def test_a_slim_segmentor_becomes_one_file_that_says_where_it_comes_from(product
     assert str(product) not in str(proto) and '.py' not in str(proto.graph)  # nothing of this machine
 
 
+@pytest.mark.slow
 def test_a_label_map_of_any_size_is_what_the_model_predicts(product, tmp_path):
     out = tmp_path / 'slim.onnx'
     paths = [str(product / 'slim.py'), str(product / 'slim.pth'), str(out)]

@@ -1,6 +1,6 @@
 """Nets put together at random from what real ones are made of: whatever the graph says, removal is exact.
 
-``MMPRUNE_GATES_EXAMPLES`` is the number of nets, drawn anew; by default 30, in the slow suite 300, always the same.
+``MMPRUNE_GATES_EXAMPLES`` is the number of nets, drawn anew; by default 25, in the slow suite 300, always the same.
 """
 
 import copy
@@ -235,7 +235,7 @@ def tried(check, number, **strategies):
     own(given(**strategies)(check))()
 
 
-@pytest.mark.parametrize('number', slow_but((30,), (30, 300)))
+@pytest.mark.parametrize('number', slow_but((25,), (25, 300)))
 def test_removal_is_exact_in_random_nets(number):
     units = st.sampled_from(['channels', 'channels', 'both', 'blocks'])
     tried(removal_is_exact, number, net=nets, seed=st.integers(0, 1000), units=units)

@@ -43,7 +43,7 @@ def test_a_tool_that_imports_its_models_first_starts():
 
 
 @pytest.mark.skipif(not compat.has_package('mmseg'), reason='mmsegmentation is not installed')
-@pytest.mark.parametrize('name', slow_but(('gdp',), ('dense', 'gdp')))
+@pytest.mark.parametrize('name', slow_but(('dense',), ('dense', 'gdp')))
 def test_get_flops_reads_dense_and_gated_configs(name):
     config = STOCK.parents[1] / 'configs' / 'demo' / f'{name}_deeplabv3plus_scenes.py'
     done = run_stock('mmseg:analysis_tools/get_flops.py', config, '--shape', '64', '96')

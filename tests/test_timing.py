@@ -153,6 +153,7 @@ def test_a_table_of_other_settings_is_refused(measured, capsys):
     assert 'was measured with threads 1, not 2' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.models
 def test_a_run_prunes_to_it_and_slimming_states_the_verdict(measured, capsys):
     config = str(measured / 'config.py')
