@@ -215,6 +215,8 @@ def heads_go_exactly(c, token, layers, seed, units, attention):
     own_scale = all(kind is Attention and options[2] != 'sdpa' for kind, _, *options in layers)
     assert heads and (attention == 'dims' and not own_scale or not any(group.frozen for group in heads))
     kept = random_kept(graph, seed, share=None)
+    for name in [group.name for group in heads if not group.frozen]:
+        kept[name][:2] |= attention == 'dims'  # einsum calls nothing a product that sums over one channel
     kept |= {block.name: torch.tensor([(seed >> place) % 2 == 1]) for place, block in enumerate(graph.gated_blocks)}
     kept |= {block.last: kept[block.last] & bool(seed % 3) for block in graph.blocks if block.last}
     error, _, slim, spec = removal_errors(model, graph, inputs, kept)
