@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.channels.cost import Cost
-from mmprune_gates.channels.flow import FullWidth, Read, Site
+from mmprune_gates.channels.flow import FullWidth, Read, Site, Summed
 from mmprune_gates.channels.groups import Block, Group, inside
 from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.channels.kept import Kept, kept_of
@@ -127,6 +127,10 @@ class ChannelGraph:
         if found is None:
             raise KeyError(f'no channel group {name!r}; groups: {", ".join(g.name for g in self.groups)}')
         return found
+
+    def products(self, group: Group) -> list[Summed]:
+        """Products of activations that sum over channels of a group."""
+        return [read for read in self.reads if isinstance(read, Summed) and inside(read.index, group).any()]
 
     def rows(self, group: Group) -> int:
         """Rows, or columns, of weights that one channel of a group is in any layer, at least.

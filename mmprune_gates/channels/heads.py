@@ -59,11 +59,11 @@ def heads_of(flow: Flow, scout: Scout, attention: str = HEADS) -> dict[Node, int
         scout: What it has noted.
         attention: Whether ``heads`` go, or ``dims``: a channel of each.
     """
-    heads = _cuts_along(scout.batches, flow, scout)
-    dims = _cuts_along(scout.summed, flow, scout)
+    classes = flow.classes()
+    heads = _cuts_along(scout.batches, classes, scout)
     if attention == HEADS:
-        return dims | heads
-    return heads | _cuts_along([*scout.summed, *_beside(heads, flow, scout)], flow, scout)
+        return _cuts_along(scout.summed, classes, scout) | heads
+    return heads | _cuts_along([*scout.summed, *_beside(heads, classes, scout)], classes, scout)
 
 
 def tie_cuts(flow: Flow) -> None:
@@ -73,26 +73,30 @@ def tie_cuts(flow: Flow) -> None:
         flow.unite(first.setdefault((layer, len(ids)), ids), ids)
 
 
-def _beside(heads: Mapping[Node, int], flow: Flow, scout: Scout) -> list[Ids]:
+def _beside(heads: Mapping[Node, int], classes: Ids, scout: Scout) -> list[Ids]:
     """What lies along the last other dimension of views that count heads and are not cut further."""
-    classes = flow.classes()
-    cut = {number for piece in scout.pieces for number in classes[piece.source].tolist()}
-    counted = {piece.view for piece in scout.pieces if heads.get(piece.view) == piece.dim}
-    cut_further = {piece.view for piece in scout.pieces if cut.issuperset(classes[piece.ids].tolist())}
-    last = {piece.view: piece for piece in scout.pieces if heads.get(piece.view) != piece.dim}
-    return [piece.ids for view, piece in last.items() if view in counted - cut_further]
+    is_cut = np.zeros(len(classes), bool)  # by class
+    for piece in scout.pieces:
+        is_cut[classes[piece.source]] = True
+    others: dict[Node, Ids] = {}
+    cut_further = set()
+    for piece in scout.pieces:
+        if is_cut[classes[piece.ids]].all():
+            cut_further.add(piece.view)
+        if piece.view in heads and piece.dim != heads[piece.view]:
+            others[piece.view] = piece.ids
+    return [ids for view, ids in others.items() if view not in cut_further]
 
 
-def _cuts_along(ids: Sequence[Ids], flow: Flow, scout: Scout) -> dict[Node, int]:
+def _cuts_along(ids: Sequence[Ids], classes: Ids, scout: Scout) -> dict[Node, int]:
     """Views of whose pieces some lie along given ids -> the dimension of those pieces."""
-    classes = flow.classes()
-    given = np.zeros(flow.num_ids, bool)  # by class
+    is_given = np.zeros(len(classes), bool)  # by class
     for one in ids:
-        given[classes[one]] = True
+        is_given[classes[one]] = True
     found: dict[Node, int] = {}
     for piece in reversed(scout.pieces):
-        if given[classes[piece.ids]].all():
-            given[classes[piece.source]] = True
+        if is_given[classes[piece.ids]].all():
+            is_given[classes[piece.source]] = True
             found[piece.view] = piece.dim
     return found
 

@@ -157,7 +157,7 @@ def attention(op: Op) -> Result:
     scores = Product(op, (queries, keys), (*batch, 'n', 's'))
     scores.count()
     if op.node.kwargs.get('scale') is None:
-        op.freeze([axis for axis in (queries.along('k'), keys.along('k')) if axis is not None], SCALED)
+        op.freeze([queries.along('k'), keys.along('k')], SCALED)
     axes = scores.labels()
     for mask in masks:
         axes = _masked(op, axes, mask.expanded(op.rank))

@@ -59,7 +59,7 @@ def read_graph(
         forward: ``forward(model, *args, **kwargs)`` where a plain call is not the inference pass.
         train_forward: A second function captured in training mode.
         units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
-        attention: What goes of attention: whole ``heads``, or ``dims``, the same number of channels of every head.
+        attention: What goes of attention: whole ``heads``, or ``dims``, the same channels of every head.
 
     Raises:
         RuntimeError: ``torch.export`` cannot capture the model.

@@ -52,7 +52,7 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
     """
     behind = {group.name for group in graph.free_channels if sites_suffice(graph, group)}
     readers = {group.name for group in graph.free_channels} - behind
-    summed = {group.name for group in graph.free_channels if is_summed(graph, group)} - behind  # gates at both
+    summed = {group.name for group in graph.free_channels if graph.products(group)} - behind  # gates at both
     placements = []
     for site in graph.sites:
         if is_needed(site, graph.reads):
@@ -103,11 +103,6 @@ def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
         if used_otherwise and inside(site.index, group).any():
             return False
     return is_read
-
-
-def is_summed(graph: ChannelGraph, group: Group) -> bool:
-    """Whether a product of activations sums over a group, before which no gate can stand."""
-    return any(isinstance(read, Summed) and bool(inside(read.index, group).any()) for read in graph.reads)
 
 
 def readers_of(graph: ChannelGraph) -> list[Read]:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmprune_gates.channels.calls import Options, run
-from mmprune_gates.channels.flow import Summed
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, inside
 from mmprune_gates.channels.heads import Follow, Seen
@@ -99,7 +98,7 @@ def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
     places: dict[str, list[Group]] = defaultdict(list)
     for group in graph.free_channels:
         holders = {one.module for one in graph.seen if inside(one.index, group).any()}
-        holders |= {one.layer for one in graph.reads if isinstance(one, Summed) and inside(one.index, group).any()}
+        holders |= {product.layer for product in graph.products(group)}
         if holders:
             holders |= {holder_of(name) for name in tensors_of(graph, group)}
             places[common_path(holders)].append(group)
