@@ -31,14 +31,15 @@ class Limits:
         floor: Least share of each group that stays. With 0, residual blocks can be emptied; of all other groups at
             least one channel stays. This project's choice.
         divisor: Widths of layers shrink to multiples of this; a group that is narrower stays whole. A channel that is
-            several rows of each layer, as a head of attention is, counts as that many. ``'auto'``: the largest of 8,
-            4, 2 and 1 that is at most an eighth of the width (this project's choice: docs/benchmarks/divisor.md).
+            several rows of each layer, as a head of attention is, counts as that many. ``'auto'``, the default: the
+            largest of 8, 4, 2 and 1 that is at most an eighth of the width (this project's choice:
+            docs/benchmarks/divisor.md).
         exclude: Shell patterns of module paths, or one; a group that owns a parameter of a matching module stays
             whole.
     """
 
     floor: float = 0.05
-    divisor: int | str = 1
+    divisor: int | str = AUTO
     exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:

@@ -77,7 +77,7 @@ class GateDecoratorSettings:
     penalty: float = 1e-3
     macs_exponent: float = 0.0
     floor: float = 0.05
-    divisor: int | str = 1
+    divisor: int | str = Limits.divisor
     exclude: str | Sequence[str] = ()
     classifier: str | Sequence[str] = ()
     cost: Cost | None = None

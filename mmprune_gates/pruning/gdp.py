@@ -57,7 +57,7 @@ class GDPSettings:
     settle: float = 0.25
     eps: Sequence[float] = (0.1, 1e-4)
     floor: float = 0.05
-    divisor: int | str = 1
+    divisor: int | str = Limits.divisor
     exclude: str | Sequence[str] = ()
     cost: Cost | None = None
     criterion: Criterion | None = None

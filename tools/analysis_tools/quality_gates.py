@@ -3,6 +3,7 @@ r"""What a plan's runs of GDP say of their gates: a table in markdown, one row f
     mean and each value     of the metric; in front of them those of the dense model, trained on
     relaxed                 share of the MACs by gate values just before the gates settle
     between, decided        gates neither closed nor open then, and those on the other side after the rounding
+    late                    gates on the other side after the rounding than when the target reached its end
     at settling             the metric just before and just after it
     step                    how far the loss of the 25 steps after settling lies above that of the 25 before, in
                             standard deviations of such differences elsewhere in the run
@@ -29,7 +30,9 @@ from quality_cells import Results, read_runs
 from quality_plans import PLANS
 
 WINDOW = 25  # steps whose mean loss is compared
-HEAD = ('task', 'MACs kept', 'run', 'mean', 'each', 'relaxed', 'between', 'decided', 'at settling', 'step', 'time')
+HEAD = (
+    'task', 'MACs kept', 'run', 'mean', 'each', 'relaxed', 'between', 'decided', 'late', 'at settling', 'step', 'time',
+)  # fmt: skip
 
 
 def loss_step(losses: Sequence[float], step: int) -> float:
@@ -76,6 +79,7 @@ def row_of(key: tuple[str, float, str], cell: list[tuple[Any, dict]], dense: dic
         ', '.join(f'{own["soft_share"]:.3f}' for own in found if 'soft_share' in own),
         most(found, 'undecided'),
         most(found, 'decided_last'),
+        most(found, 'late'),
         ', '.join(pairs),
         ', '.join(steps),
         f'{statistics.mean(ratios):.2f}',

@@ -39,7 +39,7 @@ class PlainL1(Method):
         training, model = self.training, self.training.model
         before = training.score_aside()
         scores = NormScale().bind(GateSet(self.graph, PolarizationGate), model).scores()
-        kept = Candidates.of(self.graph, Limits()).choose(scores, self.share)
+        kept = Candidates.of(self.graph, Limits(divisor=1)).choose(scores, self.share)
         slim_model(model, self.graph, kept)
         training.renew_optimizer()
         self.figures = {

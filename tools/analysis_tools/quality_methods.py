@@ -26,6 +26,7 @@ class GatesGDP(Pruned):
 
     kind = GDP
     pruner: GDP
+    at_target: Tensor | None = None  # (num_channels,) gates when the target has reached its end
 
     def after_step(self, step: int) -> None:
         """Move gates; once they have settled, let channels leave."""
@@ -33,11 +34,15 @@ class GatesGDP(Pruned):
         progress = step / self.training.recipe.steps
         if controller.settled or progress < controller.schedule.settle:
             self.pruner.step()
+            if self.at_target is None and progress >= controller.schedule.end:
+                self.at_target = gates.vector().detach().clone()
             return
         before, score = gates.vector().detach().clone(), self.training.score_aside()
         self.pruner.step()
+        late = {} if self.at_target is None else {'late': other_side(gates, self.at_target, controller.kept)}
         self.figures = {
             'score_before_cut': score,
+            **late,
             **settling(gates, before, controller.kept),
             'step': step,
             'score_settled': self.training.score_aside(),
@@ -65,13 +70,33 @@ def settling(gates: GateSet, before: Tensor, kept: Kept) -> dict[str, float]:
     """
     low, high = UNDECIDED
     between = (before > low) & (before < high)
-    other = (before >= high) != kept.vector.to(before.device)
-    free = torch.cat([torch.arange(group.start, group.span.stop) for group in gates.graph.free])
     return {
-        'undecided': float(between[free].float().mean()),
-        'decided_last': float(other[free].float().mean()),
+        'undecided': share_of_free(gates, between),
+        'decided_last': other_side(gates, before, kept),
         'soft_share': float(gates.graph.cost(before.clamp(0, 1).double())) / gates.graph.macs(),
     }
+
+
+def other_side(gates: GateSet, values: Tensor, kept: Kept) -> float:
+    """Share of the gates that had one side of one half and were set to the other.
+
+    Args:
+        gates: The gates.
+        values: (num_channels,) what they were.
+        kept: What was kept in the end.
+    """
+    return share_of_free(gates, (values >= UNDECIDED[1]) != kept.vector.to(values.device))
+
+
+def share_of_free(gates: GateSet, which: Tensor) -> float:
+    """Share of the gates of groups that may shrink.
+
+    Args:
+        gates: The gates.
+        which: (num_channels,) true for those that are meant.
+    """
+    free = torch.cat([torch.arange(group.start, group.span.stop) for group in gates.graph.free])
+    return float(which[free].float().mean())
 
 
 METHODS: dict[str, type[Method]] = {

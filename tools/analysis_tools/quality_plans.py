@@ -225,14 +225,14 @@ def updates() -> list[Run]:
 
 
 def divisors() -> list[Run]:
-    """What it costs that widths are multiples of something. The digits' net is too narrow for multiples of 8."""
+    """What it costs that widths are multiples of something, by default of what they are wide."""
     runs = []
-    for task, divisors in (('digits', ('auto',)), ('scenes', ('auto', 8))):
+    for task, arms in (('digits', OURS), ('scenes', (GDP,))):
         runs += dense(task)
-        for share, seed in product((0.3, 0.15), FRESH):
-            runs.append(GDP.run(task, share, seed, 1.0))  # of any widths, as in ``peers``
-            for divisor in divisors:
-                runs.append(Run(task, 'gdp', share, seed, f'waterline-divisor-{divisor}', {'divisor': divisor}))
+        for arm, share, seed in product(arms, (0.3, 0.15), FRESH):
+            runs.append(arm.run(task, share, seed, 1.0))  # of any widths, as in ``peers``
+            label, options = f'{arm.label}-divisor-auto'.strip('-'), {**arm.options, 'divisor': 'auto'}
+            runs.append(Run(task, arm.method, share, seed, label, options))
     return runs
 
 

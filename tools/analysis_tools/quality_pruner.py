@@ -36,8 +36,8 @@ class Pruned(Method):
         self.figures: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:
-        """Further arguments of the pruner."""
-        return self.options
+        """Further arguments of the pruner: any widths unless a run says otherwise, as those of the peers."""
+        return {'divisor': 1, **self.options}
 
     def let_channels_leave(self) -> None:
         """Remove what is closed, once the pruner has settled."""

@@ -30,12 +30,12 @@ from mmprune_gates.budget import Candidates, Limits
 from mmprune_gates.budget.latency_table import BACKENDS, Target
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.builders import trace
-from mmprune_gates.report.pictures import BLUE, GREEN, VERMILION, wide
+from mmprune_gates.report.pictures import BLUE, GREEN, GREY, VERMILION, wide
 from mmprune_gates.timing.table import backend_of
 
 CUTS = (0.5, 0.7, 0.85, 0.95)  # shares of the MACs that go
-DIVISORS = {1: BLUE, 8: GREEN, 16: VERMILION}
-MARKERS = dict(zip(DIVISORS, 'osD', strict=True))
+DIVISORS: dict[int | str, str] = {1: BLUE, 'auto': VERMILION, 8: GREEN, 16: GREY}
+MARKERS = dict(zip(DIVISORS, 'o^sD', strict=True))
 SIZES = {R50: 128, MOBILENET: 224}
 ROUNDS = {1: 12, 8: 5}  # of a batch
 TARGET = 0.8  # of the ratio of the MACs
@@ -62,13 +62,13 @@ def scores(graph: ChannelGraph) -> Tensor:
     return found
 
 
-def slim_model_of(model: str, shape: tuple[int, ...], divisor: int, cut: float) -> tuple[nn.Module, float] | None:
+def slim_model_of(model: str, shape: tuple[int, ...], divisor: int | str, cut: float) -> tuple[nn.Module, float] | None:
     """A slim model, and the dense one's MACs over its own; None if the divisor leaves more than that.
 
     Args:
         model: Name of the dense one, or its config.
         shape: (C, H, W) of images.
-        divisor: Groups shrink to multiples of it.
+        divisor: Of :class:`~mmprune_gates.budget.Limits`.
         cut: Share of the MACs that goes.
     """
     dense, graph = whole(model, shape)
@@ -82,8 +82,8 @@ def slim_model_of(model: str, shape: tuple[int, ...], divisor: int, cut: float) 
 
 
 def measure(
-    model: str, size: int, backend: str, batch: int, divisor: int, cuts: Sequence[float], rounds: int, device: str,
-    dtype: str,
+    model: str, size: int, backend: str, batch: int, divisor: int | str, cuts: Sequence[float], rounds: int,
+    device: str, dtype: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Times of a dense model and of slim ones, in turn.
 
@@ -92,7 +92,7 @@ def measure(
         size: Height and width of images.
         backend: ``torch`` or ``onnxruntime``.
         batch: Images.
-        divisor: Groups shrink to multiples of it.
+        divisor: Of :class:`~mmprune_gates.budget.Limits`.
         cuts: Shares of the MACs that go.
         rounds: How often each runs.
         device: ``cpu`` or ``cuda``.
@@ -120,7 +120,7 @@ def speed(times: Sequence[float], batch: int) -> dict[str, float]:
     return {'ms': 1e3 * median(times), 'images_per_second': batch / median(times)}
 
 
-def cell(model: str, size: int, backend: str, batch: int, divisor: int, **changes: Any) -> Cell:
+def cell(model: str, size: int, backend: str, batch: int, divisor: int | str, **changes: Any) -> Cell:
     """The cell of a model and a divisor, on a backend, at a batch size."""
     defaults = {'cuts': CUTS, 'rounds': ROUNDS.get(batch, 20), 'device': 'cpu', 'dtype': 'fp32'}
     own = {'model': model, 'size': size, 'backend': backend, 'batch': batch, 'divisor': divisor, **defaults, **changes}
@@ -128,7 +128,7 @@ def cell(model: str, size: int, backend: str, batch: int, divisor: int, **change
 
 
 def full() -> list[Cell]:
-    """Two models, two backends, two batch sizes, three divisors."""
+    """Two models, two backends, two batch sizes, four divisors."""
     kinds = product(SIZES, BACKENDS, ROUNDS, DIVISORS)
     return [cell(model, SIZES[model], backend, batch, divisor) for model, backend, batch, divisor in kinds]
 
@@ -141,7 +141,7 @@ def quick() -> list[Cell]:
 
 def on_gpu() -> list[Cell]:
     """DeepLabV3+-R50 at its crop size, in either precision."""
-    kinds = product(('fp32', 'bf16'), DIVISORS)
+    kinds = product(('fp32', 'bf16'), (1, 'auto'))
     return [cell(R50, 512, 'torch', 16, divisor, device='cuda', dtype=dtype) for dtype, divisor in kinds]
 
 
@@ -200,7 +200,7 @@ def kind_of(own: Mapping[str, Any]) -> str:
 def draw(axes: Axes, own: Mapping[str, Any]) -> None:
     """The line of a cell, with quartiles."""
     divisor = own['divisor']
-    shift = 0.12 * (list(DIVISORS).index(divisor) - 1)  # so that bars do not hide each other
+    shift = 0.12 * (list(DIVISORS).index(divisor) - 1.5)  # so that bars do not hide each other
     places = [CUTS.index(slim['cut']) + shift for slim in own['slim']]
     medians, spread = error_bars([slim['speed_up'] for slim in own['slim']])
     ratios = [slim['macs_ratio'] for slim in own['slim']]
