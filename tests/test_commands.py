@@ -34,3 +34,14 @@ def test_the_density_of_a_folder_that_is_not_there_is_an_error(tmp_path):
     command = [sys.executable, str(ROOT / 'tools' / 'dev' / 'density.py'), str(tmp_path / 'absent')]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and 'absent is no folder with Python files' in done.stderr
+
+
+def test_code_that_is_too_dense_is_an_error(tmp_path):
+    plain, dense = tmp_path / 'plain', tmp_path / 'dense'
+    for folder, line in ((plain, 'total = first + second'), (dense, 'total = {a: [b * c + d for b in e] for a in f}')):
+        folder.mkdir()
+        (folder / 'code.py').write_text(f'{line}\n')
+    command = [sys.executable, str(ROOT / 'tools' / 'dev' / 'density.py'), '--check']
+    assert subprocess.run([*command, str(plain)]).returncode == 0
+    done = subprocess.run([*command, str(dense)], capture_output=True, text=True)
+    assert done.returncode == 1 and 'per line 14 (at most 6.0); .: nested/100 100 (at most 0.3)' in done.stderr

@@ -146,13 +146,16 @@ class Controller:
         Args:
             value: (num_channels,) how much each channel counts, in [0, 1].
         """
-        graph, cost, value = self.gates.graph, self.candidates.cost, value.double()
-        found = {'macs_ratio': float(graph.cost(value)) / self.whole_macs}
+        graph, cost = self.gates.graph, self.candidates.cost
+        value = value.double()
+        macs = float(graph.cost(value))
+        found = {'macs_ratio': macs / self.whole_macs}
         if not isinstance(cost, MACs):
-            found['cost_ratio'] = float(cost.price(value)) / self.candidates.total
-        free = torch.cat([value[:0], *(value[group.span] for group in graph.free)])
+            price = float(cost.price(value))
+            found['cost_ratio'] = price / self.candidates.total
+        still_open = sum(int(value[group.span].count_nonzero()) for group in graph.free)
         total = sum(group.size for group in self.gates.whole.free)  # what has left the model was closed
-        found['gates_closed'] = 1 - float((free != 0).sum()) / total
+        found['gates_closed'] = 1 - still_open / total
         return found
 
     def summary(self) -> str:

@@ -6,6 +6,8 @@ A cost of one's own derives from :class:`Cost`, overrides :meth:`Cost.price`, an
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
@@ -75,7 +77,8 @@ class Parameters(Cost):
             slots = graph.slots.get(name, {})
             rigid = [size for dim, size in enumerate(parameter.shape) if dim not in slots]
             holders = [torch.tensor([block.gate]) for block in graph.gated_blocks if block.holds(name)]
-            terms.append((name, float(torch.tensor(rigid).prod()), [*slots.values(), *holders]))
+            extents = [*slots.values(), *holders]
+            terms.append((name, float(prod(rigid)), extents))
         self.products = Products.of(terms)
         return super().bind(graph, model)
 

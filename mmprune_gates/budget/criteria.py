@@ -156,7 +156,9 @@ class Taylor(Criterion):
         importance = {name: self.gates[name].importance(grad) for name, grad in grads.items()}
         score = self.gates.flat(importance).double()
         finite = score.isfinite().all()
-        added = torch.cat([torch.where(finite, score, 0), finite.double().reshape(1)])
+        counted = torch.where(finite, score, 0)
+        one_or_none = finite.double().reshape(1)
+        added = torch.cat([counted, one_or_none])
         self.reduce(added)
         self.sum = self.sum.to(added.device) + added[:-1]
         self.usable = self.usable.to(added.device) + added[-1]

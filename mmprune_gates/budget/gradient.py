@@ -97,13 +97,15 @@ class Gradient(Polarizer):
     @torch.no_grad()
     def direction(self) -> Tensor:
         """(num_channels,) the preconditioned gradient, in [-1, 1]: where it is positive theta falls."""
-        theta, mean, root = self.gates.theta().cpu(), self.mean.cpu(), self.root().cpu()
-        prices, direction = self.prices(), torch.zeros_like(theta)
+        theta = self.gates.theta().cpu()
+        mean, root = self.mean.cpu(), self.root().cpu()
+        prices = self.prices()
+        direction = torch.zeros_like(theta)
         for group in self.candidates.groups:
             own = group.span
-            resistance = theta[own] - 1  # divided by r, as the rest
-            gradient = (mean[own] + prices[group.name]) / root[own] + resistance
-            direction[own] = gradient.clamp(-1, 1)
+            objective = (mean[own] + prices[group.name]) / root[own]
+            resistance = theta[own] - 1  # divided by r as well
+            direction[own] = (objective + resistance).clamp(-1, 1)
             must_stay = theta[own].topk(self.candidates.least(group)).indices
             direction[group.start + must_stay] = -1  # they open
         return direction
@@ -111,9 +113,15 @@ class Gradient(Polarizer):
     def prices(self) -> dict[str, float]:
         """Group that may shrink -> what its channels have to pay: the price times a power of their relative cost."""
         marginal = self.candidates.cost.marginal(self.value())
-        costs = {group.name: float(marginal[group.span].mean()) for group in self.candidates.groups}
+        costs = {}
+        for group in self.candidates.groups:
+            costs[group.name] = float(marginal[group.span].mean())
         usual = sum(costs.values()) / max(1, len(costs))
-        return {name: self.price * (cost / usual) ** self.exponent for name, cost in costs.items()}
+        prices = {}
+        for name, cost in costs.items():
+            relative = cost / usual
+            prices[name] = self.price * relative**self.exponent
+        return prices
 
     def value(self) -> Tensor:
         """(num_channels,) gate values, float64."""

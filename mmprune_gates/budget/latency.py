@@ -91,7 +91,10 @@ def kind_of(work: Work) -> Kind:
     def shown(leaf: Any) -> Any:
         if not isinstance(leaf, Operand):
             return leaf
-        sizes = [f'{size}*' if dim in leaf.factors else f'{size}' for dim, size in enumerate(leaf.shape)]
+        sizes = []
+        for dim, size in enumerate(leaf.shape):
+            mark = '*' if dim in leaf.factors else ''
+            sizes.append(f'{size}{mark}')
         return 'x'.join(sizes)
 
     arguments = tree_map(shown, (*work.args, *work.kwargs.items()))
@@ -136,13 +139,20 @@ class Widths:
     """
 
     def __init__(self, extents: Sequence[Extent]) -> None:
-        self.rigid = torch.tensor([extent.rigid for extent in extents], dtype=torch.double)
-        factors = [torch.tensor(extent.factors, dtype=torch.long) for extent in extents]
-        self.factors = pad_sequence([torch.zeros(0, dtype=torch.long), *factors], True, -1)[1:]
+        rigid = [extent.rigid for extent in extents]
+        self.rigid = torch.tensor(rigid, dtype=torch.double)
+        nothing = torch.zeros(0, dtype=torch.long)  # so that there is something to pad where there are no ops
+        factors = [nothing]
+        for extent in extents:
+            own = torch.tensor(extent.factors, dtype=torch.long)
+            factors.append(own)
+        padded = pad_sequence(factors, batch_first=True, padding_value=-1)
+        self.factors = padded[1:]
 
     def __call__(self, counts: Tensor) -> Tensor:
         """(T,) the width of each op; (V,) counts of the vectors."""
-        return self.rigid * at(counts, self.factors, 1).prod(1)
+        factors = at(counts, self.factors, 1)
+        return self.rigid * factors.prod(1)
 
 
 class Curves:
@@ -156,22 +166,32 @@ class Curves:
     """
 
     def __init__(self, curves: Sequence[Curve], steps: Sequence[int]) -> None:
+        self.steps = torch.tensor(steps)
         self.reads = knots([curve.reads for curve in curves])
         self.makes = knots([curve.makes for curve in curves])
         rows, columns = self.reads.shape[1], self.makes.shape[1]
-        self.ms = torch.stack([filled(torch.tensor(curve.ms).double(), rows, columns) for curve in curves])
+        grids = []
+        for curve in curves:
+            measured = torch.tensor(curve.ms, dtype=torch.double)
+            grids.append(filled(measured, rows, columns))
+        self.ms = torch.stack(grids)
         for dim in (1, 2):
-            self.ms = self.ms.flip(dim).cummin(dim).values.flip(dim)
-        self.steps = torch.tensor(steps)
+            from_wide_to_narrow = self.ms.flip(dim)
+            least = from_wide_to_narrow.cummin(dim).values
+            self.ms = least.flip(dim)
 
     def __call__(self, reads: Tensor, makes: Tensor) -> Tensor:
         """(T,) milliseconds at (T,) widths. Differentiable, by slopes between knots."""
         row, along_rows = between(self.reads, self.rounded(reads, self.reads))
         column, along_columns = between(self.makes, self.rounded(makes, self.makes))
         number = torch.arange(len(row))
-        high = torch.lerp(self.ms[number, row, column + 1], self.ms[number, row + 1, column + 1], along_rows)
-        low = torch.lerp(self.ms[number, row, column], self.ms[number, row + 1, column], along_rows)
-        return torch.lerp(low, high, along_columns)
+
+        def between_rows(column: Tensor) -> Tensor:
+            low = self.ms[number, row, column]
+            high = self.ms[number, row + 1, column]
+            return torch.lerp(low, high, along_rows)
+
+        return torch.lerp(between_rows(column), between_rows(column + 1), along_columns)
 
     def rounded(self, width: Tensor, knots: Tensor) -> Tensor:
         """(T,) widths rounded up to the steps of the kernels; the slope is that of the width."""
@@ -183,7 +203,11 @@ class Curves:
 def knots(rows: Sequence[Sequence[int]]) -> Tensor:
     """(T, K) rising knots, shorter rows filled with larger ones, at least two each."""
     size = max([2, *map(len, rows)])
-    rising = [[*row, *range(row[-1] + 1, row[-1] + 1 + size - len(row))] for row in rows]
+    rising = []
+    for row in rows:
+        missing = size - len(row)
+        larger = [row[-1] + 1 + number for number in range(missing)]
+        rising.append([*row, *larger])
     return torch.tensor(rising, dtype=torch.double).reshape(-1, size)
 
 
@@ -195,10 +219,14 @@ def filled(measured: Tensor, rows: int, columns: int) -> Tensor:
 
 def between(knots: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Number of the knot below each width, and how far it is from there to the next, in [0, 1]."""
-    below = torch.searchsorted(knots, width.detach()[:, None])[:, 0] - 1
-    below = below.clamp(0, knots.shape[1] - 2)
-    first, last = (knots.gather(1, below[:, None] + side)[:, 0] for side in (0, 1))
-    return below, ((width - first) / (last - first)).clamp(0, 1)
+    column = width.detach()[:, None]
+    above = torch.searchsorted(knots, column)[:, 0]
+    below = (above - 1).clamp(0, knots.shape[1] - 2)
+    number = torch.arange(len(knots))
+    first = knots[number, below]
+    last = knots[number, below + 1]
+    way = (width - first) / (last - first)
+    return below, way.clamp(0, 1)
 
 
 class Latency(Cost):
@@ -249,18 +277,25 @@ class Latency(Cost):
         """
         super().bind(graph)
         works = graph.workload.works
-        self.reads, self.makes = Widths([kind.reads for kind in kinds]), Widths([kind.makes for kind in kinds])
+        self.reads = Widths([kind.reads for kind in kinds])
+        self.makes = Widths([kind.makes for kind in kinds])
         self.executed = Widths([Extent(1, work.gates) for work in works])
-        steps = [table.step if is_layer(work) else 1 for work in works]
-        self.curves = Curves([table.curves[kind.signature] for kind in kinds], steps)
-        inside = absorbed(works) if self.settings.backend == 'onnxruntime' else set()
-        self.apart = torch.tensor([float(position not in inside) for position in range(len(works))]).double()
         self.step = table.step
+        steps = [self.step if is_layer(work) else 1 for work in works]
+        curves = [table.curves[kind.signature] for kind in kinds]
+        self.curves = Curves(curves, steps)
+        self.apart = torch.ones(len(works), dtype=torch.double)
+        if self.settings.backend == 'onnxruntime':
+            inside = sorted(absorbed(works))
+            self.apart[inside] = 0.0
 
     def fitted(self, fit: Fit) -> Latency:
         """The cost with what makes the latency of a model of the sum over its ops; returns itself."""
-        self.fit, channels = fit, self.graph.num_channels
-        self.unit = NARROWEST * float(self.price(torch.ones(channels).double())) / max(1, channels)
+        self.fit = fit
+        channels = self.graph.num_channels
+        everything = torch.ones(channels, dtype=torch.double)
+        per_channel = float(self.price(everything)) / max(1, channels)
+        self.unit = NARROWEST * per_channel
         return self
 
     def price(self, value: Tensor) -> Tensor:
@@ -272,7 +307,9 @@ class Latency(Cost):
         counts = self.graph.workload.counts(value)
         reads, makes = self.reads(counts), self.makes(counts)
         ms = self.fit.scale * self.curves(reads, makes) + self.fit.overhead
-        return torch.where((reads > 0) & (makes > 0), self.apart * self.executed(counts) * ms, 0.0)
+        taken = self.apart * self.executed(counts) * ms
+        has_channels = (reads > 0) & (makes > 0)
+        return torch.where(has_channels, taken, 0.0)
 
     @property
     def command(self) -> str:

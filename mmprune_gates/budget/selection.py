@@ -96,10 +96,15 @@ class Candidates:
         excluded: set[int] = set()
         for pattern in limits.exclude:
             excluded |= excluded_channels(graph, pattern)
-        groups = [group for group in graph.free if excluded.isdisjoint(range(group.start, group.span.stop))]
+        groups = []
+        for group in graph.free:
+            own = range(group.start, group.span.stop)
+            if excluded.isdisjoint(own):
+                groups.append(group)
         everything = graph.kept().vector.double()
+        total = float(cost.price(everything))
         whole = {group.name: group for group in graph.groups}
-        total, rows = float(cost.price(everything)), {group.name: graph.rows(group) for group in graph.groups}
+        rows = {group.name: graph.rows(group) for group in graph.groups}
         return cls(graph, tuple(groups), limits, cost, total, whole, rows)
 
     def narrowed(self, graph: ChannelGraph, cost: Cost) -> Candidates:
@@ -155,16 +160,18 @@ class Candidates:
             raise ValueError(f'the scores of {listed(unknown)} are not numbers (NaN): nothing can be chosen by them')
         chunks, counts = self.chunks(score)
         closing = (chunks >= 0).nonzero().flatten()
-        chunk_of, count = chunks[closing], sum(counts)
-        total = torch.zeros(count, dtype=score.dtype).index_add(0, chunk_of, score[closing])
+        chunk_of = chunks[closing]
+        count = sum(counts)
+        nothing = torch.zeros(count, dtype=score.dtype)
+        total = nothing.index_add(0, chunk_of, score[closing])
         mean = total / torch.bincount(chunk_of, minlength=count)
         # Chunks of a group close in order, even if rounding says otherwise: its width stays a multiple.
         rising = [own.cummax(0).values for own in mean.split(counts)]
-        order = torch.cat([mean[:0], *rising]).argsort(stable=True)
+        order = torch.cat([nothing[:0], *rising]).argsort(stable=True)
         place = torch.empty(count, dtype=torch.long)
         place[order] = torch.arange(count)
         never = len(score)
-        ranks = torch.full((len(score),), never)
+        ranks = torch.full((never,), never)
         ranks[closing] = place[chunk_of]
         return ranks
 
@@ -333,7 +340,9 @@ def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
     for name in owned:
         for index in graph.slots[name].values():
             found.update(index.tolist())
-    found.update(block.gate for block in graph.blocks if block.gate is not None and any(map(block.holds, owned)))
+    for block in graph.blocks:
+        if block.gate is not None and any(map(block.holds, owned)):
+            found.add(block.gate)
     return found
 
 

@@ -81,14 +81,18 @@ def _branch(
     modules = _largest_modules(graph, nodes, elsewhere)
     between = [node for node in nodes if node in graph.paths and graph.enclosing(node, modules) is None]
     sites = _sites_of(graph.values[end])
-    whole = bool(sites) and all(within(site, modules) for site in sites)
-    if not whole or not all(has_trait(node, Trait.ANY_WIDTH) for node in between):
+    is_inside = bool(sites) and all(within(site, modules) for site in sites)
+    takes_any_width = all(has_trait(node, Trait.ANY_WIDTH) for node in between)
+    if not is_inside or not takes_any_width:
         return None
+    name = _common_path(modules) + BLOCK
+    tail = find_tail(graph, end, modules)
+    terms = [number for number, term in enumerate(graph.flow.terms) if term.call in nodes]
     return Branch(
-        block=Block(_common_path(modules) + BLOCK, modules, sites, find_tail(graph, end, modules)),
+        block=Block(name, modules, sites, tail),
         entry=graph.values[entry],
         end=graph.values[end],
-        terms=tuple(number for number, term in enumerate(graph.flow.terms) if term.call in nodes),
+        terms=tuple(terms),
     )
 
 

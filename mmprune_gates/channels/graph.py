@@ -154,7 +154,10 @@ class ChannelGraph:
         frozen = {group.name: group.frozen for group in groups}
 
         def side(names: tuple[str, ...], reason: str | None) -> str | None:
-            return reason if reason or not names or None in map(frozen.get, names) else frozen[names[0]]
+            own = [frozen.get(name) for name in names]
+            if reason or not own or None in own:
+                return reason
+            return own[0]
 
         layers = tuple(
             replace(

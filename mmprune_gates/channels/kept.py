@@ -88,15 +88,18 @@ def kept_of(groups: tuple[Group, ...], blocks: tuple[Block, ...], masks: Mapping
             stay.
     """
     known = {group.name: group for group in groups}
-    vector = torch.ones(sum(group.size for group in groups), dtype=torch.bool)
+    channels = sum(group.size for group in groups)
+    vector = torch.ones(channels, dtype=torch.bool)
     for name, mask in masks.items():
         if name not in known:
             raise ValueError(f'kept names an unknown channel group {name!r}; groups: {", ".join(known)}')
-        vector[known[name].span] = _checked(known[name], mask)
+        group = known[name]
+        vector[group.span] = _checked(group, mask)
     kept = Kept(groups, blocks, vector)
     for name in masks:
         group = known[name]
-        if not kept.vector[group.span].any() and not group.is_block and group not in kept.idle:
+        may_be_empty = group.is_block or group in kept.idle
+        if not may_be_empty and not vector[group.span].any():
             raise ValueError(f'kept of group {name!r} removes all of its {group.size} channels; keep at least one')
     return kept
 

@@ -75,12 +75,15 @@ def index(op: Op) -> Result:
     """``aten.index`` with one tensor of whole numbers: positions of one dimension, which holds no channel."""
     given = cast(Sequence[Node | None], op.node.args[1])
     places = [(dim, node) for dim, node in enumerate(given) if node is not None]
-    if len(places) != 1 or places[0][1].meta['val'].dtype == torch.bool:
+    if len(places) != 1:
         return op.give_up(NO_RULE)
     ((dim, node),) = places
+    if node.meta['val'].dtype == torch.bool:
+        return op.give_up(NO_RULE)
     picked = len(shapes(node)[0])
-    before, behind = list(range(dim)), list(range(dim + 1, op.x.rank))
-    return op.moved([*before, *[None] * picked, *behind], 'indexed along channels')
+    sources: list[int | None] = list(range(op.x.rank))
+    sources[dim : dim + 1] = [None] * picked
+    return op.moved(sources, 'indexed along channels')
 
 
 def _pieces(op: Op, axis: Axis) -> list[Value]:

@@ -133,8 +133,9 @@ def einsum(op: Op) -> Result:
     equation = str(op.node.args[0]).replace(' ', '')
     inputs, _, result = equation.partition('->')
     names = [tuple(part) for part in inputs.split(',')]
-    repeats = any(len(set(part)) < len(part) for part in (*names, tuple(result)))
-    if '...' in equation or '->' not in equation or len(names) != 2 or repeats:
+    repeats = any(len(set(part)) < len(part) for part in (*names, result))
+    is_plain = '->' in equation and '...' not in equation
+    if not is_plain or len(names) != 2 or repeats:
         return op.give_up(SUMMED)
     first, second = map(Operand, op.tensors, names)
     product = Product(op, (first, second), tuple(result))
@@ -148,22 +149,27 @@ def attention(op: Op) -> Result:
     Its scale is 1/sqrt(k), so that the channels there stay, unless the scale is given.
     """
     query, key, value, *masks = op.tensors
-    if op.node.kwargs.get('enable_gqa') or len({query.rank, key.rank, value.rank}) > 1:
+    options = op.node.kwargs
+    ranks = {query.rank, key.rank, value.rank}
+    if options.get('enable_gqa') or len(ranks) > 1:
         return op.give_up(SUMMED)
     batch = _batch(op.rank)
+    pairs = (*batch, 'n', 's')
     queries = Operand(query, (*batch, 'n', 'k'))
     keys = Operand(key, (*batch, 's', 'k'))
     values = Operand(value, (*batch, 's', 'm'))
-    scores = Product(op, (queries, keys), (*batch, 'n', 's'))
+    scores = Product(op, (queries, keys), pairs)
     scores.count()
-    if op.node.kwargs.get('scale') is None:
+    if options.get('scale') is None:
         op.freeze([queries.along('k'), keys.along('k')], SCALED)
     axes = scores.labels()
     for mask in masks:
         axes = _masked(op, axes, mask.expanded(op.rank))
-    op.freeze([axis for axis in axes if axis.dim == op.rank - 1], ATTENDED)
+    over_tokens = [axis for axis in axes if axis.dim == op.rank - 1]
+    op.freeze(over_tokens, ATTENDED)
     weights = tuple(op.flow.weaken(axis, LOST) for axis in axes)
-    attended = Operand(Value((*query.shape[:-1], key.shape[-2]), weights), (*batch, 'n', 's'))
+    shape = (*query.shape[:-1], key.shape[-2])
+    attended = Operand(Value(shape, weights), pairs)
     sums = Product(op, (attended, values), (*batch, 'n', 'm'))
     sums.count()
     return op.result(sums.labels())

@@ -79,11 +79,17 @@ def read_graph(
     settle(flow)
     if attention == DIMS:
         tie_cuts(flow)
-    classes = flow.classes()
-    branches = with_own_names([branch for branch in branches if branch.terms and branch.keeps_channels(classes)])
+    branches = _that_can_go(flow, branches)
     if units != 'channels':
         branches = [_with_gate(flow, branch) for branch in branches]
     return build_graph(inference, branches, batch, prune_channels=units != 'blocks')
+
+
+def _that_can_go(flow: Flow, branches: list[Branch]) -> list[Branch]:
+    """The branches that cost something and end in the channels that they begin with."""
+    classes = flow.classes()
+    found = [branch for branch in branches if branch.terms and branch.keeps_channels(classes)]
+    return with_own_names(found)
 
 
 def _in_both_passes(branches: list[Branch], trained: list[Branch]) -> list[Branch]:

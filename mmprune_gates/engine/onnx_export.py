@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch import nn
 
 from mmprune_gates.checks import COUNT, IMAGE, checked, optional
 from mmprune_gates.engine.builders import inference_model
@@ -69,9 +68,8 @@ def export_onnx(
         What the file's metadata says.
 
     Raises:
-        ValueError: A config with gates, a checkpoint that does not fit, an op that cannot be exported, or an output
-            that differs from the model's by more than 1e-4 relative, or in more than 0.1 % of the labels; nothing is
-            written then.
+        ValueError: A config with gates, a checkpoint that does not fit, an op that cannot be exported, or outputs that
+            differ by more than 1e-4 relative, or in more than 0.1 % of the labels; then nothing is written.
         OSError: ``out`` cannot be written.
     """
     require_packages()
@@ -79,29 +77,46 @@ def export_onnx(
     shape = checked('--shape', shape, IMAGE) if shape else default_input_shape(config.model)
     checked('--batch', batch, optional(COUNT))
     checkpoint = read_checkpoint(checkpoint_path)
-    module = Deployed(loaded_model(config, checkpoint, checkpoint_path), argmax)
-    if argmax and not is_segmentor(module.model):
-        raise ValueError(f'--argmax is for segmentors; {type(module.model).__name__} has no label map')
-    check_runs(module, shape, batch or 1)
-    proto = onnx_of(module, shape, dynamic_size, batch)
-    agreement = compare(session_of(proto), module, shapes_to_compare(module, shape, dynamic_size, batch))
-    refuse_unlike(agreement, proto)
-    report = {
-        **origin(config, checkpoint, Path(checkpoint_path)),
-        **graph_facts(proto, module),
-        **agreement_facts(agreement),
-    }
+    module = deployed(config, checkpoint, checkpoint_path, argmax)
+    proto, facts = translated(module, shape, dynamic_size, batch)
+    report = {**origin(config, checkpoint, Path(checkpoint_path)), **facts}
     add_metadata(proto, report)
     data = proto.SerializeToString()
     write_bytes(out, data)
     return {**report, 'bytes': len(data)}
 
 
-def loaded_model(config: Config, checkpoint: dict[str, Any], path: str | Path) -> nn.Module:
-    """The model of a config with its weights, ready to infer.
+def translated(module: Deployed, shape: Sequence[int], dynamic_size: bool, batch: int | None) -> tuple[Any, Report]:
+    """A module as ONNX, and what is known of it after comparing the two.
+
+    Args:
+        module: What is to be deployed.
+        shape: (C, H, W) of its images.
+        dynamic_size: Let height and width vary.
+        batch: Number of images that it takes at a time; None for any number.
 
     Raises:
-        ValueError: It has gates, or the checkpoint does not fit.
+        ValueError: An op that cannot be exported, or outputs that differ too much.
+    """
+    check_runs(module, shape, batch or 1)
+    proto = onnx_of(module, shape, dynamic_size, batch)
+    shapes = shapes_to_compare(module, shape, dynamic_size, batch)
+    agreement = compare(session_of(proto), module, shapes)
+    refuse_unlike(agreement, proto)
+    return proto, {**graph_facts(proto, module), **agreement_facts(agreement)}
+
+
+def deployed(config: Config, checkpoint: dict[str, Any], path: str | Path, argmax: bool) -> Deployed:
+    """The model of a config with its weights, as it is to be translated.
+
+    Args:
+        config: Its config.
+        checkpoint: Its weights.
+        path: File of the weights.
+        argmax: Give label maps instead of logits.
+
+    Raises:
+        ValueError: It has gates, the checkpoint does not fit, or it has no label map.
     """
     if config.model.get('type') == GATED:
         raise ValueError(
@@ -110,7 +125,9 @@ def loaded_model(config: Config, checkpoint: dict[str, Any], path: str | Path) -
         )
     model = inference_model(config)
     load_weights(model, checkpoint, path)
-    return model
+    if argmax and not is_segmentor(model):
+        raise ValueError(f'--argmax is for segmentors; {type(model).__name__} has no label map')
+    return Deployed(model, argmax)
 
 
 @torch.no_grad()

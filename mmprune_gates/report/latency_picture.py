@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,9 +37,10 @@ def latency_picture(cost: Latency, table: Table, fitted: Pairs, checked: Pairs) 
 
 def draw_predictions(axes: Axes, fitted: Pairs, checked: Pairs) -> None:
     """Predicted against measured latency of whole models."""
-    largest = 1.05 * max(max(pair) for pair in (*fitted, *checked))
-    axes.plot([0, largest], [0, largest], color='black', linewidth=0.8)
-    axes.fill_between([0, largest], [0, 0.95 * largest], [0, 1.05 * largest], color=GREY, label='within 5 %')
+    largest = 1.05 * max(map(max, (*fitted, *checked)))
+    ends = np.array([0.0, largest])
+    axes.plot(ends, ends, color='black', linewidth=0.8)
+    axes.fill_between(ends, 0.95 * ends, 1.05 * ends, color=GREY, label='within 5 %')
     for pairs, colour, label in ((fitted, BLUE, 'fitted to'), (checked, VERMILION, 'not fitted to')):
         if pairs:
             predicted, measured = np.array(pairs).T
@@ -50,28 +52,42 @@ def draw_predictions(axes: Axes, fitted: Pairs, checked: Pairs) -> None:
 
 def draw_staircases(axes: Axes, cost: Latency, table: Table) -> None:
     """What the costliest layers take as they make fewer channels, all that they read kept."""
-    works = cost.graph.workload.works
-    everything = torch.ones(cost.graph.num_channels, dtype=torch.double)
-    totals: dict[str, float] = {}
-    layers: dict[str, str] = {}
-    for work, ms in zip(works, cost.per_op(everything).tolist(), strict=True):
-        signature = kind_of(work).signature
-        if len(table.curves[signature].makes) > 1 and len(table.curves[signature].reads) > 1:
-            totals[signature] = totals.get(signature, 0.0) + ms
-            layers.setdefault(signature, work.layer)
-    costliest = sorted(totals, key=totals.__getitem__, reverse=True)[:COSTLIEST]
-    for signature, colour in zip(costliest, COLOURS, strict=False):
+    for (signature, layer), colour in zip(costliest(cost, table).items(), COLOURS, strict=False):
         curve = table.curves[signature]
         widths, ms = staircase(curve, table.step)
-        axes.plot(100 * widths / widths[-1], ms, color=colour, linewidth=1.5, label=layers[signature])
-        axes.scatter(100 * np.array(curve.makes) / curve.makes[-1], curve.ms[-1], s=14, color=colour)
+        measured = np.array(curve.makes)
+        percent = 100 / widths[-1]
+        axes.plot(percent * widths, ms, color=colour, linewidth=1.5, label=layer)
+        axes.scatter(percent * measured, curve.ms[-1], s=14, color=colour)
     axes.set(xlabel='channels made, %', ylabel='ms', xlim=(0, 102), ylim=(0, None))
     axes.set_title('The costliest layers; dots: measured')
     axes.legend(loc='upper left', fontsize='small')
+
+
+def costliest(cost: Latency, table: Table) -> dict[str, str]:
+    """Signature of each of the ops that together take longest -> the layer that is first to use it.
+
+    Args:
+        cost: Looks up the ops of the model.
+        table: The table.
+    """
+    everything = torch.ones(cost.graph.num_channels, dtype=torch.double)
+    took = cost.per_op(everything).tolist()
+    totals: Counter[str] = Counter()
+    layers: dict[str, str] = {}
+    for work, ms in zip(cost.graph.workload.works, took, strict=True):
+        signature = kind_of(work).signature
+        curve = table.curves[signature]
+        if len(curve.makes) > 1 and len(curve.reads) > 1:
+            totals[signature] += ms
+            layers.setdefault(signature, work.layer)
+    return {signature: layers[signature] for signature, _ in totals.most_common(COSTLIEST)}
 
 
 def staircase(curve: Curve, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Widths that a layer can make, and the milliseconds it is priced at."""
     widths = torch.arange(1, curve.makes[-1] + 1).double()
     looked_up = Curves([curve] * len(widths), [step] * len(widths))
-    return widths.numpy(), looked_up(torch.full_like(widths, curve.reads[-1]), widths).numpy()
+    all_read = torch.full_like(widths, curve.reads[-1])
+    ms = looked_up(all_read, widths)
+    return widths.numpy(), ms.numpy()

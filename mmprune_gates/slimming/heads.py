@@ -110,9 +110,14 @@ def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
         groups_at[called(path, calls)] += groups
     scopes = []
     for path, groups in groups_at.items():
-        seen = [one for one in graph.seen if any(inside(one.index, group).any() for group in groups)]
+        seen = [one for one in graph.seen if holds_any(one.index, groups)]
         scopes.append(Scope(path, tuple(groups), tuple(seen), calls))
     return scopes
+
+
+def holds_any(index: Tensor, groups: Iterable[Group]) -> bool:
+    """Whether channels of one of several groups are among those of an index."""
+    return any(inside(index, group).any() for group in groups)
 
 
 def called(path: str, calls: Mapping[str, Options]) -> str:
@@ -126,7 +131,7 @@ def tensors_of(graph: ChannelGraph, group: Group) -> list[str]:
     """Names of the parameters and buffers that hold channels of a group."""
     found = []
     for name, dims in graph.slots.items():
-        if any(inside(index, group).any() for index in dims.values()):
+        if any(holds_any(index, [group]) for index in dims.values()):
             found.append(name)
     return found
 
@@ -161,13 +166,17 @@ def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:
     known = set()
     for one in scope.seen:
         module = model.get_submodule(one.module)
-        names = [*COUNTS * (COUNT in way), *SIZES * (SIZE in way), *INNER * (WIDTHS in way)]
+        names: list[str] = []
+        for kind, own in ((COUNT, COUNTS), (SIZE, SIZES), (WIDTHS, INNER)):
+            if kind in way:
+                names += own
         sizes = whole_attributes(module, names)
         if SHAPE in way:
             sizes[SHOWN_WIDTH] = shown_width(module) or input_width(scope.calls.get(one.module))
         for name, size in sizes.items():
-            if size == len(one.index) and (one.module, name) not in known:
-                known.add((one.module, name))
+            place = (one.module, name)
+            if size == len(one.index) and place not in known:
+                known.add(place)
                 yield Follow(one.module, name, one.index)
 
 
@@ -232,13 +241,20 @@ def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> Channe
     """What slimming has to know of the module at a path."""
     prefix = f'{path}.' if path else ''
 
-    def own(names: Iterable[str]) -> dict[str, str]:
-        return {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    def own(entries: Mapping[str, Any]) -> dict[str, Any]:
+        return {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
 
-    slots = {short: graph.slots[name] for name, short in own(graph.slots).items()}
-    full_width = {short: graph.full_width[name] for name, short in own(graph.full_width).items()}
-    inner = tuple(replace(one, module='' if one.module == path else one.module.removeprefix(prefix)) for one in follows)
-    return replace(graph, slots=slots, full_width=full_width, follows=inner, blocks=())
+    inner = []
+    for one in follows:
+        module = f'{one.module}.'.removeprefix(prefix).removesuffix('.')
+        inner.append(replace(one, module=module))
+    return replace(
+        graph,
+        slots=own(graph.slots),
+        full_width=own(graph.full_width),
+        follows=tuple(inner),
+        blocks=(),
+    )
 
 
 def randomized(module: nn.Module) -> nn.Module:

@@ -87,8 +87,10 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
     reasons: dict[str, str] = {}
     fewer: Masks = {}
     for more in (1, 0):  # code may pad to an even number of channels: both kinds are tried
-        numbered = enumerate(graph.free_channels, start=more)
-        fewer = {group.name: less(group, number) for number, group in numbered if group.name not in reasons}
+        fewer = {}
+        for number, group in enumerate(graph.free_channels, start=more):
+            if group.name not in reasons:
+                fewer[group.name] = less(group, number)
         stiff = culprits(fewer, partial(rehearsal.fails, graph, same_numbers=True))
         for name, failed in stiff.items():
             reasons[name] = f'{failed.line} {failed.how} its number of channels'

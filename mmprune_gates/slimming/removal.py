@@ -50,10 +50,11 @@ def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]
         if gone is model:
             raise ValueError("removed names '', the model itself")
         checked(f'removed[{path!r}]', shape, optional(SHAPE))
-        holders = [other for other in given if path.startswith(f'{other}.')]
-        if holders:
-            raise ValueError(f'removed names {path!r}, which goes with {holders[0]!r} that it names as well')
-        nothing = Removed(shape).to(like.device, like.dtype)
+        holder = next((other for other in given if path.startswith(f'{other}.')), None)
+        if holder is not None:
+            raise ValueError(f'removed names {path!r}, which goes with {holder!r} that it names as well')
+        nothing = Removed(shape)
+        nothing.to(like.device, like.dtype)
         for alias, module in modules.items():
             if module is gone:
                 model.set_submodule(alias, nothing)

@@ -156,13 +156,10 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
     def stays(name: str) -> bool:
         return not any(one.block.holds(name) for one in gone)
 
-    masks = {}
-    for name, dims in slot_masks(graph, kept).items():
-        if stays(name):
-            masks[name] = dims
-    widths = shrink_tensors(model, masks)
-    for path in [path for path in widths if not stays(path)]:
-        del widths[path]
+    all_masks = slot_masks(graph, kept)
+    masks = {name: dims for name, dims in all_masks.items() if stays(name)}
+    shrunk_modules = shrink_tensors(model, masks)
+    widths = {path: own for path, own in shrunk_modules.items() if stays(path)}
     like = next(model.parameters())
     for path, wide in graph.full_width.items():
         if not stays(path):
@@ -172,7 +169,8 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
         if has_full_width(module) or not mask.all():
             width = narrow(module, like, wide.dim, mask, wide.zeros)
             widths[path] = {FULL_WIDTH: width}
-    for path, attributes in follow(model, graph.follows, kept, changed=partial(has_changed, masks)).items():
+    followed = follow(model, graph.follows, kept, changed=partial(has_changed, masks))
+    for path, attributes in followed.items():
         widths.setdefault(path, {}).update(attributes)
     removed = replace_blocks(model, gone)
     return {'widths': widths, 'removed': removed}

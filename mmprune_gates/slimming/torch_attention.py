@@ -53,11 +53,14 @@ class NarrowAttention(nn.MultiheadAttention):
         """Queries, keys and values of all heads."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if weight is not None and query is key and key is value:
-            return F.linear(query, weight, bias).chunk(3, -1)
+            together = F.linear(query, weight, bias)
+            return together.chunk(3, -1)
         weights: Any = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         if weight is not None:
             weights = weight.chunk(3)
-        biases: Any = (None, None, None) if bias is None else bias.chunk(3)
+        biases: Any = (None, None, None)
+        if bias is not None:
+            biases = bias.chunk(3)
         return tuple(map(F.linear, (query, key, value), weights, biases))
 
     def by_head(self, x: Tensor) -> Tensor:

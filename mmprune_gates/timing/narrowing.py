@@ -72,13 +72,19 @@ def at_widths(work: Work, step: int, batch: int = 1) -> list[list[Narrowed]]:
     """
     if not is_layer(work):
         shares = SHARES if largest_of(work).factors else SHARES[-1:]
-        once = {op.makes: op for op in (_shrunk(work, share, step, batch) for share in shares)}
-        return [[*once.values()]]
+        once: dict[int, Narrowed] = {}
+        for share in shares:
+            op = _shrunk(work, share, step, batch)
+            once[op.makes] = op
+        return [list(once.values())]
     x, made = work.operands[0], work.results[0]
     dim, groups = channel_dim(work), conv_groups(work)
-    rows = _widths(x, dim, step, groups)
     columns = _widths(made, dim, step, groups)
-    return [[_layer(work, reads, makes, batch) for makes in columns] for reads in rows]
+    grid = []
+    for reads in _widths(x, dim, step, groups):
+        row = [_layer(work, reads, makes, batch) for makes in columns]
+        grid.append(row)
+    return grid
 
 
 def _widths(operand: Operand, dim: int, step: int, groups: int) -> list[int]:
@@ -86,34 +92,49 @@ def _widths(operand: Operand, dim: int, step: int, groups: int) -> list[int]:
     size = operand.shape[dim]
     if dim not in operand.factors:
         return [size]
-    unit = step if groups == 1 else step * groups
-    found = {min(size, ceil(share * size / unit) * unit) for share in SHARES}
-    return sorted({*found, min(size, unit)})
+    unit = step * groups
+    found = {min(size, unit)}
+    for share in SHARES:
+        found.add(_in_steps(share * size, unit, size))
+    return sorted(found)
+
+
+def _in_steps(width: float, unit: int, most: int) -> int:
+    """A width rounded up to a multiple."""
+    return min(most, ceil(width / unit) * unit)
 
 
 def _layer(work: Work, reads: int, makes: int, batch: int) -> Narrowed:
     """A layer at a width."""
-    x, weight, *_ = work.operands
+    x, weight, *biases = work.operands
     dim, groups = channel_dim(work), conv_groups(work)
-    narrow_input = (*x.shape[:dim], reads, *x.shape[dim + 1 :])
-    sides = (reads, makes // groups) if work.name.startswith('conv_transpose') else (makes, reads // groups)
+    before, behind = x.shape[:dim], x.shape[dim + 1 :]
+    narrow_input = (*before, reads, *behind)
+    sides = (makes, reads // groups)
+    if work.name.startswith('conv_transpose'):
+        sides = (reads, makes // groups)
     narrow_weight = (*sides, *weight.shape[2:])
-    biases = [(makes,)] * (len(work.operands) - 2)
-    return Narrowed(work, reads, makes, (_batched(narrow_input, batch), narrow_weight, *biases))
+    narrow_biases = [(makes,)] * len(biases)
+    shapes = (_batched(narrow_input, batch), narrow_weight, *narrow_biases)
+    return Narrowed(work, reads, makes, shapes)
 
 
 def _shrunk(work: Work, share: float, step: int, batch: int) -> Narrowed:
     """Another op, with a share of the channels of each of its tensors, in steps where there are several."""
 
-    def width(size: int) -> int:
-        unit = step if size >= 2 * step else 1
-        return min(size, ceil(share * size / unit) * unit)
-
     def shape(operand: Operand) -> Shape:
-        return tuple(width(size) if dim in operand.factors else size for dim, size in enumerate(operand.shape))
+        sizes = list(operand.shape)
+        for dim in operand.factors:
+            unit = step if sizes[dim] >= 2 * step else 1
+            sizes[dim] = _in_steps(share * sizes[dim], unit, sizes[dim])
+        return tuple(sizes)
 
-    shapes = [shape(operand) if operand.constant else _batched(shape(operand), batch) for operand in work.operands]
-    return Narrowed(work, 1, prod(shape(largest_of(work))), tuple(shapes))
+    shapes = []
+    for operand in work.operands:
+        narrow = shape(operand)
+        shapes.append(narrow if operand.constant else _batched(narrow, batch))
+    makes = prod(shape(largest_of(work)))
+    return Narrowed(work, 1, makes, tuple(shapes))
 
 
 def _batched(shape: Shape, batch: int) -> Shape:

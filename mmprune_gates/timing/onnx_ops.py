@@ -66,8 +66,12 @@ class Onnxruntime:
     def ms(self, ops: Sequence[Narrowed]) -> list[float | None]:
         """Milliseconds of each op, measured in turn; None for those that do not run at their width."""
         run = [runs(op) for op in ops]
-        took = iter([ms for part in parts([*compress(ops, run)]) for ms in self.of_graph(part)])
-        return [next(took) if does else None for does in run]
+        running = list(compress(ops, run))
+        took: list[float | None] = []
+        for part in parts(running):
+            took += self.of_graph(part)
+        left = iter(took)
+        return [next(left) if does else None for does in run]
 
     def of_graph(self, ops: Sequence[Narrowed]) -> list[float | None]:
         """Milliseconds of ops that fit into one graph; None for those that cannot be translated."""
@@ -90,12 +94,17 @@ class Onnxruntime:
             options.profile_file_prefix = str(Path(folder) / 'profile')
             options.optimized_model_filepath = str(Path(folder) / 'optimized.onnx')
             session = open_session(model, options)
-            feeds = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs, strict=True)}
+            feeds = {}
+            for value, tensor in zip(session.get_inputs(), inputs, strict=True):
+                feeds[value.name] = tensor.numpy()
             for _ in range(REPEATS + 1):
                 session.run(None, feeds)
-            events = json.loads(Path(session.end_profiling()).read_text())
+            profile = Path(session.end_profiling())
+            events = json.loads(profile.read_text())
             optimized = onnx.load(options.optimized_model_filepath)
-        owners = {node: int(result.removeprefix(RESULT)) for node, result in nodes_of(optimized).items()}
+        owners = {}
+        for node, result in nodes_of(optimized).items():
+            owners[node] = int(result.removeprefix(RESULT))
         return fastest(events, owners, len(session.get_outputs()))
 
 
@@ -152,7 +161,10 @@ class Side(nn.Module):
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
         """The (first) result of each op."""
         left = iter(inputs)
-        given = [getattr(self, f'constant{number}') if held else next(left) for number, _, held in self.tensors()]
+        given = []
+        for number, _, is_constant in self.tensors():
+            tensor = getattr(self, f'constant{number}') if is_constant else next(left)
+            given.append(tensor)
         results, begin = [], 0
         for op in self.ops:
             end = begin + len(op.shapes)
@@ -203,10 +215,11 @@ def fastest(events: Sequence[Mapping[str, Any]], owners: Mapping[str, int], coun
     ms: dict[str, list[float]] = defaultdict(list)
     for event in events:
         name = event.get('name', '').removesuffix('_kernel_time')
-        if name in owners and event['args'].get('op_name') not in REORDERS:
+        if name not in owners:
+            continue
+        if event['args'].get('op_name') not in REORDERS:
             ms[name].append(event['dur'] / 1e3)
-    total: list[float | None] = [0.0] * count
+    total = [0.0] * count
     for name, own in ms.items():
-        number = owners[name]
-        total[number] = (total[number] or 0.0) + min(own[1:])
-    return total
+        total[owners[name]] += min(own[1:])
+    return list(total)

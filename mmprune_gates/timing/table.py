@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import torch
@@ -81,9 +82,14 @@ def curves_of(works: Sequence[Work], backend: Backend, step: int, batch: int) ->
         batch: Images at a time.
     """
     grids = [at_widths(work, step, batch) for work in works]
-    ops = [op for grid in grids for row in grid for op in row]
+    rows = chain.from_iterable(grids)
+    ops = list(chain.from_iterable(rows))
     took = iter(backend.ms(ops))
-    return [curve_of(grid, [[next(took) for _ in row] for row in grid]) for grid in grids]
+    curves = []
+    for grid in grids:
+        measured = [list(islice(took, len(row))) for row in grid]
+        curves.append(curve_of(grid, measured))
+    return curves
 
 
 def curve_of(grid: Sequence[Sequence[Narrowed]], took: Sequence[Sequence[float | None]]) -> Curve:
@@ -94,12 +100,17 @@ def curve_of(grid: Sequence[Sequence[Narrowed]], took: Sequence[Sequence[float |
         took: Milliseconds, None where it did not run.
     """
     widest = grid[-1][-1]
-    per_pair = (took[-1][-1] or 0.0) / (widest.reads * widest.makes)
+    longest = took[-1][-1] or 0.0
+    per_pair = longest / (widest.reads * widest.makes)
     ms = []
     for ops, row in zip(grid, took, strict=True):
-        proportional = [per_pair * op.reads * op.makes for op in ops]
-        ms.append([instead if own is None else own for own, instead in zip(row, proportional, strict=True)])
-    reads, makes = [row[0].reads for row in grid], [op.makes for op in grid[0]]
+        own = []
+        for op, measured in zip(ops, row, strict=True):
+            proportional = per_pair * op.reads * op.makes
+            own.append(proportional if measured is None else measured)
+        ms.append(own)
+    reads = [row[0].reads for row in grid]
+    makes = [op.makes for op in grid[0]]
     return Curve(reads, makes, ms)
 
 
@@ -129,12 +140,15 @@ def fit(
     cost.look_up(graph, table, kinds)
     chosen = [*random_selections(graph, table.step, count, seed=0), graph.kept()]
     measured = torch.tensor(latencies(model, graph, chosen, images, backend, show)).double()
-    sums, numbers = prices(cost.fitted(SUM), chosen), prices(cost.fitted(NUMBER), chosen)
+    sums = prices(cost.fitted(SUM), chosen)
+    numbers = prices(cost.fitted(NUMBER), chosen)
     relative = torch.stack([sums, numbers], 1) / measured[:, None]
     ones = torch.ones(len(chosen), 1).double()
-    scale, overhead = torch.linalg.lstsq(relative, ones).solution.flatten().tolist()
+    solution = torch.linalg.lstsq(relative, ones).solution
+    scale, overhead = solution.flatten().tolist()
     predicted = scale * sums + overhead * numbers
-    found = Fit(scale, overhead, list(zip(predicted.tolist(), measured.tolist(), strict=True)))
+    pairs = zip(predicted.tolist(), measured.tolist(), strict=True)
+    found = Fit(scale, overhead, list(pairs))
     table.fits[digest_of([kind.signature for kind in kinds])] = found
     cost.fitted(found)
     return found
@@ -156,9 +170,12 @@ def random_selections(graph: ChannelGraph, step: int, count: int, seed: int) -> 
     """
     generator = torch.Generator().manual_seed(seed)
     candidates = Candidates.of(graph, Limits(divisor=step))
-    everything_closed = graph.keeping(candidates.ranks(torch.zeros(graph.num_channels)) >= graph.num_channels)
-    least = max(SHARES[0], 1.05 * candidates.share(everything_closed))
-    shares = torch.logspace(0, 1, count, base=max(SHARES[1], least) / least).double() * least
+    equal = torch.zeros(graph.num_channels)
+    never_closes = candidates.ranks(equal) >= graph.num_channels
+    rigid = candidates.share(graph.keeping(never_closes))
+    least = max(SHARES[0], 1.05 * rigid)
+    most = max(SHARES[1], least)
+    shares = torch.logspace(0, 1, count, base=most / least).double() * least
     found = []
     for share in shares.tolist():
         score = torch.randn(graph.num_channels, generator=generator)

@@ -52,15 +52,20 @@ def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> 
     images = torch.randn(cost.settings.batch, *shape)
     backend = backend_of(cost.settings)
     calls = [backend.call(model, images) for model in (dense, slim)]
-    before, after = medians(calls, backend.now)
+    measured = medians(calls, backend.now)
     everything, kept = graph.kept(), kept_in(graph, report)
     predicted = [float(cost.price(chosen.vector.double())) for chosen in (everything, kept)]
     return {
         **cost.settings.facts(),
         'target': goal.share(cost),
-        'predicted_ms': {'before': predicted[0], 'after': predicted[1], 'kept': predicted[1] / predicted[0]},
-        'measured_ms': {'before': before, 'after': after, 'kept': after / before},
+        'predicted_ms': compared(*predicted),
+        'measured_ms': compared(*measured),
     }
+
+
+def compared(before: float, after: float) -> dict[str, float]:
+    """Two figures, and the share that is left."""
+    return {'before': before, 'after': after, 'kept': after / before}
 
 
 def kept_in(graph: ChannelGraph, report: Mapping[str, Any]) -> Kept:

@@ -1,9 +1,10 @@
 """How much there is to understand: AST nodes and code lines of each folder of the package, docstrings not counted.
 
-    python tools/dev/density.py [FOLDER]
+    python tools/dev/density.py [FOLDER] [--check]
 
 A node is an expression or a statement; a code line is one that holds part of a statement, outside docstrings. Also the
-nested comprehensions per 100 code lines, and the longest function. Exit code 1 where FOLDER has no Python files.
+nested comprehensions per 100 code lines, and the longest function. Exit code 1 where FOLDER has no Python files; with
+--check also where one of its folders is above this project's limits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+LIMITS = {'per line': 6.0, 'nested/100': 0.3, 'longest': 40}
 PACKAGE = Path(__file__).parents[2] / 'mmprune_gates'
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -48,7 +50,9 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', nargs='?', type=Path, default=PACKAGE, help='folder of a package; default ours')
-    root = parser.parse_args().folder
+    parser.add_argument('--check', action='store_true', help='fail above the limits')
+    args = parser.parse_args()
+    root = args.folder
     paths = sorted(root.rglob('*.py'))
     if not paths:
         raise SystemExit(f'density.py: error: {root} is no folder with Python files')
@@ -57,11 +61,21 @@ def main() -> None:
         rows[path.relative_to(root).parts[0] if path.parent != root else '.'].append(measure(path))
     rows['all'] = [row for own in list(rows.values()) for row in own]
     print(f'{"":12}{"nodes":>8}{"lines":>8}{"per line":>10}{"nested/100":>12}{"longest":>9}')
+    above = []
     for name, own in rows.items():
         nodes, lines, nested = (sum(row[key] for row in own) for key in ('nodes', 'lines', 'nested'))
-        longest = max(row['longest'] for row in own)
         counted = max(1, lines)  # a folder of empty files has none
-        print(f'{name:12}{nodes:8}{lines:8}{nodes / counted:10.2f}{100 * nested / counted:12.2f}{longest:9}')
+        found = {
+            'per line': nodes / counted,
+            'nested/100': 100 * nested / counted,
+            'longest': max(row['longest'] for row in own),
+        }
+        print(f'{name:12}{nodes:8}{lines:8}{found["per line"]:10.2f}{found["nested/100"]:12.2f}{found["longest"]:9}')
+        for key, most in LIMITS.items():
+            if found[key] > most:
+                above.append(f'{name}: {key} {found[key]:.4g} (at most {most})')
+    if args.check and above:
+        raise SystemExit(f'density.py: error: {"; ".join(above)}')
 
 
 if __name__ == '__main__':
