@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--shape', type=int, nargs=3, metavar=('C', 'H', 'W'), required=True)
     parser.add_argument('--macs', type=float, default=0.3, help='share of the MACs that is kept')
     parser.add_argument('--divisor', type=int, default=8, help='groups shrink to multiples of it')
+    parser.add_argument('--whole-streams', action='store_true', help='keep what norms across channels read')
     args = parser.parse_args(argv)
     init_default_scope(args.scope)
     dense = load_model_config(args.scope, args.config)
@@ -46,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     for block in graph.blocks:
         if block.gate is not None:
             score[block.gate] = 1  # blocks stay
+    if args.whole_streams:
+        for module in graph.full_width.values():
+            score[module.index] = 1
     candidates = Candidates.of(graph, Limits(divisor=args.divisor))
     kept = candidates.choose(score, args.macs)
     spec = slim_model(model, graph, kept)
