@@ -21,7 +21,7 @@ from mmprune_gates.channels.flow import AMONG, BEHIND, NONE, FullWidth
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import inside
 from mmprune_gates.gates.full_width import narrow
-from mmprune_gates.slimming.heads import first_calls, random_like, randomized
+from mmprune_gates.slimming.heads import random_like, randomized
 from mmprune_gates.slimming.parity import relative_error
 from mmprune_gates.slimming.stage import ERRORS, Stage
 
@@ -42,7 +42,7 @@ def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelG
             can_shrink[path] = wide
     if not can_shrink:
         return graph
-    calls = first_calls(stage)
+    calls = stage.first_calls
     full_width = dict(graph.full_width)
     for path, wide in can_shrink.items():
         if path in calls:

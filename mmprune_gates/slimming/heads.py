@@ -24,7 +24,7 @@ from mmprune_gates.channels.calls import Options, run
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, inside
 from mmprune_gates.channels.heads import Follow, Seen
-from mmprune_gates.gates.stand_in import given, shown_width
+from mmprune_gates.gates.stand_in import shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
 from mmprune_gates.slimming.stage import ERRORS, Stage, line_of_model_code
@@ -104,7 +104,7 @@ def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
             places[common_path(holders)].append(group)
     if not places:
         return []
-    calls = first_calls(stage)
+    calls = stage.first_calls
     groups_at: dict[str, list[Group]] = defaultdict(list)
     for path, groups in places.items():
         groups_at[called(path, calls)] += groups
@@ -145,20 +145,6 @@ def common_path(paths: Iterable[str]) -> str:
     """The longest path that encloses all paths."""
     parts = [path.split('.') for path in paths]
     return '.'.join(commonprefix(parts))
-
-
-def first_calls(stage: Stage) -> dict[str, Options]:
-    """Module path -> arguments of its first call, for all modules; the model itself may not be called."""
-    calls: dict[str, Options] = {}
-
-    def note(path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        calls.setdefault(path, given((args, kwargs)))
-
-    model = copy.deepcopy(stage.model)
-    for path, module in model.named_modules():
-        module.register_forward_pre_hook(partial(note, path), with_kwargs=True)
-    stage.run(model)
-    return calls
 
 
 def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:

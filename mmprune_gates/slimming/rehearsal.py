@@ -9,7 +9,7 @@ arithmetic, wherever the model can.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -159,25 +159,44 @@ def levels(blocks: Sequence[Block]) -> list[list[Block]]:
 
 def culprits(masks: Masks, fails: Callable[[Masks], Failure | None]) -> dict[str, Failure]:
     """The masks that fail, found by halving, and how each fails."""
-    found: dict[str, Failure] = {}
-    if not masks or not fails(masks):
-        return found
-    pending = [list(masks)]
-    while pending:
-        names = pending.pop()
-        own = {name: masks[name] for name in names}
-        failed = fails(own)
-        if failed and len(names) == 1:
-            found[names[0]] = failed
-        elif failed:
-            half = len(names) // 2
-            pending += [names[:half], names[half:]]
+    failed = fails(masks) if masks else None
+    if failed is None:
+        return {}
+    found = dict(alone(masks, fails, failed))
     rest = {name: mask for name, mask in masks.items() if name not in found}
     if rest:
         failed = fails(rest)
         if failed:
             found.update(dict.fromkeys(rest, failed))  # some fail only together
     return found
+
+
+def alone(
+    masks: Masks, fails: Callable[[Masks], Failure | None], failed: Failure | None
+) -> Iterator[tuple[str, Failure]]:
+    """The masks that fail by themselves, among some that fail together, and how.
+
+    Args:
+        masks: The masks.
+        fails: How masks fail.
+        failed: How these do; None if that was not tried, since it follows.
+    """
+    if len(masks) == 1:
+        (name,) = masks
+        failed = failed or fails(masks)
+        if failed:
+            yield name, failed
+        return
+    items = list(masks.items())
+    half = len(items) // 2
+    first, second = dict(items[:half]), dict(items[half:])
+    first_failed = fails(first)
+    second_failed = None
+    if first_failed:
+        yield from alone(first, fails, first_failed)
+        second_failed = fails(second)
+    if second_failed or not first_failed:
+        yield from alone(second, fails, second_failed)
 
 
 def first_that_runs(model: nn.Module, passes: Sequence[Forward | None], options: Options) -> Rehearsal:

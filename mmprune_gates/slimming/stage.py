@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmprune_gates.channels.calls import Forward, Options, first_sample, on_meta, run
+from mmprune_gates.gates.stand_in import given
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 NOT_THE_MODEL = (os.path.dirname(torch.__file__) + os.sep, PACKAGE + os.sep)
@@ -53,6 +55,20 @@ class Stage:
                 outputs = run(model, forward, tree_map(copied, self.options))
                 found += [tensor.shape for tensor in outputs]
         return found
+
+    @cached_property
+    def first_calls(self) -> dict[str, Options]:
+        """Module path -> arguments of its first call, for all modules; the model itself may not be called."""
+        calls: dict[str, Options] = {}
+
+        def note(path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            calls.setdefault(path, given((args, kwargs)))
+
+        model = copy.deepcopy(self.model)
+        for path, module in model.named_modules():
+            module.register_forward_pre_hook(partial(note, path), with_kwargs=True)
+        self.run(model)
+        return calls
 
 
 def copied(leaf: Any) -> Any:
