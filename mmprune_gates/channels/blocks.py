@@ -1,7 +1,7 @@
-"""Residual blocks: branches that end in a sum with what they began with, and that can be cut off as a whole.
+"""Residual blocks: branches added to a residual stream that can be cut off as a whole.
 
-GDP puts a gate on every layer block besides those on channels (Guo et al., ICCV 2021). In the graph a block is a sum of
-which one operand, the branch, is computed from a single tensor of the sum's own shape and read by nobody else.
+GDP gates every layer block in addition to the channels (Guo et al., ICCV 2021). In the graph a block is one operand of
+a sum, the branch, that is computed from a single tensor of the sum's shape and read by nothing but the sum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmprune_gates.channels.rules import Trait, has_trait
 from mmprune_gates.channels.tails import find_tail
 from mmprune_gates.channels.walked import Walked
 
-BLOCK = '@block'  # behind the name of a residual block
+BLOCK = '@block'  # suffix of the name of a residual block
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +28,10 @@ class Branch:
     """A branch that can be cut off: the sum it enters stays exact if it is zero.
 
     Attributes:
-        block: What goes with it.
+        block: The residual block.
         entry: Labels of the tensor it is computed from.
         end: Labels of its result.
-        terms: Numbers of its terms of the cost; none outside the inference graph.
+        terms: Positions of its cost terms in ``Flow.terms``; none outside the inference graph.
         gate: (1,) the id that stands for it; None if only channels are pruned.
     """
 
@@ -42,7 +42,7 @@ class Branch:
     gate: np.ndarray | None = None
 
     def keeps_channels(self, classes: np.ndarray) -> bool:
-        """Whether it ends in the channels that it begins with, so that they go together."""
+        """Whether it begins and ends with the same channels, which are removed together."""
         if len(self.entry.axes) != len(self.end.axes):
             return False
         for first in self.entry.axes:
@@ -69,7 +69,7 @@ def find_branches(graph: Walked) -> list[Branch]:
 def _branch(
     graph: Walked, needed: dict[fx.Node, set[str]], total: fx.Node, skip: fx.Node, end: fx.Node
 ) -> Branch | None:
-    """The branch behind one operand of a sum, ``end``, if it can be cut off without changing the other one, ``skip``.
+    """The branch that ends in one operand of a sum, ``end``, if cutting it off leaves the other, ``skip``, unchanged.
 
     A branch consists of whole modules that no other call depends on, joined by calls that accept any width.
     """
@@ -97,7 +97,7 @@ def _branch(
 
 
 def _common_path(modules: tuple[str, ...]) -> str:
-    """What paths have in common, or else the last one."""
+    """The common prefix of module paths; the last path if they have none."""
     parts = [path.split('.') for path in modules]
     return '.'.join(commonprefix(parts)) or modules[-1]
 

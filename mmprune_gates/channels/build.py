@@ -1,4 +1,4 @@
-"""The channel graph, from what walks over the exported graphs have found."""
+"""Build the channel graph from the findings of the walks over the exported graphs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
         inference: The walk over the inference pass; its flow holds what all walks found.
         branches: Its residual blocks, all with a gate or all without.
         batch: Batch size of the traced input.
-        prune_channels: Whether channels may go, or only blocks.
+        prune_channels: Whether channels may go, or only whole blocks.
     """
     flow = inference.flow
     if not prune_channels:
@@ -77,12 +77,12 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
 
 
 def _resolved(found: Any, numbering: Numbering) -> Any:
-    """The same read or site with channel numbers in place of ids."""
+    """A read or site with channel numbers in place of ids."""
     return replace(found, index=numbering.channels(found.index))
 
 
 def _find_slots(flow: Flow, numbering: Numbering) -> Slots:
-    """The channels of each parameter and buffer, by dimension, where there are any."""
+    """Parameter or buffer name -> dimension -> channel at each position; only dimensions that hold channels."""
     slots: Slots = defaultdict(dict)
     for name, value in flow.tensors.items():
         for axis in value.axes:
@@ -93,7 +93,7 @@ def _find_slots(flow: Flow, numbering: Numbering) -> Slots:
 
 
 def _find_reads(flow: Flow, numbering: Numbering) -> tuple[Read[Tensor], ...]:
-    """Where channels are read: by layers, and by modules that keep their full width."""
+    """Where channels are read: by layers and products, then by modules that keep their full width."""
     reads = list(flow.reads)
     for calls in flow.full_width.values():
         reads += calls
@@ -101,13 +101,13 @@ def _find_reads(flow: Flow, numbering: Numbering) -> tuple[Read[Tensor], ...]:
 
 
 def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site[Tensor], ...]:
-    """Where a gate can stand behind what makes channels."""
+    """Norms and layers whose output a gate can scale."""
     sites = [_resolved(site, numbering) for site in flow.sites.values()]
     return tuple(site for site in sites if (site.index >= 0).any())
 
 
 def _find_seen(flow: Flow, numbering: Numbering) -> tuple[Seen, ...]:
-    """What modules view that holds heads."""
+    """Channels, some of them heads, that modules view in another shape."""
     if not flow.cuts:
         return ()
     heads = numbering.channels(np.concatenate([ids for _, ids in flow.cuts]))
@@ -122,7 +122,7 @@ def _describe_blocks(
     slots: Slots,
     full_width: Mapping[str, FullWidth[Tensor]],
 ) -> tuple[Block, ...]:
-    """All residual blocks, each with the groups that go with it and the one that makes it constant if it is empty."""
+    """All residual blocks, with inner and last groups where they can be emptied."""
     holders = {path: set(numbering.groups_in(module.index)) for path, module in full_width.items()}
     for name, dims in slots.items():
         holders[name] = set(numbering.groups_in(torch.cat([*dims.values()])))
@@ -147,7 +147,7 @@ def _inner_groups(block: Block, numbering: Numbering, holders: Mapping[str, set[
     Args:
         block: The block.
         numbering: Channels and groups.
-        holders: Groups that occur in each parameter, buffer, and module that keeps its full width.
+        holders: Name -> numbers of the groups that occur in each parameter, buffer and full-width module.
     """
     inner = {number for number, group in enumerate(numbering.groups) if group.frozen is None}
     for name, groups in holders.items():
@@ -157,7 +157,7 @@ def _inner_groups(block: Block, numbering: Numbering, holders: Mapping[str, set[
 
 
 def _last_group(flow: Flow, block: Block, numbering: Numbering) -> int | None:
-    """Number of the one group that the last layer of a block reads; None if it reads several, or other channels."""
+    """Number of the one group that a block's last layer reads; None if it reads anything besides."""
     if block.tail is None:
         return None
     weight = block.tail.weight
@@ -186,7 +186,7 @@ def _axis_along(flow: Flow, weight: str, dim: int | None) -> Axis | None:
 
 
 def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) -> Tensor:
-    """(num_channels,) rows of weights that make each channel or pass it on; of a block, all that it holds."""
+    """(num_channels,) rows of weights that make each channel or pass it on; for a block's gate, all rows it holds."""
     filters = torch.zeros(numbering.num_channels, dtype=torch.long)
     rows = {}
     for weight, use in flow.layers.items():
@@ -203,7 +203,7 @@ def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) ->
 
 
 def _coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]:
-    """Every convolution and linear layer: what it costs, its groups, and why a side of it is frozen."""
+    """Coverage of every convolution and linear layer: its cost, its groups, and why a side of it is frozen."""
     whole = torch.ones(numbering.num_channels, dtype=torch.double)
     macs = cost.per_layer(whole)
     layers = []
@@ -230,7 +230,7 @@ def _coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]
 def _coverage_of_side(
     flow: Flow, numbering: Numbering, weight: str, dim: int | None
 ) -> tuple[tuple[str, ...], str | None]:
-    """The groups along one dimension of a weight, and why none of their channels can be removed."""
+    """The groups along one dimension of a weight, and why none of its channels can be removed, if so."""
     if dim is None:
         return (), DEPTHWISE
     axis = flow.tensors[weight].along(dim)
@@ -242,7 +242,7 @@ def _coverage_of_side(
 
 
 def _unreached_modules(flow: Flow) -> tuple[str, ...]:
-    """Paths of the modules that hold parameters which no walk has met."""
+    """Paths of the modules with parameters of their own that no walk has met."""
     holders: dict[str, None] = {}
     for name, _ in flow.model.named_parameters():
         if name not in flow.tensors:

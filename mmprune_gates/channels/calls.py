@@ -1,4 +1,4 @@
-"""How models and modules are called, and the tensors in what they take and return."""
+"""Calls of models and modules, and the tensors among their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def call_options(example_inputs: Inputs) -> Options:
     """Positional and keyword arguments from example inputs: a tensor, a sequence, or a mapping of keywords.
 
     Raises:
-        TypeError: They are none of these, or hold no tensor that has a batch dimension.
+        TypeError: The inputs hold no tensor with a batch dimension.
     """
     if isinstance(example_inputs, Mapping):
         options: Options = (), dict(example_inputs)
@@ -39,12 +39,12 @@ def call_options(example_inputs: Inputs) -> Options:
 
 
 def batch_size(options: Options) -> int:
-    """First dimension of the first input that has one."""
+    """Size of the first dimension of the first tensor that has one."""
     return next(leaf.shape[0] for leaf in tree_leaves(options) if isinstance(leaf, Tensor) and leaf.dim())
 
 
 def first_sample(options: Options) -> Options:
-    """The same inputs with a batch of one."""
+    """The inputs cut down to a batch of one."""
     batch = batch_size(options)
 
     def first(leaf: Any) -> Any:
@@ -56,7 +56,7 @@ def first_sample(options: Options) -> Options:
 
 
 def on_meta(options: Options) -> Options:
-    """The same inputs without data."""
+    """The inputs with their tensors on the meta device, without data."""
 
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -67,7 +67,7 @@ def on_meta(options: Options) -> Options:
 
 
 def run(model: nn.Module, forward: Forward | None, options: Options) -> list[Tensor]:
-    """All output tensors of a model, or of a forward of one's own."""
+    """Call a model, or ``forward`` on it, and return all output tensors."""
     args, kwargs = options
     if forward is None:
         outputs = model(*args, **kwargs)
@@ -105,13 +105,13 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 @contextmanager
 def noted_calls(model: nn.Module, plain: dict[str, Options], odd: set[str]) -> Iterator[None]:
-    """Note how each module is called meanwhile.
+    """Record how each module is called inside the context.
 
     Args:
         model: The model.
-        plain: Gets the path of each module that is called with a tensor, its first argument, and nothing else but
-            options, and returns a tensor; and those options, positional and by keyword.
-        odd: Gets the paths of modules that were called in another way.
+        plain: Filled with module path -> other arguments, positional and keyword, for each module that takes a single
+            tensor, as its first argument, and returns a tensor.
+        odd: Filled with the paths of modules that are called in any other way.
     """
 
     def note(path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Multiply-accumulates as a function of which channels are kept: one counter for loss, stop rule and report."""
+"""Multiply-accumulates as a function of the kept channels: one counter for loss, stop rule and report."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Cost:
     Attributes:
         layers: Module path of each of the T ops.
         positions: (T,) float64, product of the extents that hold no channel, per sample.
-        index: (K,) channels of all factors in a row, -1 for a position that always stays.
-        owner: (K,) the factor each belongs to.
+        index: (K,) channels of all factors, concatenated; -1 for a position that always stays.
+        owner: (K,) the factor that each position belongs to.
         factors: (T, F) the factors of each op, -1 for a factor of one.
         count: Number of factors.
     """
@@ -34,7 +34,7 @@ class Cost:
 
     @classmethod
     def of(cls, terms: Sequence[tuple[str, float, Sequence[Tensor]]]) -> Cost:
-        """From (module path, positions, channel vectors) of each op."""
+        """The cost of ops given as (module path, positions, channel vectors)."""
         vectors: list[Tensor] = []
         rows = []
         for _, _, factors in terms:

@@ -1,4 +1,4 @@
-"""What walks over the exported graphs of a model find out about its channels."""
+"""Findings about a model's channels, recorded by walks over its exported graphs."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from torch.fx import Node
 from mmprune_gates.channels.calls import Options
 from mmprune_gates.channels.labels import GATED, ZERO, Axis, Ids, Shape, Value
 
-# Ids of channels, an array, as long as models are walked; then their numbers, a tensor.
+# An array of channel ids while the model is walked; afterwards a tensor of channel numbers.
 Index = TypeVar('Index', Ids, Tensor)
-AMONG, BEHIND, NONE = 'among', 'behind', 'none'  # where a module of full width finds zeros for channels that have gone
+AMONG, BEHIND, NONE = 'among', 'behind', 'none'  # where a full-width module has the zeros for removed channels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Read(Generic[Index]):
-    """A layer that reads channels, and whether gates at sites before it reach it unchanged.
+    """A layer that reads channels, and whether gates at earlier sites scale what it reads.
 
     Attributes:
         layer: Module path of the reader.
         weight: Name of its weight; None for a module that keeps its full width, and for a product.
-        parameter: That name, seen from the layer.
-        in_dim: Dimension of the weight that reads them, or None.
+        parameter: Name of the weight relative to the layer.
+        in_dim: Dimension of the weight that reads the channels, or None.
         dim: Channel dimension of its input; -1, the last, for a linear layer.
         index: (C,) channel at each input position, -1 for none.
-        gated: (C,) bool, whether a gate at ``sites`` scales that input.
-        sites: Module paths of norms and layers.
+        gated: (C,) bool, whether a gate at ``sites`` scales that position.
+        sites: Module paths of the norms and layers whose gates scale the input.
         input_size: Elements of its input per sample.
         weight_size: Elements of its weight, or 0.
-        direct: Whether the reader's own input is what its weight reads (a layer of torch, not a derived one).
+        direct: Whether the module's input is what its weight reads (a layer of torch, not a derived one).
     """
 
     layer: str
@@ -55,7 +55,7 @@ class Read(Generic[Index]):
 
 @dataclass(frozen=True, kw_only=True)
 class Summed(Read[Index]):
-    """A product of activations that sums over channels: no gate can stand before it, so that it relies on sites."""
+    """A product of activations that sums over channels; no gate can stand before it, so it relies on those at sites."""
 
     dim: int = -1
     input_size: float = 0
@@ -63,14 +63,14 @@ class Summed(Read[Index]):
 
 @dataclass(frozen=True, kw_only=True)
 class FullWidth(Read[Index]):
-    """A module that computes across channels: in a slim model it still sees all of them, those gone as zeros.
+    """A module that computes across channels: in a slim model it still sees all of them, removed ones as zeros.
 
-    Its input and its output have the same channels at the same places.
+    Its input and output have the same channels at the same positions.
 
     Attributes:
         shape: Shape of its input.
-        zeros: Where those that have gone stand: ``AMONG`` the others, as every module can do, or ``BEHIND`` them, or
-            nowhere (``NONE``); None where it is not known yet.
+        zeros: Where the zeros stand: ``AMONG`` the other channels, which works for every module, ``BEHIND`` them, or
+            nowhere (``NONE``); None if not decided yet.
     """
 
     shape: Shape
@@ -79,7 +79,7 @@ class FullWidth(Read[Index]):
 
 @dataclass(frozen=True)
 class Site(Generic[Index]):
-    """A norm, or a layer without one behind it, whose output a gate can scale.
+    """A norm or layer whose output a gate can scale.
 
     Attributes:
         module: Its path.
@@ -88,7 +88,7 @@ class Site(Generic[Index]):
         index: (C,) channel at each position, -1 for none.
         output_size: Elements of its output per sample.
         weight_size: Elements of its weight.
-        direct: Whether the module's output is the layer's own (a layer of torch, not a derived one).
+        direct: Whether the module's output is what its weight makes (a layer of torch, not a derived one).
     """
 
     module: str
@@ -108,7 +108,7 @@ class Use:
         layer: Module path.
         kind: ``conv``, ``depthwise conv`` or ``linear``.
         out_dim: Dimension of the weight that makes channels.
-        in_dim: Dimension that reads them; None for a depthwise convolution, which passes them on.
+        in_dim: Dimension of the weight that reads them; None for a depthwise convolution, which passes them on.
     """
 
     layer: str
@@ -136,12 +136,12 @@ class Term:
 
 @dataclass(frozen=True)
 class Piece:
-    """Channels cut into several dimensions, as they lie along one of them.
+    """One of the dimensions that a view cuts channels into.
 
     Attributes:
-        view: What cuts them.
+        view: The view.
         dim: The dimension of its result.
-        ids: (C,) ids that stand for the pieces along it.
+        ids: (C,) new ids along that dimension.
         source: Ids of the channels that are cut.
     """
 
@@ -153,11 +153,11 @@ class Piece:
 
 @dataclass
 class Scout:
-    """What is found out about views before it is decided along which dimension the channels that they cut can shrink.
+    """Findings about views that cut channels, used to decide which dimension of each can shrink.
 
     Attributes:
         pieces: All dimensions of all views that cut channels, in order of execution.
-        batches: Ids along which products stand each for itself.
+        batches: Ids along the batch dimensions of products, such as heads.
         summed: Ids that products sum over.
     """
 
@@ -168,28 +168,28 @@ class Scout:
 
 @dataclass
 class Flow:
-    """What one or more walks over exported graphs of one model have found; names are canonical.
+    """Findings of one or more walks over the exported graphs of one model; names are canonical.
 
     Attributes:
         model: The model.
-        aliases: Module path or tensor name -> the first one of the same module or tensor.
+        aliases: Module path or tensor name -> the first name of the same object.
         tensors: Labels of parameters and buffers by name.
         num_ids: Number of channel ids.
-        edges: Pairs of id vectors that go together.
+        edges: Pairs of id vectors whose ids are kept or removed together, element by element.
         frozen: Ids that must stay, and why.
-        reads: Where layers read channels.
+        reads: Where layers and products read channels.
         sites: Where gates can stand, by module path.
-        tainted: Module paths of sites whose output is also used where a gate would not pass unchanged.
+        tainted: Module paths of sites whose output is also used where it does not scale with a gate.
         layers: Convolutions and linear layers by name of the weight, in order of execution.
-        terms: What each op costs.
+        terms: Multiply-accumulates of each op.
         full_width: Calls of modules that keep their full width, by module path.
         calls: How often each module without submodules is called, by path.
-        plain: Options by path of the modules that take and return one tensor.
+        plain: Module path -> other arguments, for modules that take and return one tensor.
         odd: Paths of modules that are called in other ways.
-        heads: Views that cut channels into heads -> the dimension of their result along which channels go.
-        cuts: The channels along that dimension of those views, each with the path of its module.
-        seen: Channels that a module's code views in another shape, and the path of the module.
-        scout: Looks for such views; None in a walk that makes use of what it has found.
+        heads: Views that cut channels into heads -> the dimension of their result that can shrink.
+        cuts: (module path, ids along that dimension) of those views.
+        seen: (module path, ids) of each channel dimension of the operand and the result of every view.
+        scout: Collects views that cut channels; None in a walk that makes use of its findings.
     """
 
     model: nn.Module
@@ -213,11 +213,11 @@ class Flow:
     scout: Scout | None = None
 
     def canonical(self, name: str) -> str:
-        """The first of all names of a module or tensor."""
+        """The first name of a module or tensor."""
         return self.aliases.get(name, name)
 
     def is_direct(self, path: str) -> bool:
-        """Whether a module's input and output are those of its weight: a layer of torch, not a derived one."""
+        """Whether a module has torch's own forward, so that its input and output are those of its weight."""
         module = self.model.get_submodule(path)
         return type(module).forward.__module__.startswith('torch.nn.')
 
@@ -230,18 +230,18 @@ class Flow:
         return Axis(dim, ids, state)
 
     def tensor(self, name: str, shape: Shape) -> Value:
-        """The labels of a parameter or buffer: channels of its own along every dimension longer than one."""
+        """Labels of a parameter or buffer: channels of its own along every dimension longer than one."""
         if name not in self.tensors:
             axes = [self.fresh(dim, size) for dim, size in enumerate(shape) if size > 1]
             self.tensors[name] = Value(shape, tuple(axes))
         return self.tensors[name]
 
     def draft(self) -> Flow:
-        """An empty flow for rules to record in, until it is clear whether what they find holds."""
+        """An empty flow for rules to record in until it is clear whether their findings hold."""
         return Flow(self.model, self.aliases, self.tensors, self.num_ids, heads=self.heads)
 
     def absorb(self, draft: Flow) -> None:
-        """Take over all that rules have recorded in a draft."""
+        """Take over everything that rules have recorded in a draft."""
         self.absorb_cost(draft)
         self.edges += draft.edges
         self.frozen += draft.frozen
@@ -254,12 +254,12 @@ class Flow:
             self.layers.setdefault(weight, use)
 
     def absorb_cost(self, draft: Flow) -> None:
-        """Take over what ops cost, and the ids that this refers to."""
+        """Take over the cost of the ops in a draft, and the ids it refers to."""
         self.terms += draft.terms
         self.num_ids = draft.num_ids
 
     def absorb_whole_cost(self, draft: Flow) -> None:
-        """Take over what ops cost that go on to see all channels, whatever is kept."""
+        """Take over the cost of ops that see all channels, whatever is kept: as constant terms."""
         for term in draft.terms:
             extents = [len(ids) for ids in term.factors]
             self.terms.append(replace(term, positions=term.positions * prod(extents), factors=()))
@@ -279,12 +279,12 @@ class Flow:
         self.frozen.extend((axis.ids, reason) for axis in axes if axis is not None)
 
     def is_frozen(self, axis: Axis) -> bool:
-        """Whether none of these channels can be removed for a reason that is known already."""
+        """Whether all channels of an axis are frozen so far."""
         frozen = [ids for ids, _ in self.frozen]
         return bool(frozen) and bool(np.isin(axis.ids, np.concatenate(frozen)).all())
 
     def weaken(self, axis: Axis, at_most: int | np.ndarray) -> Axis:
-        """``axis`` with its states lowered; sites whose gate no longer scales the result are tainted."""
+        """``axis`` with its states capped at ``at_most``; sites whose gate no longer scales the result are tainted."""
         state = np.minimum(axis.state, at_most).astype(np.int8)
         scaled = state == GATED
         if np.any((axis.state == GATED) & ~scaled):

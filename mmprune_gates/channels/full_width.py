@@ -1,8 +1,8 @@
-"""Modules that compute across channels and can keep their full width where all around them becomes narrower.
+"""Full-width modules: they compute across channels, and can keep their width when the model around them gets narrower.
 
 Removing a channel changes the statistics of a layer norm, a group norm or a global response norm. But behind closed
-gates such a module reads exact zeros, and what it makes of them is dropped; it can do the same in a slim model. No rule
-for single ops can say so: what counts is that a module without submodules turns one tensor into one of the same shape.
+gates such a module reads exact zeros, and what it makes of them is dropped; it can do the same in a slim model. Rules
+for single ops cannot express this: the module must have no submodules and turn one tensor into one of the same shape.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def find_calls(flow: Flow, graph: Graph, constants: Collection[Node]) -> list[Ca
     """Calls of modules without submodules that turn one tensor into one of the same shape, in order of execution.
 
     Args:
-        flow: Counts the calls of all modules without submodules, and knows which modules take and return one tensor.
+        flow: Counts the calls of each module without submodules; knows which modules do not map tensor to tensor.
         graph: The graph.
         constants: Its parameters and buffers.
     """
@@ -62,7 +62,7 @@ def find_calls(flow: Flow, graph: Graph, constants: Collection[Node]) -> list[Ca
 
 
 def _innermost_calls(graph: Graph) -> list[list[Node]]:
-    """The ops of each module call that calls no other module."""
+    """The ops of each module call that contains no call of another module."""
     ops = defaultdict(list)
     outer = set()
     for node in graph.nodes:
@@ -102,7 +102,7 @@ def _same_shape_call(module: str, nodes: list[Node], constants: Collection[Node]
 
 
 def computes_across(draft: Flow, entry: Value | list[Value]) -> bool:
-    """Whether the rules for its ops freeze the channels that a module reads.
+    """Whether the rules for a module's ops freeze the channels that the module reads.
 
     Args:
         draft: What the rules recorded for a call of the module.
@@ -118,7 +118,7 @@ def computes_across(draft: Flow, entry: Value | list[Value]) -> bool:
 
 
 def keep_whole(flow: Flow, call: Call, values: dict[Node, Value], batch: int) -> None:
-    """Let a module keep its full width: its output carries the channels of its input, at the same places.
+    """Let a module keep its full width: its output carries the channels of its input, at the same positions.
 
     Args:
         flow: Records the call.
@@ -149,7 +149,7 @@ def keep_whole(flow: Flow, call: Call, values: dict[Node, Value], batch: int) ->
 
 
 def settle(flow: Flow) -> None:
-    """Tie the channels of all calls of each module that keeps its full width; freeze those for which it cannot."""
+    """Unite the channels of all calls of each full-width module; freeze them if the module cannot keep its width."""
     for calls in flow.full_width.values():
         first, *others = calls
         if not _all_alike(flow, calls):
@@ -162,7 +162,7 @@ def settle(flow: Flow) -> None:
 
 
 def _all_alike(flow: Flow, calls: list[FullWidth[Ids]]) -> bool:
-    """Whether these are all calls of a module, with as many channels along the same dimension."""
+    """Whether these are all calls of a module, with equally many channels along the same dimension."""
     path = calls[0].layer
     if path in flow.odd or len(calls) != flow.calls[path]:
         return False

@@ -15,7 +15,7 @@ from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.channels.kept import Kept, kept_of
 from mmprune_gates.channels.workload import Workload
 
-OUTPUT = 'an output of the model'  # why the channels of its outputs are frozen
+OUTPUT = 'an output of the model'  # why the channels of the model's outputs are frozen
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class ChannelGraph:
         slots: Parameter or buffer name -> dimension -> (size of that dimension,) channel at each position, -1
             where a position belongs to no group.
         layers: Coverage of every convolution and linear layer, in order of execution, then the unused ones.
-        reads: Where channels are read, in order of execution.
-        sites: Where a gate can stand behind what makes channels, in order of execution.
-        full_width: Module path -> what it keeps, for each module that computes across channels.
-        blocks: Residual blocks in order of execution, with gates of their own or without.
+        reads: Where channels are read: by layers and products in order of execution, then by full-width modules.
+        sites: Norms and layers whose output a gate can scale, in order of execution.
+        full_width: Module path -> its read, for each module that computes across channels and keeps its full width.
+        blocks: Residual blocks in order of execution, with or without gates of their own.
         filters: (num_channels,) filters that go with each channel: rows of weights that make it or pass it on.
-        tainted: Module paths of sites whose output is also used where a gate would not pass unchanged.
-        unreached: Module paths whose own parameters no traced pass uses.
-        cost: Multiply-accumulates of inference as a function of what is kept.
-        workload: The ops of inference, for costs of other kinds.
-        seen: What modules view that holds heads.
-        follows: Attributes of modules that say how many channels there are, and follow when some go.
+        tainted: Module paths of sites whose output is also used where it does not scale with a gate.
+        unreached: Paths of modules with parameters of their own that no traced pass uses.
+        cost: Multiply-accumulates of inference as a function of the kept channels.
+        workload: The ops of inference, for other kinds of cost.
+        seen: Channels, some of them heads, that modules view in another shape.
+        follows: Module attributes that hold a number of channels, and follow when some go.
     """
 
     groups: tuple[Group, ...]
@@ -89,7 +89,7 @@ class ChannelGraph:
 
     @property
     def num_channels(self) -> int:
-        """Channels in all groups."""
+        """Number of channels in all groups."""
         return sum(group.size for group in self.groups)
 
     @property
@@ -99,12 +99,12 @@ class ChannelGraph:
 
     @property
     def channel_groups(self) -> tuple[Group, ...]:
-        """All groups but those that stand for residual blocks."""
+        """Groups that do not stand for residual blocks."""
         return tuple(group for group in self.groups if not group.is_block)
 
     @property
     def free_channels(self) -> tuple[Group, ...]:
-        """Groups of channels that can be removed."""
+        """Free groups that do not stand for residual blocks."""
         return tuple(group for group in self.channel_groups if group.frozen is None)
 
     @property
@@ -133,9 +133,9 @@ class ChannelGraph:
         return [read for read in self.reads if isinstance(read, Summed) and inside(read.index, group).any()]
 
     def rows(self, group: Group) -> int:
-        """Rows, or columns, of weights that one channel of a group is in any layer, at least.
+        """Smallest number of weight rows or columns that one channel of a group takes up in any layer.
 
-        1 as a rule; all those of a head where a channel is one.
+        Usually 1; if each channel is a whole head, the rows of the head.
         """
         found = []
         for layer in self.layers:
@@ -172,30 +172,31 @@ class ChannelGraph:
         return replace(self, groups=groups, layers=layers, blocks=blocks).without_emptying(whole)
 
     def without_emptying(self, names: Container[str]) -> ChannelGraph:
-        """The graph with at least one channel to stay in groups of these names."""
+        """The graph in which each of the named groups must keep at least one channel."""
         groups = tuple(replace(group, empties=group.empties and group.name not in names) for group in self.groups)
         blocks = tuple(replace(block, last=None) if block.last in names else block for block in self.blocks)
         return replace(self, groups=groups, blocks=blocks)
 
     def kept(self, masks: Mapping[str, Tensor] | None = None) -> Kept:
-        """What masks keep; a :class:`Kept` of this graph as it is.
+        """Check masks and return them as a :class:`Kept`; a :class:`Kept` of this graph is returned unchanged.
 
         Args:
             masks: Group name -> (size,) bool, True = keep; groups not named are kept whole.
 
         Raises:
-            ValueError: An unknown or frozen group, a mask of the wrong size, or one that keeps nothing.
+            ValueError: An unknown or frozen group, a mask of the wrong size, or one that keeps nothing where something
+                must stay.
         """
         if isinstance(masks, Kept) and masks.groups is self.groups:
             return masks
         return kept_of(self.groups, self.blocks, masks or {})
 
     def keeping(self, vector: Tensor) -> Kept:
-        """What a (num_channels,) bool vector keeps, which nobody need check."""
+        """A :class:`Kept` from a (num_channels,) bool vector, without any check."""
         return Kept(self.groups, self.blocks, vector)
 
     def without_inner(self, kept: Kept) -> Kept:
-        """What is kept when all that occurs only inside blocks that go has gone with them."""
+        """``kept`` less everything that occurs only inside closed or emptied blocks."""
         gone = {*kept.closed, *kept.emptied}
         inside = torch.zeros(self.num_channels + 1, dtype=torch.bool)  # last: positions that belong to no group
         outside = inside.clone()
@@ -219,7 +220,7 @@ class ChannelGraph:
         return round(float(self.cost(self.kept(kept).vector.double())))
 
     def prunable_macs(self) -> int:
-        """MACs that would go if every free channel went; what only goes with whole blocks does not count."""
+        """MACs that go if every free channel goes, not counting those that only go with whole blocks."""
         value = torch.ones(self.num_channels, dtype=torch.double)
         for group in self.free_channels:
             value[group.span] = 0

@@ -1,4 +1,4 @@
-"""What can go: groups of channels, and residual blocks."""
+"""Removable units: groups of channels, and residual blocks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Group:
     """Channels that own the same parameter slots; each is kept or removed on its own.
 
     Attributes:
-        name: Module path of the first layer that makes them; ``#2`` and so on where a layer makes several groups. Of a
-            group that stands for a residual block, the block's name.
+        name: Module path of the first layer that makes them, with ``#2`` and so on where a layer makes several groups.
+            A group that stands for a residual block has the block's name.
         size: Number of channels.
         frozen: None, or why none of them can be removed.
-        start: Position of the first one among all channels of the graph.
+        start: Position of the group's first channel among all channels of the graph.
         is_block: Whether its only channel stands for a residual block.
-        empties: Whether none of its channels need stay: it is the last group of a residual block.
+        empties: Whether all of its channels may go, since it is the last group of a residual block.
     """
 
     name: str
@@ -33,24 +33,24 @@ class Group:
 
     @property
     def span(self) -> slice:
-        """Where the group lies in a vector over all channels."""
+        """The group's slice of a vector over all channels."""
         return slice(self.start, self.start + self.size)
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A residual block: its branch can go as a whole, since the sum that it enters is exact without it.
+    """A residual block: its branch can go as a whole, since the sum it enters stays exact without it.
 
     Attributes:
-        name: ``PATH@block``, the path that its modules have in common.
-        modules: Paths of the modules that go, in order of execution: as few and as large as possible.
+        name: ``PATH@block``, where ``PATH`` is the common path of its modules.
+        modules: Paths of the modules that go with it, in order of execution: as few and as large as possible.
         sites: Paths of the modules whose output a gate on the block scales.
-        tail: How its result follows from what its last layer reads, or None.
+        tail: Computes the constant result of its branch when its last layer reads only zeros, or None.
         gate: The channel that stands for it; None if it cannot be closed.
-        inner: Names of the free groups that go with it where it can be emptied.
-        last: Name of the one among them that its last layer reads: where that is empty, the branch is a constant; None
-            if it cannot be emptied.
-        index: (C,) channels of the constant, -1 for none.
+        inner: Names of the free groups that go when it is emptied; none if it cannot be.
+        last: Name of the inner group that its last layer reads: if that is empty, the branch is a constant. None if
+            the block cannot be emptied.
+        index: (C,) channel at each position of the constant, -1 for none; None if it cannot be emptied.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Block:
         return within(path, self.modules)
 
     def is_inside(self, other: Block) -> bool:
-        """Whether all of it goes with another block."""
+        """Whether the whole block goes with another one."""
         return all(other.holds(path) for path in self.modules)
 
 
@@ -77,11 +77,11 @@ def within(path: str, modules: tuple[str, ...]) -> bool:
 
 
 def inside(index: Tensor, group: Group) -> Tensor:
-    """Which positions hold channels of a group."""
+    """Bool of the shape of ``index``: which positions hold channels of a group."""
     return (index >= group.start) & (index < group.start + group.size)
 
 
 def at(values: Tensor, index: Tensor, otherwise: float) -> Tensor:
-    """``values[index]``, and ``otherwise`` at index -1: what belongs to no channel."""
+    """``values[index]``, but ``otherwise`` where the index is -1 (no channel)."""
     extended = torch.cat([values, values.new_full((1,), otherwise)])
     return extended[index.to(values.device)]

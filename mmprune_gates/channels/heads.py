@@ -1,7 +1,7 @@
-"""Heads: which views cut channels into heads, and what the code of a model counts by them.
+"""Heads: which views cut channels into heads, and which attributes of modules count them.
 
-A view from C to (h, d) leaves two ways to become narrower. Where products stand each for itself along one of the parts,
-as in attention, that part counts heads: a head goes as a whole, and all that scales with d stays what it is.
+A view from C to (h, d) can shrink along h or along d. If products are independent of each other along one of them, as
+in attention, that one counts heads: a head goes as a whole, and everything that depends on d stays the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.fx import Node
 from mmprune_gates.channels.flow import Flow, Scout
 from mmprune_gates.channels.labels import Ids
 
-HEADS, DIMS = 'heads', 'dims'  # what goes of attention
+HEADS, DIMS = 'heads', 'dims'  # what attention loses
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +35,12 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Follow:
-    """An attribute of a module that says how many channels there are; it becomes the number of those kept.
+    """A module attribute that holds a number of channels; slimming sets it to the number kept.
 
     Attributes:
         module: Path of the module.
-        attribute: Its name.
-        index: (C,) channel at each position, -1 for none.
+        attribute: Name of the attribute.
+        index: (C,) the channels it counts, -1 for none.
     """
 
     module: str
@@ -49,15 +49,15 @@ class Follow:
 
 
 def heads_of(flow: Flow, scout: Scout, attention: str = HEADS) -> dict[Node, int]:
-    """Views that cut channels into heads -> the dimension of their result along which channels can go.
+    """Views that cut channels into heads -> the dimension of their result that can shrink.
 
-    A view that another one cuts further goes by what the other one cuts. Where nothing counts heads, as in attention
-    with a single one, channels go that products sum over.
+    If another view cuts a piece further, the first view shrinks along that piece. Where nothing counts heads, as in
+    attention with a single head, the channels that products sum over can go.
 
     Args:
-        flow: What a walk has found that cuts channels along all dimensions at once.
-        scout: What it has noted.
-        attention: Whether ``heads`` go, or ``dims``: a channel of each.
+        flow: Findings of a walk that cuts channels along all dimensions at once.
+        scout: The scout of that walk.
+        attention: What goes: whole ``heads``, or ``dims``, the same channels of every head.
     """
     classes = flow.classes()
     heads = _cuts_along(scout.batches, classes, scout)
@@ -67,14 +67,14 @@ def heads_of(flow: Flow, scout: Scout, attention: str = HEADS) -> dict[Node, int
 
 
 def tie_cuts(flow: Flow) -> None:
-    """Let all heads of a module lose the same channels, those of v like those of q and k: one number counts them."""
+    """Unite equally long cuts of a module: heads of q, k and v lose the same channels, since one number counts them."""
     first: dict[tuple[str, int], Ids] = {}
     for layer, ids in flow.cuts:
         flow.unite(first.setdefault((layer, len(ids)), ids), ids)
 
 
 def _beside(heads: Mapping[Node, int], classes: Ids, scout: Scout) -> list[Ids]:
-    """What lies along the last other dimension of views that count heads and are not cut further."""
+    """Ids along the last other dimension of the views that cut heads and are not cut further."""
     is_cut = np.zeros(len(classes), bool)  # by class
     for piece in scout.pieces:
         is_cut[classes[piece.source]] = True
@@ -89,7 +89,7 @@ def _beside(heads: Mapping[Node, int], classes: Ids, scout: Scout) -> list[Ids]:
 
 
 def _cuts_along(ids: Sequence[Ids], classes: Ids, scout: Scout) -> dict[Node, int]:
-    """Views of whose pieces some lie along given ids -> the dimension of those pieces."""
+    """Views with a piece along given ids -> the dimension of that piece; ids that such a view cuts count as given."""
     is_given = np.zeros(len(classes), bool)  # by class
     for one in ids:
         is_given[classes[one]] = True
@@ -102,10 +102,10 @@ def _cuts_along(ids: Sequence[Ids], classes: Ids, scout: Scout) -> dict[Node, in
 
 
 def find_seen(seen: Sequence[tuple[str, Ids]], indices: Sequence[Tensor], heads: Tensor) -> tuple[Seen, ...]:
-    """What modules view that holds heads, each once.
+    """Channels, some of them heads, that modules view in another shape, each vector once per module.
 
     Args:
-        seen: Path of the module and ids, for each view.
+        seen: (module path, ids) of each channel dimension of views.
         indices: Channel numbers of those ids.
         heads: Numbers of the channels that are heads.
     """

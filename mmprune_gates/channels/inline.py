@@ -1,8 +1,8 @@
-"""Graphs within an exported graph: what code runs under a context is exported as a graph of its own.
+"""Inline nested graphs: ``torch.export`` captures the code under a context as a graph of its own.
 
 ``with torch.no_grad()``, ``torch.autocast`` and activation checkpointing (``torch.utils.checkpoint``, mmengine's
-``with_cp``) do not change what is computed, so their graphs are laid into the one around them. Graphs of control flow
-(``torch.cond`` and the like) stay what they are: ops without a rule.
+``with_cp``) do not change what is computed, so their graphs are inlined into the enclosing one. Graphs of control flow
+(``torch.cond`` and the like) are left alone: ops without a rule.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ CONTEXTS = ('wrap_with_set_grad_enabled', 'wrap_with_autocast', 'tag_activation_
 
 
 def inline_contexts(module: GraphModule) -> None:
-    """Lay the graphs of contexts into the graph of a module, in place, innermost first."""
+    """Inline the graphs of contexts into the graph of a module, in place, innermost first."""
     for node in list(module.graph.nodes):
         if node.op == 'call_function' and str(node.target) in CONTEXTS:
             inline(module, node)
 
 
 def inline(module: GraphModule, call: Node) -> None:
-    """Replace one call of a graph by the nodes of that graph."""
+    """Replace a call of a nested graph by the nodes of that graph."""
     graph = module.graph
     body = next(source for source in call.all_input_nodes if source.op == 'get_attr')
     inner = getattr(module, str(body.target))

@@ -1,4 +1,4 @@
-"""What is kept of a model's channels: one object from selection to slimming and its report."""
+"""The kept channels of a model: one object from selection to slimming and its report."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Kept(Mapping):
     Attributes:
         groups: All groups of the graph.
         blocks: Its residual blocks.
-        vector: (num_channels,) bool over all groups. What stands idle in an emptied block counts as removed, whatever
-            it was given as.
+        vector: (num_channels,) bool over all groups. Idle groups of emptied blocks count as removed, whatever the
+            vector passed in says.
     """
 
     groups: tuple[Group, ...]
@@ -34,7 +34,7 @@ class Kept(Mapping):
         object.__setattr__(self, 'vector', vector)
 
     def __getitem__(self, name: str) -> Tensor:
-        """(size,) bool, the mask of a group."""
+        """(size,) bool mask of a group."""
         return self.vector[self._by_name[name].span]
 
     def __iter__(self) -> Iterator[str]:
@@ -47,17 +47,17 @@ class Kept(Mapping):
         return isinstance(other, Kept) and torch.equal(self.vector, other.vector)
 
     def at(self, index: Tensor) -> Tensor:
-        """Bool of the shape of ``index``: which positions stay; those of no channel (-1) always do."""
+        """Bool of the shape of ``index``: which positions stay; positions of no channel (-1) always do."""
         return at(self.vector, index, True)
 
     @cached_property
     def emptied(self) -> tuple[Block, ...]:
-        """The blocks that are constant, as nothing of their last group is kept."""
+        """The blocks that become constants, since no channel of their last group is kept."""
         return tuple(block for block in self.blocks if block.last is not None and not self[block.last].any())
 
     @cached_property
     def idle(self) -> tuple[Group, ...]:
-        """The groups inside blocks that are emptied."""
+        """The groups inside emptied blocks."""
         return tuple(self._by_name[name] for block in self.emptied for name in block.inner)
 
     @property
@@ -67,7 +67,7 @@ class Kept(Mapping):
         return tuple(block for block in gated if not self.vector[block.gate])
 
     def indices(self) -> dict[str, list[int]]:
-        """Free group -> numbers of the channels kept, as plain values."""
+        """Free group -> indices of its kept channels, as a plain list."""
         return {name: mask.nonzero().flatten().tolist() for name, mask in self.items()}
 
     @cached_property
@@ -76,7 +76,7 @@ class Kept(Mapping):
 
 
 def kept_of(groups: tuple[Group, ...], blocks: tuple[Block, ...], masks: Mapping[str, Tensor]) -> Kept:
-    """What masks keep; groups not named are kept whole.
+    """Check masks and return them as a :class:`Kept`; groups not named are kept whole.
 
     Args:
         groups: All groups of a graph.
@@ -105,10 +105,10 @@ def kept_of(groups: tuple[Group, ...], blocks: tuple[Block, ...], masks: Mapping
 
 
 def _checked(group: Group, mask: Tensor) -> Tensor:
-    """``mask`` as a bool vector on the CPU, if it is one the group allows.
+    """``mask`` as a bool vector on the CPU.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The mask has the wrong size, or removes channels of a frozen group.
     """
     mask = torch.as_tensor(mask).bool().cpu()
     if mask.shape != (group.size,):

@@ -2,7 +2,7 @@
 
 A channel is an integer id. An :class:`Axis` is a vector of ids along one dimension of a tensor. A tensor may
 carry several (a convolution's weight has one for its outputs and one for its inputs); a dimension without an
-axis is rigid: its size stays what it is.
+axis is rigid: its size never changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 Shape = tuple[int, ...]
 Ids = np.ndarray  # int64: of channels, or of positions in a vector of them
-State = np.ndarray  # int8: what is known of the values of channels, one of the following
+State = np.ndarray  # int8: what is known about the values of each channel, one of the constants below
 
 # From weakest to strongest.
 LOST = 0  # may be non-zero although everything that makes it is zero (behind a sigmoid)
@@ -42,7 +42,7 @@ class Axis:
         return replace(self, ids=self.ids[index], state=self.state[index])
 
     def known(self, state: int, *sites: str) -> Axis:
-        """The axis with as much known of all its channels, which gates at ``sites`` scale."""
+        """The axis with all its channels in ``state``, scaled by gates at ``sites``."""
         states = np.full_like(self.state, state)
         return replace(self, state=states, sites=frozenset(sites))
 
@@ -72,11 +72,11 @@ class Value:
         return tuple(axis for axis in self.axes if axis is not own)
 
     def behind(self, dim: int) -> list[Axis]:
-        """The axes along all dimensions behind ``dim``."""
+        """The axes along all dimensions after ``dim``."""
         return [axis for axis in self.axes if axis.dim > dim]
 
     def expanded(self, rank: int) -> Value:
-        """The tensor seen with ``rank`` dimensions: new ones of size 1 come first."""
+        """The tensor with leading dimensions of size 1 added, up to ``rank`` dimensions."""
         new = rank - self.rank
         axes = [replace(axis, dim=axis.dim + new) for axis in self.axes]
         return Value((1,) * new + self.shape, tuple(axes))

@@ -1,7 +1,7 @@
 """Channel rules of the ops that hold weights: convolutions, linear layers, norms.
 
-All of them have the input as first operand, then weight and bias. A weight has channels along its first two dimensions:
-one makes the channels of the output, the other one reads those of the input.
+Their operands are input, weight and bias, in this order. The weight of a layer has channels along its first two
+dimensions: one makes the channels of the output, the other reads those of the input.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def _convolve(op: Op, transposed: bool) -> Result:
 
 
 def _shifted(op: Op, axes: Iterable[Axis]) -> list[Axis]:
-    """Axes along which a layer works independently; its bias shifts the values there."""
+    """Axes along which a layer works independently, weakened if it has a bias, which shifts the values."""
     at_most = GATED if op.bias is None else LOST
     return [op.flow.weaken(axis, at_most) for axis in axes]
 
 
 def _register(op: Op, kind: str, out_dim: int, in_dim: int | None) -> None:
-    """Remember which layer uses a weight, for groups and the coverage report."""
+    """Record which layer uses a weight, for groups and the coverage report."""
     weight = op.source(1)
     if weight is not None:
         use = Use(_holder(op), kind, out_dim, in_dim)
@@ -79,7 +79,7 @@ def _register(op: Op, kind: str, out_dim: int, in_dim: int | None) -> None:
 
 
 def _holder(op: Op) -> str:
-    """Path of the module that holds the weight; the one that makes the call where it is computed."""
+    """Path of the module that holds the weight; of the calling module if the weight is computed."""
     weight = op.source(1)
     if weight is None:
         return op.layer
@@ -100,7 +100,7 @@ def _count(op: Op, positions: Iterable[int]) -> None:
 
 
 def _consume(op: Op, channels: Axis | None, reader: Axis | None) -> None:
-    """Tie channels of the input to the axis of the weight that reads them."""
+    """Unite channels of the input with the axis of the weight that reads them."""
     if channels is None:
         op.freeze([reader], FIXED_INPUT)
     elif reader is None:
@@ -135,9 +135,9 @@ def _read(op: Op, channels: Axis, in_dim: int) -> None:
 
 
 def _seen_from(op: Op, weight: str) -> str | None:
-    """Name of a weight as the module that makes the call has it; None if it is not in that module.
+    """Name of a weight relative to the calling module; None if it is not inside that module.
 
-    The model itself need not be called: a forward of one's own may call what is in it.
+    For the model itself only ``weight`` counts: a custom forward may call its submodules without calling the model.
     """
     if not op.layer:
         return weight if weight == 'weight' else None
@@ -146,13 +146,13 @@ def _seen_from(op: Op, weight: str) -> str | None:
 
 
 def _is_own(op: Op, position: int, attribute: str) -> bool:
-    """Whether an operand is that attribute of the very module whose forward makes the call."""
+    """Whether an operand is the named attribute of the calling module itself."""
     own = f'{op.layer}.{attribute}'
     return op.parameter(position) == own.lstrip('.')
 
 
 def _channel_dim(op: Op, axis: Axis) -> int:
-    """The channel dimension of a layer's input or output: the last, -1, of a linear layer."""
+    """Channel dimension of a layer's input or output; -1, the last, for a linear layer."""
     if op.name == 'aten.linear':
         return -1
     return axis.dim
@@ -170,7 +170,7 @@ def _produce(op: Op, made: Axis | None, dim: int) -> Axis | None:
 
 
 def _gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
-    """The output axis of a norm or layer, scaled by a gate there if weight and bias are the module's own."""
+    """The output axis of a norm or layer; a gate there can scale it if weight and bias are the module's own."""
     own_bias = op.bias is None or _is_own(op, 2, 'bias')
     if not (own_bias and _is_own(op, 1, 'weight')):
         return op.flow.weaken(axis, ZERO)
@@ -209,7 +209,7 @@ def _grouped_output(op: Op, transposed: bool, conv_groups: int) -> Axis | None:
 
 
 def _depthwise_output(op: Op, transposed: bool) -> Axis | None:
-    """A depthwise convolution passes the channels of its input on, each to ``multiplier`` outputs."""
+    """Output axis of a depthwise convolution, which passes each input channel on to ``multiplier`` outputs."""
     channels = op.x.along(1)
     multiplier = op.shape[1] // op.x.shape[1]
     kernel = op.weight.along(1)
@@ -227,7 +227,7 @@ def _depthwise_output(op: Op, transposed: bool) -> Axis | None:
 
 
 def _share(op: Op, channels: Axis | None, *positions: int) -> None:
-    """Tie channels that pass through to the parameters and buffers at ``positions``."""
+    """Unite channels that pass through with those of the parameters and buffers at ``positions``."""
     for axis in _own_axes(op, *positions):
         if channels is None:
             op.freeze([axis], FIXED_INPUT)

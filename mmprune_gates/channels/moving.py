@@ -1,6 +1,6 @@
-"""Channel rules of ops that move elements about: permutations, views, concatenations, pieces.
+"""Channel rules of ops that move elements: permutations, views, concatenations, pieces.
 
-Most of them only say where each dimension of their result comes from, see :meth:`Op.moved`.
+Most rules only state where each dimension of the result comes from, see :meth:`Op.moved`.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def unbind(op: Op) -> Result:
 
 
 def split(op: Op) -> Result:
-    """split: consecutive pieces along ``args[2]``, by their sizes, which the code may fix.
+    """split: consecutive pieces along ``args[2]`` of given sizes, which the code may fix.
 
-    Pieces of a parameter pass: nothing but a rehearsal tells whether the code computes those sizes.
+    Pieces of a parameter pass: only a rehearsal tells whether the code computes their sizes.
     """
     axis = op.x.along(op.arg(2, 0))
     if op.parameter(0) is not None and axis is not None:
@@ -72,7 +72,7 @@ def split(op: Op) -> Result:
 
 
 def index(op: Op) -> Result:
-    """``aten.index`` with one tensor of whole numbers: positions of one dimension, which holds no channel."""
+    """``aten.index`` with one tensor of integers: picks positions of one dimension, which must hold no channel."""
     given = cast(Sequence[Node | None], op.node.args[1])
     places = [(dim, node) for dim, node in enumerate(given) if node is not None]
     if len(places) != 1:
@@ -87,7 +87,7 @@ def index(op: Op) -> Result:
 
 
 def _pieces(op: Op, axis: Axis) -> list[Value]:
-    """Consecutive pieces along an axis, of the sizes that the results have."""
+    """Labels of consecutive pieces along an axis; their sizes are those of the results."""
     rest = op.x.without(axis.dim)
     pieces = []
     start = 0
@@ -124,7 +124,7 @@ def getitem(op: Op) -> Value:
 
 
 def chunk(op: Op) -> Result:
-    """``aten.chunk``: consecutive pieces along ``args[2]``, by their number. Equal pieces shrink alike."""
+    """``aten.chunk``: a given number of consecutive pieces along ``args[2]``. Equal pieces shrink alike."""
     dim = op.arg(2, 0)
     axis = op.x.along(dim)
     if axis is None:
@@ -138,7 +138,7 @@ def chunk(op: Op) -> Result:
 
 
 def unfold(op: Op) -> Result:
-    """``aten.im2col``: (N, C, H, W) -> (N, C k, L); the k places of a window stand behind each channel."""
+    """``aten.im2col``: (N, C, H, W) -> (N, C k, L); each channel is repeated for the k places of a window."""
     moved = cast(Value, op.moved([*range(op.x.rank - 2), None], 'unfolded along channels'))
     axis = moved.along(-2)
     if axis is None:
@@ -149,7 +149,7 @@ def unfold(op: Op) -> Result:
 
 
 def pixel_shuffle(op: Op) -> Result:
-    """``aten.pixel_shuffle``: (N, C r^2, H, W) -> (N, C, H r, W r); the r^2 channels behind one go together."""
+    """``aten.pixel_shuffle``: (N, C r^2, H, W) -> (N, C, H r, W r); the r^2 channels that make one go together."""
     axis = op.x.along(1)
     channels = op.shape[1]
     if axis is None or channels == 1:
@@ -160,7 +160,7 @@ def pixel_shuffle(op: Op) -> Result:
 
 
 def _one_of(op: Op, axis: Axis, rows: Ids) -> Axis:
-    """The axis along the first of several rows of positions; channels at the same place of the rows go together."""
+    """Tie the channels at the same place of several rows of positions; returns the axis along the first row."""
     op.flow.tie(axis.ids[rows])
     states = axis.state[rows]
     return replace(axis, ids=axis.ids[rows[0]], state=states.min(axis=0))
@@ -192,7 +192,7 @@ def cat(op: Op) -> Result:
 
 
 def _join(op: Op, dim: int) -> Axis:
-    """The axis along the dimension of concatenation; pieces without labels stay whole."""
+    """The axis along the concatenated dimension; pieces without labels are frozen."""
     ids = []
     state = []
     sites: set[str] = set()
@@ -209,9 +209,9 @@ def _join(op: Op, dim: int) -> Axis:
 def view(op: Op) -> Result:
     """view, reshape, flatten, squeeze, ...: channels follow their elements.
 
-    Where a dimension is split, only one of its parts can shrink in a rectangular way: the one along which heads or
-    their channels go, or that is given as -1 in the code, or else the last; channels at the same place of the other
-    parts are tied.
+    If a dimension is split, only one part can shrink, or the result would not be rectangular: the part along which
+    heads or their channels go, else the one that the code gives as -1, else the last. Channels at the same place of
+    that part are tied.
     """
     x = op.x
     if UNKNOWN in (*x.shape, *op.shape):
@@ -230,7 +230,9 @@ def view(op: Op) -> Result:
 
 
 def _relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
-    """The axis of a run of dimensions seen as another one; none if all its channels are the same, as after shuffles.
+    """The axis of a run of dimensions after the view; none if all positions hold one channel, as after shuffles.
+
+    A scout gets an axis along every dimension over which the channels vary.
 
     Args:
         op: The view.
@@ -260,7 +262,7 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
 
 
 def _piece(op: Op, axis: Axis, rows: Ids, dim: int) -> Axis:
-    """Ids of their own for what lies along one of several dimensions; the same ones where it repeats."""
+    """An axis of new ids along one of several dimensions; positions that hold the same channels share an id."""
     _, units = np.unique(axis.ids[rows], axis=1, return_inverse=True)
     units = units.reshape(-1)
     fresh = op.flow.fresh(dim, int(units.max()) + 1)
@@ -271,7 +273,7 @@ def _piece(op: Op, axis: Axis, rows: Ids, dim: int) -> Axis:
 
 
 def _shrinking_dim(op: Op, varying: list[int]) -> int:
-    """Along which of the dimensions over which the channels vary they can shrink."""
+    """The dimension that can shrink, among those over which the channels vary."""
     for dim in (op.flow.heads.get(op.node), _inferred_dim(op)):
         if dim in varying:
             return dim

@@ -1,4 +1,4 @@
-"""The channel graph of what is left of a model once channels have gone; nothing is traced anew."""
+"""The channel graph of a model after channels have gone, derived without tracing it again."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Reader = TypeVar('Reader', bound=Read[Tensor])
 def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> ChannelGraph:
     """The graph without the channels that are not kept.
 
-    Sizes by which gates were placed stay as traced, so that no gate moves. Blocks can be emptied no longer: the
-    constant that one becomes was found for its full width.
+    Sizes that decide where gates stand stay as traced, so that no gate moves. Blocks can no longer be emptied: their
+    constants were found at full width.
 
     Args:
         graph: The graph of the whole model.
@@ -80,7 +80,7 @@ class _Left:
         return at(self.number_of, index[stays], -1)
 
     def groups(self, groups: Sequence[Group]) -> tuple[Group, ...]:
-        """The groups of which something stays."""
+        """The groups that keep at least one channel, with new sizes and positions."""
         found, start = [], 0
         for group in groups:
             size = int(self.kept.vector[group.span].sum())
@@ -90,7 +90,7 @@ class _Left:
         return tuple(found)
 
     def read(self, read: Reader) -> Reader:
-        """A reader of fewer channels."""
+        """A read of fewer channels."""
         stays = self.kept.at(read.index)
         return replace(read, index=self.index(read.index), gated=read.gated[stays])
 

@@ -1,4 +1,4 @@
-"""Classes of ids become channels with consecutive numbers; channels that own the same slots become groups."""
+"""Turn classes of ids into consecutively numbered channels, and channels that own the same slots into groups."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ALONE = 'all channels go together, so none can go'
 
 @dataclass(frozen=True)
 class Numbering:
-    """Which channel each id has become.
+    """Maps ids to channel numbers.
 
     Attributes:
         groups: Groups of channels in order of execution.
         gates: Groups of one channel each, which stand for the residual blocks.
         classes: (num_ids,) class of each id.
-        number_of: Number of the channel that each class has become, -1 if no layer makes it.
+        number_of: Channel number of each class; -1 if no layer makes it and it stands for no block.
         reasons: Class -> why it is frozen.
     """
 
@@ -39,22 +39,22 @@ class Numbering:
 
     @property
     def num_channels(self) -> int:
-        """Channels in all groups."""
+        """Number of channels in all groups."""
         return len(self.group_of)
 
     def channels(self, ids: Ids) -> Tensor:
-        """Numbers of the channels that ids have become, -1 for none."""
+        """Channel number of each id, -1 for none."""
         classes = self.classes[ids]
         return torch.from_numpy(self.number_of[classes])
 
     @cached_property
     def group_of(self) -> Ids:
-        """(num_channels,) number of the group of each channel."""
+        """(num_channels,) group number of each channel."""
         sizes = [group.size for group in (*self.groups, *self.gates)]
         return np.repeat(np.arange(len(sizes)), sizes)
 
     def groups_in(self, index: Tensor) -> list[int]:
-        """Which groups have channels in a vector of channel numbers, in order."""
+        """Numbers of the groups that have channels in a vector of channel numbers, ascending."""
         present = index[index >= 0].numpy()
         return np.unique(self.group_of[present]).tolist()
 
@@ -68,7 +68,7 @@ class Numbering:
 
 
 def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
-    """Channels in order of execution, group after group; after them the gates of residual blocks."""
+    """Number the channels in order of execution, group after group, then the gates of residual blocks."""
     classes = flow.classes()
     reasons = _freeze_reasons(flow, classes)
     makers = _makers(flow, classes)
@@ -95,7 +95,7 @@ def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
 
 
 def with_own_names(branches: Sequence[Branch]) -> list[Branch]:
-    """The branches, each with a name of its own for its block."""
+    """The branches with unique block names."""
     names = _numbered(branch.block.name for branch in branches)
     pairs = zip(branches, names, strict=True)
     return [replace(branch, block=replace(branch.block, name=name)) for branch, name in pairs]
@@ -123,7 +123,7 @@ def _freeze_reasons(flow: Flow, classes: Ids) -> dict[int, str]:
 
 
 def _with_same_slots(flow: Flow, classes: Ids, numbers: Iterable[int], reasons: dict[int, str]) -> list[list[int]]:
-    """Classes grouped by the slots they own and the reason they are frozen for."""
+    """Classes grouped by the slots they own and the reason they are frozen, if any."""
     slots = defaultdict(list)
     for name, value in flow.tensors.items():
         for axis in value.axes:

@@ -43,22 +43,22 @@ class Op:
 
     @property
     def name(self) -> str:
-        """The op without overload, for example ``aten.conv2d``."""
+        """Op name without its overload, for example ``aten.conv2d``."""
         return _without_overload(self.node.target)
 
     @property
     def layer(self) -> str:
-        """Module path of the call."""
+        """Canonical path of the module that makes the call."""
         return self.flow.canonical(module_path(self.node))
 
     def arg(self, position: int, default: Any = None) -> Any:
-        """The operand at ``position``: labels where it is a tensor, the constant itself otherwise."""
+        """Operand at ``position``: labels of a tensor, otherwise the constant itself."""
         args = self.node.args
         value = args[position] if position < len(args) else default
         return map_arg(value, self.values.__getitem__)
 
     def parameter(self, position: int) -> str | None:
-        """Name of the parameter or buffer that is the operand at ``position``, or None."""
+        """Name of the parameter or buffer at ``position``; None for any other operand."""
         args = self.node.args
         if position >= len(args):
             return None
@@ -66,7 +66,7 @@ class Op:
         return self.names.get(source) if isinstance(source, Node) else None
 
     def source(self, position: int) -> str | None:
-        """As :meth:`parameter`; also of an operand that is a piece of a parameter along its first dimension."""
+        """Like :meth:`parameter`, but also accepts a piece of a parameter along its first dimension."""
         node = self.node.args[position] if position < len(self.node.args) else None
         while isinstance(node, Node) and node not in self.names and node.op == 'call_function':
             is_piece = node.target is getitem or op_name(node) in PIECES and not any(node.args[2:])
@@ -109,7 +109,7 @@ class Op:
         return len(self.shape)
 
     def result(self, axes: Iterable[Axis | None] = ()) -> Result:
-        """Labels of the result; where the op has several, all carry the same axes."""
+        """Labels of the result; if the op returns several, all carry the same axes."""
         known = tuple(axis for axis in axes if axis is not None)
         value = self.node.meta.get('val')
         if isinstance(value, (list, tuple)):
@@ -120,9 +120,9 @@ class Op:
         """Labels of a result whose dimension ``d`` is dimension ``origins[d]`` of the first operand.
 
         Args:
-            origins: One dimension of the operand, or None, for each of the result.
-            reason: Why channels along the other dimensions of the operand are frozen.
-            at_most: Upper bound on what is known of the values.
+            origins: For each dimension of the result, the dimension of the operand it comes from, or None.
+            reason: Why channels along the remaining dimensions of the operand are frozen.
+            at_most: Upper bound on the state of the channels.
         """
         known = []
         for axis in self.x.axes:
@@ -150,39 +150,39 @@ class Op:
         return self.moved(origins, reason)
 
     def freeze(self, axes, reason: str) -> None:
-        """Freeze ``axes``, naming the op and the module."""
+        """Freeze ``axes``; the recorded reason names the op and the module."""
         module = self.layer or 'the model itself'
         self.flow.freeze(axes, f'{reason} ({self.name} in {module})')
 
     def give_up(self, reason: str) -> Result:
-        """Labels of a result in which no channel is known: nothing that the op touches can be removed."""
+        """Freeze all channels the op touches; the result carries none."""
         for value in self.tensors:
             self.freeze(value.axes, reason)
         return self.result()
 
     def rigid(self, dim: int, size: int, reason: str) -> Axis:
-        """An axis of channels that must stay, for a piece of a tensor without labels."""
+        """A new, frozen axis for a tensor without labels along ``dim``."""
         axis = self.flow.fresh(dim, size).known(LOST)
         self.freeze([axis], reason)
         return axis
 
     def per_sample(self, extents) -> float:
-        """Product of ``extents`` per sample of the batch.
+        """Product of ``extents`` divided by the batch size.
 
         Raises:
-            ValueError: One of them depends on data.
+            ValueError: An extent depends on data.
         """
         if UNKNOWN in extents:
             raise ValueError('a size depends on data')
         return prod(extents) / self.batch
 
     def count(self, layer: str, extents: Iterable[int], factors: Iterable[Ids] = ()) -> None:
-        """Record multiply-accumulates of the inference graph.
+        """Record the op's multiply-accumulates if it belongs to the inference graph.
 
         Args:
-            layer: Path of the module that makes them.
-            extents: Sizes that hold no channel, whose product counts.
-            factors: Channels along each of the other extents.
+            layer: Path of the module they are attributed to.
+            extents: Sizes of the dimensions without channels.
+            factors: Channel ids along each of the other dimensions.
         """
         if self.counted:
             positions = self.per_sample(extents)
@@ -197,30 +197,30 @@ def operands(node: Node) -> list[Node]:
 
 
 def as_list(value: Result) -> list[Value]:
-    """A value as a list of one, a list as it is."""
+    """Wrap a single value in a list; return a list unchanged."""
     if isinstance(value, list):
         return value
     return [value]
 
 
 def op_name(node: Node) -> str:
-    """The op that a node calls, see :func:`base_name`."""
+    """Name of the op a node calls, see :func:`base_name`."""
     return base_name(node.target)
 
 
 def base_name(target: Any) -> str:
-    """An op without overload and the mark of its in-place form, for example ``conv2d``; others than ATen's in full."""
+    """Op name without ``aten.``, overload and in-place underscore: ``conv2d``; other namespaces keep their prefix."""
     return _without_overload(target).removeprefix('aten.').rstrip('_')
 
 
 def _without_overload(target: Any) -> str:
-    """For example ``aten.conv2d`` for ``aten.conv2d.default``."""
+    """Op name without its overload: ``aten.conv2d`` for ``aten.conv2d.default``."""
     name = str(target)
     return name.rsplit('.', 1)[0]
 
 
 def is_inplace(node: Node) -> bool:
-    """Whether a call changes its first operand."""
+    """Whether a call changes its first operand in place."""
     return _without_overload(node.target).endswith('_')
 
 
@@ -230,7 +230,7 @@ def module_path(node: Node) -> str:
 
 
 def module_paths(node: Node) -> list[str]:
-    """Dotted paths of all modules inside whose forward the call was made, outermost first."""
+    """Dotted paths of all modules whose forward encloses the call, outermost first."""
     stack = node.meta.get('nn_module_stack') or {}
     return [path.removeprefix('model').removeprefix('.') for path, _ in stack.values()]
 

@@ -20,18 +20,18 @@ weakest = np.minimum.reduce
 
 
 def passing(at_most: int) -> Callable[[Op], Result]:
-    """The rule of functions of one element that leave at most so much known of its value."""
+    """The rule of functions of one element whose results have the state ``at_most`` at best."""
     return partial(_passed, at_most=at_most)
 
 
 def _passed(op: Op, at_most: int) -> Result:
-    """The first operand's channels, with at most so much known of their values."""
+    """The first operand's channels, with their states capped at ``at_most``."""
     axes = [op.flow.weaken(axis, at_most) for axis in op.x.axes]
     return op.result(axes)
 
 
 def nothing(op: Op) -> Result:
-    """A check that computes nothing."""
+    """Rule of a check that computes nothing."""
     return op.result()
 
 
@@ -51,7 +51,7 @@ def clamp(op: Op) -> Result:
 
 
 def power(op: Op) -> Result:
-    """pow with a constant exponent: keeps zero where it is positive."""
+    """pow with a constant exponent: keeps zero if the exponent is positive."""
     exponent = op.arg(1)
     if isinstance(exponent, (int, float)) and exponent > 0:
         return _passed(op, ZERO)
@@ -94,7 +94,7 @@ def quotient(op: Op) -> Result:
 
 
 def _stays_positive(node: Any) -> bool:
-    """Whether a tensor has a lower bound above zero, as the length by which ``F.normalize`` divides."""
+    """Whether a tensor is clamped to a lower bound above zero, like the norm that ``F.normalize`` divides by."""
     while isinstance(node, Node) and op_name(node) in ('expand', 'expand_as'):
         node = node.args[0]
     if not isinstance(node, Node) or op_name(node) not in ('clamp', 'clamp_min'):
@@ -123,13 +123,13 @@ def scaled_once(states: list[State]) -> State:
 
 
 def _elementwise(op: Op, combine: Combine, broadcast: int) -> Result:
-    """Operands of one broadcast shape: channels that meet are united.
+    """Labels of operands that are broadcast to one shape; channels that meet are united.
 
     Args:
         op: The call.
-        combine: From the states of the axes that meet to that of the result.
-        broadcast: What an operand that is broadcast along the channels leaves of their state at most:
-            ``GATED`` where it scales them (mul), ``LOST`` where it may shift them (add).
+        combine: Maps the states of the axes that meet to the state of the result.
+        broadcast: Upper bound on the state of channels along which an operand is broadcast: ``GATED`` if that
+            operand scales them (mul), ``LOST`` if it may shift them (add).
     """
     values = [value.expanded(op.rank) for value in op.tensors]
     axes = aligned(op, values, range(op.rank), MIXED, combine, broadcast)
@@ -144,13 +144,13 @@ def aligned(
     combine: Combine = weakest,
     broadcast: int = GATED,
 ) -> list[Axis]:
-    """The axes of a result whose every element comes from the elements at the same place of all values.
+    """The axes, along ``dims``, of a result that is computed place by place from all values.
 
     Args:
         op: The call.
         values: Labels of tensors with as many dimensions as the result.
-        dims: The dimensions along which they lie like this.
-        reason: Why channels are frozen that meet a tensor without channels.
+        dims: The dimensions for which this holds.
+        reason: Why channels that meet a tensor without channels are frozen.
         combine: See :func:`_elementwise`.
         broadcast: See :func:`_elementwise`.
     """
@@ -174,7 +174,7 @@ def aligned(
 
 
 def meet(op: Op, axes: list[Axis], combine: Combine, at_most: int) -> Axis:
-    """One axis from all that meet along a dimension; sites that stop to scale the result are tainted."""
+    """Unite all axes that meet along a dimension into one; sites that no longer scale the result are tainted."""
     first, *others = axes
     for other in others:
         op.flow.unite(first.ids, other.ids)
@@ -215,7 +215,7 @@ def vector_norm(op: Op) -> Result:
 
 
 def _reduced(op: Op, dims: int | list[int] | None, keep: bool) -> Result:
-    """What is left of the first operand's axes once ``dims`` (all, if there are none) are gone, or of size 1."""
+    """Labels after a reduction over ``dims`` (all if none are given), which vanish or, with ``keep``, get size 1."""
     if isinstance(dims, int):
         dims = [dims]
     gone = dims or range(op.x.rank)

@@ -1,7 +1,6 @@
 """Channel rules of products of two activations: attention and its relatives.
 
-Each is a sum of products in the sense of an einsum: dimensions have names, and those that the result does not have are
-summed over.
+Each is a sum of products as in an einsum: dimensions have names, and those that the result lacks are summed over.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ class Operand:
     names: Names
 
     def along(self, name: str) -> Axis | None:
-        """Its channels along a dimension, or None."""
+        """Its channels along a dimension; None if it has none there."""
         return self.value.along(self.names.index(name)) if name in self.names else None
 
     def size(self, name: str) -> int:
-        """Its size along a dimension, 1 where it has none."""
+        """Its size along a dimension; 1 if it lacks the dimension."""
         return self.value.shape[self.names.index(name)] if name in self.names else 1
 
 
@@ -50,8 +49,9 @@ class Product:
     def labels(self) -> list[Axis]:
         """The axes of the result.
 
-        Dimensions that both operands and the result have are heads and the like, along which each product stands for
-        itself. Those of one operand pass. Channels that are summed over go together, as those of queries and keys do.
+        Dimensions that both operands and the result have are batch dimensions, such as heads: products along them are
+        independent. Dimensions of one operand pass. Channels that are summed over go together, such as those of
+        queries and keys.
         """
         axes = []
         for dim, name in enumerate(self.result):
@@ -75,7 +75,7 @@ class Product:
         self.op.count(self.op.layer, extents, factors)
 
     def _sum(self, axes: list[Axis]) -> None:
-        """Sum over channels: exact if both operands have them, and gates where one is made bring its own to zero."""
+        """Sum over channels: exact if both operands have them and gates at sites can close one's; else frozen."""
         flow = self.op.flow
         if flow.scout is not None:
             flow.scout.summed.extend(axis.ids for axis in axes)
@@ -89,7 +89,7 @@ class Product:
         flow.reads.append(Summed(layer=self.op.layer, index=first.ids, gated=everything, sites=gated[0].sites))
 
     def _summed(self) -> list[str]:
-        """Dimensions that the result does not have, each once."""
+        """Names of the dimensions that the result lacks, each once."""
         first, second = self.operands
         names = dict.fromkeys((*first.names, *second.names))
         return [name for name in names if name not in self.result]
@@ -100,7 +100,7 @@ class Product:
         return [axis for axis in found if axis is not None]
 
     def _passing(self, name: str) -> Axis | None:
-        """The channels along a dimension of the result."""
+        """The channels along a dimension of the result; None if there are none, or they are frozen."""
         axes = self._axes(name)
         if not axes:
             return None
@@ -129,7 +129,7 @@ def matrix_product(op: Op) -> Result:
 
 
 def einsum(op: Op) -> Result:
-    """``aten.einsum`` of two operands, without an ellipsis and without a diagonal; others are not counted."""
+    """``aten.einsum`` of two operands, without ellipsis or diagonal; others freeze their channels, uncounted."""
     equation = str(op.node.args[0]).replace(' ', '')
     inputs, _, result = equation.partition('->')
     names = [tuple(part) for part in inputs.split(',')]
@@ -146,7 +146,7 @@ def einsum(op: Op) -> Result:
 def attention(op: Op) -> Result:
     """``aten.scaled_dot_product_attention``: q (..., n, k), k (..., s, k), v (..., s, m), mask (..., n, s).
 
-    Its scale is 1/sqrt(k), so that the channels there stay, unless the scale is given.
+    Unless a scale is given, it is 1/sqrt(k), which freezes the channels along k.
     """
     query, key, value, *masks = op.tensors
     options = op.node.kwargs
@@ -176,7 +176,7 @@ def attention(op: Op) -> Result:
 
 
 def _masked(op: Op, axes: Sequence[Axis], mask: Value) -> list[Axis]:
-    """The axes of scores to which a mask is added, or that one lets through."""
+    """The axes of attention scores, united with those of an additive or bool mask."""
     found = []
     for axis in axes:
         own = mask.along(axis.dim)
@@ -191,5 +191,5 @@ def _masked(op: Op, axes: Sequence[Axis], mask: Value) -> list[Axis]:
 
 
 def _batch(rank: int) -> Names:
-    """Names of all dimensions but the last two, the same ones from the end."""
+    """Names of all dimensions but the last two, counted from the end."""
     return tuple(str(number) for number in reversed(range(rank - 2)))

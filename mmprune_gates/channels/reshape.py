@@ -28,9 +28,9 @@ def runs(old: Shape, new: Shape) -> list[tuple[range, range]]:
 
 
 def _first_run(old: Shape, new: Shape) -> tuple[int, int]:
-    """How many of the first dimensions of two shapes have equal products: as few as possible, but at least one.
+    """How many leading dimensions of two shapes have equal products: as few as possible, but at least one.
 
-    Where only dimensions of size 1 would be left, they belong to the run as well.
+    If only dimensions of size 1 would be left, they belong to the run as well.
     """
     m = min(1, len(old))
     n = min(1, len(new))
@@ -45,7 +45,7 @@ def _first_run(old: Shape, new: Shape) -> tuple[int, int]:
 
 
 def grid(vector: Ids, dim: int, before: Shape, after: Shape) -> Ids:
-    """A vector along dimension ``dim`` of a run ``before``, seen as ``after``: its element at each position."""
+    """A vector laid along dimension ``dim`` of a run of shape ``before``, viewed in shape ``after``."""
     shape = [1] * len(before)
     shape[dim] = -1
     column = vector.reshape(shape)
@@ -53,20 +53,20 @@ def grid(vector: Ids, dim: int, before: Shape, after: Shape) -> Ids:
 
 
 def lines(elements: Ids, along: int) -> Ids:
-    """The lines of elements along a dimension, one in each row."""
+    """The lines of elements along a dimension, one per row."""
     last = np.moveaxis(elements, along, -1)
     return last.reshape(-1, last.shape[-1])
 
 
 def spread(ids: Ids, positions: Ids) -> Ids:
-    """Where channels lie in a run of dimensions.
+    """Find the dimensions of a run over which its channels vary.
 
     Args:
         ids: (C,) the channels.
-        positions: Position into ``ids`` at each place of the run.
+        positions: Position in ``ids`` at each place of the run.
 
     Returns:
-        ``positions``, reduced to size 1 along every dimension the channel does not change over.
+        ``positions``, reduced to size 1 along every dimension over which the channel does not change.
     """
     for dim in range(positions.ndim):
         first = positions.take([0], axis=dim)

@@ -1,7 +1,7 @@
 """The op table: ATen op -> what it does to channels. An op that is not listed freezes what it touches.
 
-Support for a new op is one row here, a rule if none fits, and a test. A row also says what class of op it is; whoever
-has to know asks the row, never the name of the op nor its rule.
+Support for a new op takes one row here, a rule if none fits, and a test. A row also lists the op's traits; other code
+asks for these, not for the op's rule.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mmprune_gates.channels.op import NO_RULE, Op, Result, op_name
 
 
 class Trait(Flag):
-    """What is true of an op besides its channel rule."""
+    """Properties of an op besides its channel rule."""
 
     NONE = 0
-    ELEMENTWISE = auto()  # takes one element at a time: numbers that it is given are never sizes
-    ANY_WIDTH = auto()  # says nothing of the width of its tensors
-    CONSTANT = auto()  # makes of one value per channel again one value per channel
-    PRODUCT = auto()  # multiplies activations with each other, each pair along some dimensions by itself
-    BIAS = auto()  # makes its bias, one value per channel, of an input that is zero
+    ELEMENTWISE = auto()  # works element by element: its number arguments are never sizes
+    ANY_WIDTH = auto()  # its arguments do not fix the width of its tensors
+    CONSTANT = auto()  # maps one value per channel to one value per channel
+    PRODUCT = auto()  # multiplies activations with each other, independently along batch dimensions
+    BIAS = auto()  # maps an input of zeros to its bias, one value per channel
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Rule:
     """A row of the table.
 
     Attributes:
-        labels: From a call of the op to the labels of its result.
-        traits: What class of op it is.
+        labels: Maps a call of the op to the labels of its result.
+        traits: Its other properties.
     """
 
     labels: Callable[[Op], Result]
@@ -90,7 +90,7 @@ TABLE: dict[str, Rule] = {
     **rows('softmax log_softmax', pointwise.softmax),
     **rows('layer_norm', pointwise.layer_norm),
     **rows('group_norm', pointwise.group_norm),
-    # moving elements about
+    # moving elements
     **rows('permute', moving.permute, REORDERING),
     **rows('transpose t', moving.transpose, REORDERING),
     **rows('view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view', moving.view),
@@ -113,7 +113,7 @@ ELEMENTWISE = frozenset(name for name, rule in TABLE.items() if Trait.ELEMENTWIS
 
 
 def has_trait(node: Node, trait: Trait) -> bool:
-    """Whether a call is one of an op that has a trait."""
+    """Whether the op that a node calls has a trait."""
     rule = TABLE.get(op_name(node))
     return rule is not None and trait in rule.traits
 

@@ -1,6 +1,6 @@
 """Tails: what a residual branch computes from its last inner channels, and what is left when all of those are zero.
 
-Behind a layer that reads nothing but zeros, norms and activations make one constant per channel: the layer's bias, or
+Behind a layer that reads only zeros, norms and activations make one constant per channel, such as the layer's bias or
 the shift of a batch norm. A branch whose last inner group is empty is that constant, and its modules need not run.
 """
 
@@ -24,7 +24,7 @@ from mmprune_gates.channels.walked import Walked
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor among the arguments of a step: a parameter or buffer by its name; None for what the step before made."""
+    """A tensor argument of a step: the name of a parameter or buffer, or None for the result of the step before."""
 
     name: str | None
 
@@ -34,11 +34,11 @@ class Tail:
     """How to compute the constant that a branch becomes.
 
     Attributes:
-        module: Path of the module whose result it is: the last of the branch.
+        module: Path of the last module of the branch, whose result the constant is.
         weight: Name of the weight that reads the last inner channels.
-        bias: Name of the bias beside it, or None.
+        bias: Name of the same layer's bias, or None.
         shape: Shape of the layer's output, with size 1 along all dimensions without channels.
-        steps: (op, arguments) of what follows.
+        steps: (op, arguments) of each call after the layer.
         axis: Channels of the constant.
     """
 
@@ -66,7 +66,7 @@ class Tail:
 
 
 def _resolve(arg: Any, before: Tensor, tensors: Mapping[str, Tensor]) -> Any:
-    """What an argument of a step stands for."""
+    """The value of a step's argument."""
     if not isinstance(arg, Operand):
         return arg
     if arg.name is None:
@@ -75,7 +75,7 @@ def _resolve(arg: Any, before: Tensor, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def find_tail(graph: Walked, end: Node, modules: tuple[str, ...]) -> Tail | None:
-    """The tail of a branch; None if its end is not computed step by step from what one layer makes.
+    """The tail of a branch; None unless a chain of single steps leads from one layer to the branch's end.
 
     Calls after the last module of the branch stay in the model and are not part of the tail.
 
@@ -146,7 +146,7 @@ def _bias_shape(layer: Node) -> Shape:
 
 
 def _written(graph: Walked, node: Node) -> tuple[Any, tuple]:
-    """A call as a step: its op, and its arguments with tensors replaced by their names."""
+    """A call as a step: its op, and its arguments with an :class:`Operand` in place of each tensor."""
 
     def written(source: Node) -> Any:
         return Operand(graph.names.get(source))

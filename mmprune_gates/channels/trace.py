@@ -32,7 +32,7 @@ UNITS = ('channels', 'blocks', 'both')
 
 
 class _Captured(nn.Module):
-    """The model behind a forward of one's own, since ``torch.export`` captures a module's plain call."""
+    """Wraps a model and a custom forward, since ``torch.export`` captures a module's plain call."""
 
     def __init__(self, model: nn.Module, forward: Forward | None) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def read_graph(
     units: str = 'channels',
     attention: str = HEADS,
 ) -> ChannelGraph:
-    """The channel graph of a model, as its ops alone tell; what its code fixes besides is not in them.
+    """The channel graph of a model, from its ops alone; these do not show which widths the model's code fixes.
 
     Args:
         model: Any module; neither its parameters nor its mode change.
@@ -59,11 +59,11 @@ def read_graph(
         forward: ``forward(model, *args, **kwargs)`` where a plain call is not the inference pass.
         train_forward: A second function captured in training mode.
         units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
-        attention: What goes of attention: whole ``heads``, or ``dims``, the same channels of every head.
+        attention: What attention loses: whole ``heads``, or ``dims``, the same channels of every head.
 
     Raises:
         RuntimeError: ``torch.export`` cannot capture the model.
-        ValueError: ``units`` or ``attention`` is none of those.
+        ValueError: ``units`` or ``attention`` has another value.
     """
     checked('units', units, one_of(UNITS))
     checked('attention', attention, one_of((HEADS, DIMS)))
@@ -86,14 +86,14 @@ def read_graph(
 
 
 def _that_can_go(flow: Flow, branches: list[Branch]) -> list[Branch]:
-    """The branches that cost something and end in the channels that they begin with."""
+    """The branches that cost something and end in the channels they begin with, with unique names."""
     classes = flow.classes()
     found = [branch for branch in branches if branch.terms and branch.keeps_channels(classes)]
     return with_own_names(found)
 
 
 def _in_both_passes(branches: list[Branch], trained: list[Branch]) -> list[Branch]:
-    """The branches of the inference pass that training can do without as well."""
+    """The branches of the inference pass that the training pass can do without as well."""
     modules_at = {branch.block.sites: set(branch.block.modules) for branch in trained}
     found = []
     for branch in branches:
@@ -104,7 +104,7 @@ def _in_both_passes(branches: list[Branch], trained: list[Branch]) -> list[Branc
 
 
 def _with_gate(flow: Flow, branch: Branch) -> Branch:
-    """Let a new id stand for a branch: what the branch costs, it costs only with that id."""
+    """Give a branch a new id as its gate, and make all its cost terms depend on it."""
     ids = flow.fresh(0, 1).ids
     for number in branch.terms:
         term = flow.terms[number]
@@ -113,7 +113,7 @@ def _with_gate(flow: Flow, branch: Branch) -> Branch:
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
-    """Module path or tensor name -> the first one of the same module or tensor; ``torch.export`` uses the last."""
+    """Module path or tensor name -> the first name of the same object; ``torch.export`` uses the last."""
     first: dict[object, str] = {}
     found = {}
     for named in (model.named_modules, model.named_parameters, model.named_buffers):
@@ -158,7 +158,7 @@ def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool, atten
         values[node] = _labels(Op(into, node, values, names, batch, counted))
 
     for node in graph.nodes:
-        if node.op != 'call_function' or node in values:  # all ops of a module's call are followed at its first one
+        if node.op != 'call_function' or node in values:  # at the first op of a module's call, all of them are followed
             continue
         call = calls.get(node)
         if call is None and not _is_dead(node):
@@ -177,7 +177,7 @@ def _walk(flow: Flow, program: ExportedProgram, batch: int, counted: bool, atten
 
 
 def _settle_draft(flow: Flow, draft: Flow, call: Call | None, values: dict[Node, Any], batch: int) -> bool:
-    """Take over what was found of a module's call or, without one, of an op whose result nothing reads.
+    """Merge the draft of a module's call or, without a call, of an op whose result nothing reads.
 
     Returns:
         Whether the module keeps its full width.
@@ -194,7 +194,7 @@ def _settle_draft(flow: Flow, draft: Flow, call: Call | None, values: dict[Node,
 
 
 def _find_heads(flow: Flow, program: ExportedProgram, batch: int, attention: str) -> dict[Node, int]:
-    """Views that cut channels into heads -> the dimension along which they go, found in a walk of its own."""
+    """Views that cut channels into heads -> the dimension that can shrink, found in a walk of its own."""
     calls = [node for node in program.graph.nodes if node.op == 'call_function']
     if not any(has_trait(node, Trait.PRODUCT) for node in calls):
         return {}
@@ -207,12 +207,12 @@ def _find_heads(flow: Flow, program: ExportedProgram, batch: int, attention: str
 
 
 def _is_dead(node: Node) -> bool:
-    """Whether nothing reads the result of a call, which changes nothing either."""
+    """Whether nothing reads the result of a call, and the call changes nothing in place."""
     return not node.users and not is_inplace(node)
 
 
 def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[Node, Any], dict[Node, str]]:
-    """Labels of the inputs, parameters and buffers of a graph, and names of the latter two."""
+    """Labels of the inputs, parameters and buffers of a graph, and names of its parameters and buffers."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values, names = {}, {}
     for node in program.graph.nodes:
@@ -230,8 +230,8 @@ def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[Node, Any]
 def _labels(op: Op) -> Any:
     """Labels of an op's result.
 
-    Whoever reads a tensor after it was changed in place reads the result of that op: ``torch.export`` sees to it.
-    It does not for views, nor across the graphs of contexts; the labels of what is read there would be out of date.
+    ``torch.export`` makes later readers of a tensor changed in place read the result of the in-place op, except
+    through views and across the graphs of contexts. Labels read there would be out of date, so the channels are frozen.
     """
     result = apply_rule(op)
     if not is_inplace(op.node) or isinstance(result, list):
@@ -245,13 +245,13 @@ def _labels(op: Op) -> Any:
 
 
 def _is_view(node: Node) -> bool:
-    """Whether a tensor shares its elements with one computed before it."""
+    """Whether a tensor is a view of one computed before it."""
     made = node.args[0] if node.target is getitem else node
     return isinstance(made, Node) and getattr(made.target, 'is_view', False)
 
 
 def _has_changed(before: Value, after: Value) -> bool:
-    """Whether an op has changed what is known of the channels' values."""
+    """Whether an op has changed the state or the sites of channels."""
     for axis in after.axes:
         old = before.along(axis.dim)
         if old is None or axis.sites != old.sites or (axis.state != old.state).any():

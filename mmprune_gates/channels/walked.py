@@ -18,10 +18,10 @@ class Walked:
     """An exported graph after a walk.
 
     Attributes:
-        flow: What this walk and those before it have found.
+        flow: Findings of this walk and those before it.
         values: Labels of all tensors, in order of execution.
         names: Names of the parameters and buffers among them.
-        whole: Calls in modules that keep their full width, whatever becomes narrower around them.
+        whole: Calls in modules that keep their full width.
     """
 
     flow: Flow

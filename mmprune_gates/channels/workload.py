@@ -1,7 +1,7 @@
-"""What inference executes, op after op, as hardware meets it: which op, on tensors of which sizes.
+"""The ops that inference executes, in order, with the sizes of their tensors.
 
-Multiply-accumulates say nothing of memory traffic, of ops without any, or of widths that a kernel dislikes. Whoever
-prices those (a table of latencies, for instance) needs the ops themselves.
+Multiply-accumulates say nothing about memory traffic, ops without any, or widths that a kernel handles badly. A cost
+that prices those, such as a latency table, needs the ops themselves.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Operand:
     """A tensor that an op reads or makes.
 
     Attributes:
-        shape: Its shape in the whole model, for one sample where its first dimension holds samples.
-        factors: Number of the vector of channels along each dimension that holds some.
-        maker: Position of the work that makes it; None for inputs, and for constants.
+        shape: Its shape in the whole model, for one sample if its first dimension holds the batch.
+        factors: Dimension -> number of the channel vector along it, for each dimension that holds channels.
+        maker: Position of the work that makes it; None for inputs and constants.
         constant: Whether it is a parameter or buffer, or computed from those only.
     """
 
@@ -51,9 +51,9 @@ class Work:
     Attributes:
         layer: Module path of the call.
         target: The op.
-        args, kwargs: What it is called with; an :class:`Operand` in place of each tensor.
-        results: What it makes.
-        gates: Numbers of the vectors without which it is not executed: those of residual blocks that hold it.
+        args, kwargs: Its arguments, with an :class:`Operand` in place of each tensor.
+        results: The tensors it makes.
+        gates: Numbers of the vectors that stand for the residual blocks that hold it; a closed one skips the op.
     """
 
     layer: str
@@ -65,7 +65,7 @@ class Work:
 
     @property
     def name(self) -> str:
-        """The op without overload, for example ``conv2d``."""
+        """Op name without its overload, for example ``conv2d``."""
         return base_name(self.target)
 
     @property
@@ -88,35 +88,35 @@ class Workload:
 
     @cached_property
     def flat(self) -> tuple[Tensor, Tensor]:
-        """(C,) all vectors in a row, and (C,) the number of the vector at each position."""
+        """(C,) all vectors, concatenated, and (C,) the number of the vector that each position belongs to."""
         index = torch.cat([torch.zeros(0, dtype=torch.long), *self.vectors])
         sizes = torch.tensor([len(vector) for vector in self.vectors], dtype=torch.long)
         return index, torch.repeat_interleave(torch.arange(len(sizes)), sizes)
 
     def counts(self, value: Tensor) -> Tensor:
-        """(#vectors,) how many channels of each vector are kept, when channel i counts by ``value[i]``.
+        """(#vectors,) number of channels kept in each vector when channel i counts by ``value[i]``.
 
-        Differentiable; what belongs to no channel counts by 1.
+        Differentiable; positions of no channel count by 1.
         """
         index, owner = self.flat
         return value.new_zeros(len(self.vectors)).index_add(0, owner, at(value, index, 1))
 
     def narrowed(self, index: Callable[[Tensor], Tensor]) -> Workload:
-        """The same ops on fewer channels; those that have gone with their modules have no channels left.
+        """The same ops on fewer channels; ops that have gone with their modules have no channels left.
 
         Args:
-            index: From the channels of a vector to the new numbers of those that stay.
+            index: Maps the channels of a vector to the new numbers of those that stay.
         """
         return replace(self, vectors=tuple(map(index, self.vectors)))
 
 
 def workload_of(walked: Walked, numbering: Numbering, blocks: Sequence[Block], batch: int) -> Workload:
-    """The ops of an inference pass through which labels have flowed.
+    """The workload of an inference pass.
 
     Args:
-        walked: The pass.
-        numbering: Which channels its ids have become.
-        blocks: Residual blocks; what is in one that is closed by its gate is not executed.
+        walked: The pass, with labels.
+        numbering: Maps its ids to channels.
+        blocks: Residual blocks; ops in a block whose gate is closed are not executed.
         batch: Batch size of the traced input.
     """
     reader = _Reader(walked, numbering, batch)
@@ -132,8 +132,8 @@ class _Reader:
     """Turns the calls of a pass into works.
 
     Args:
-        walked: The pass.
-        numbering: Which channels its ids have become.
+        walked: The pass, with labels.
+        numbering: Maps its ids to channels.
         batch: Batch size of the traced input.
     """
 
@@ -145,12 +145,12 @@ class _Reader:
         self.makers: dict[Node, int] = {}
 
     def pass_on(self, node: Node) -> None:
-        """Note that one of several results is made where all are."""
+        """Give one of several results of an op the maker of all of them."""
         (source,) = node.all_input_nodes
         self.makers[node] = self.makers[source]
 
     def read(self, node: Node, blocks: Sequence[Block]) -> None:
-        """Add a call."""
+        """Add a call to the works."""
         layer = next(reversed(self.walked.paths[node]), '')
         gates = [self.number(torch.tensor([block.gate])) for block in blocks if _closes(block, layer)]
         argument = partial(self.argument, is_whole=node in self.walked.whole)
@@ -163,14 +163,14 @@ class _Reader:
         self.works.append(work)
 
     def argument(self, node: Node, is_whole: bool) -> Any:
-        """What stands for a tensor, or for a list of them."""
+        """The operand that stands for a tensor; a list of operands for a list of tensors."""
         value = self.walked.values[node]
         if isinstance(value, list):
             return [self.operand(node, part, is_whole) for part in value]
         return self.operand(node, value, is_whole)
 
     def operand(self, node: Node, value: Value, is_whole: bool) -> Operand:
-        """What stands for a tensor; it has all its channels where the op is in a module that keeps its full width."""
+        """The operand for a tensor; with ``is_whole``, in a module that keeps its full width, it loses no channels."""
         factors = {}
         for axis in () if is_whole else value.axes:
             index = self.numbering.channels(axis.ids)
@@ -181,7 +181,7 @@ class _Reader:
         return Operand(shape, factors, self.makers.get(node), constant)
 
     def number(self, index: Tensor) -> int:
-        """Number of a vector of channels; equal ones have the same."""
+        """Number of a vector of channels; equal vectors share one."""
         key = index.numpy().tobytes()
         if key not in self.numbers:
             self.numbers[key] = len(self.vectors)
@@ -190,12 +190,12 @@ class _Reader:
 
 
 def one_sample(shape: Shape, batch: int) -> Shape:
-    """A shape for a batch of one, where the first dimension is a multiple of the batch."""
+    """A shape for a batch of one, if the first dimension is a multiple of the batch; otherwise the shape itself."""
     if not shape or shape[0] % batch:
         return shape
     return (shape[0] // batch, *shape[1:])
 
 
 def _closes(block: Block, layer: str) -> bool:
-    """Whether what a module computes goes with a block that has a gate."""
+    """Whether a block has a gate and holds a layer."""
     return block.gate is not None and block.holds(layer)

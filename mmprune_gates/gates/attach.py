@@ -1,7 +1,7 @@
-"""Attach gates to a model, ask for them, fold them into the weights, take them off again.
+"""Attach gates to a model, look them up, fold them into the weights, detach them.
 
-The model stays an instance of its own class and keeps its own keys; the gates are one more submodule,
-``gates``. Modules that a gate acts on see a scaled weight, affine or input for the time of their forward.
+The model stays an instance of its own class and keeps its own keys; the gates are one more submodule, ``gates``.
+During the forward of a module that a gate acts on, its weight, affine, input or output is scaled.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class GateSet(nn.Module):
 
     Attributes:
         graph: The channel graph they belong to.
-        placements: The modules they act on.
-        placements_of: Those of each group; none of a frozen one.
+        placements: Where they act.
+        placements_of: Group name -> placements of its gate; none for a frozen group.
         by_group: Gate of each free group; dots in group names are colons in keys.
-        scales: What acts at each placement.
+        scales: The :class:`Scale` at each placement.
         whole: The graph before any channel left the model.
-        shrunk: For each time that channels have left it, (num_channels,) bool of the graph until then.
-        spec: What ``SlimModel`` takes for the channels that have left.
-        owner: Who moves the gates; None as long as nobody does.
-        warned: Whether a user was told that nobody does.
+        shrunk: For each time that channels left the model, (num_channels,) bool over the graph until then, True = kept.
+        spec: The ``SlimModel`` specification of the channels that have left.
+        owner: Name of the pruner or hook that moves the gates; None if there is none.
+        warned: Whether the user was warned that there is none.
     """
 
     def __init__(self, graph: ChannelGraph, make_gate: MakeGate) -> None:
@@ -57,7 +57,7 @@ class GateSet(nn.Module):
         self.warned = False
 
     def scale(self, module: nn.Module, placement: Placement) -> Scale:
-        """What acts on a module at a placement."""
+        """The :class:`Scale` that acts on a module at a placement."""
         groups = [group for group in self.graph.free if bool(inside(placement.index, group).any())]
         sources, place, size = [], torch.full((self.graph.num_channels,), -1), 0
         for group in groups:
@@ -79,18 +79,18 @@ class GateSet(nn.Module):
         return next(number for number, member in enumerate(members) if member is placement)
 
     def forward(self, *inputs):
-        """What it is given: containers that call all their children, such as ``nn.Sequential``, call it as well."""
+        """The inputs, unchanged: containers that call all their children, such as ``nn.Sequential``, call this too."""
         return inputs[0] if len(inputs) == 1 else inputs
 
     def __getitem__(self, group: str) -> Gate:
-        gate: Any = self.by_group[key(group)]  # a ModuleDict says no more than Module
+        gate: Any = self.by_group[key(group)]  # for torch's types just a Module
         return gate
 
     def claim(self, owner: str) -> None:
-        """Let one pruner or hook move the gates.
+        """Make one pruner or hook the owner of the gates, who alone moves them.
 
         Raises:
-            ValueError: Another one does already.
+            ValueError: The gates have an owner already.
         """
         if self.owner is not None:
             raise ValueError(
@@ -100,7 +100,7 @@ class GateSet(nn.Module):
         self.owner = owner
 
     def follow(self, model: nn.Module) -> None:
-        """Let the gates act on what has taken the place of their modules, such as norms converted to SyncBN.
+        """Let the gates act on the modules that have replaced theirs, such as norms converted to SyncBN.
 
         Raises:
             RuntimeError: A module has gone, or was replaced by one that does not hold its parameters.
@@ -109,7 +109,7 @@ class GateSet(nn.Module):
             scale.move_to(module_at(model, scale.placement.module))
 
     def flat(self, rows: Mapping[str, Tensor], otherwise: float = 0) -> Tensor:
-        """(num_channels,) from one vector per group; ``otherwise`` where there is none."""
+        """(num_channels,) one vector per group, concatenated; ``otherwise`` for groups without a vector."""
         like = next(iter(rows.values()), torch.zeros(()))  # all gates may have left with their blocks
         groups = self.graph.groups
         return torch.cat([rows.get(group.name, like.new_full((group.size,), otherwise)) for group in groups])
@@ -119,7 +119,7 @@ class GateSet(nn.Module):
         return self._spread(lambda gate: gate.strength())
 
     def _spread(self, read: Callable[[Gate], Tensor]) -> Tensor:
-        """(num_channels,) what ``read`` finds in each gate; 1 where there is no gate."""
+        """(num_channels,) results of ``read`` for all gates; 1 where there is no gate."""
         return self.flat({group.name: read(self[group.name]) for group in self.graph.free}, otherwise=1)
 
     def theta(self) -> Tensor:
@@ -133,7 +133,7 @@ class GateSet(nn.Module):
                 self[group.name].theta.copy_(theta[group.span])
 
     def set_eps(self, eps: float) -> None:
-        """Anneal the gates that have a smoothness ``eps``."""
+        """Set the smoothness ``eps`` of the gates that have one."""
         for gate in self.by_group.values():
             own = getattr(gate, 'eps', None)
             if own is not None:
@@ -145,7 +145,7 @@ class GateSet(nn.Module):
         return next((float(own) for own in found if own is not None), 0.0)
 
     def values(self) -> dict[str, Tensor]:
-        """Group name -> (size,) strength of each gate, detached, of all free groups; 0 only where it is closed."""
+        """Name of each free group -> (size,) strength of its gate, detached; 0 only where it is closed."""
         with torch.no_grad():
             return {group.name: self[group.name].strength() for group in self.graph.free}
 
@@ -157,12 +157,12 @@ class GateSet(nn.Module):
                 theta.masked_fill_(~mask.to(theta.device), 0)
 
     def narrowed(self, graph: ChannelGraph, kept: Kept, spec: Mapping[str, Mapping]) -> GateSet:
-        """The gates of what is left once channels have gone; those that lose nothing have the same parameter.
+        """The gates of the model after channels have gone; a gate that loses nothing keeps its parameter.
 
         Args:
-            graph: Graph of what is left.
-            kept: What that is.
-            spec: What :func:`~mmprune_gates.slim_model` has returned.
+            graph: Graph of the narrower model.
+            kept: The channels that stay.
+            spec: The specification that :func:`~mmprune_gates.slim_model` has returned.
         """
         gates = iter([copy.deepcopy(self[group.name]) for group in graph.free])
         left = GateSet(graph, lambda size: next(gates))
@@ -177,12 +177,12 @@ class GateSet(nn.Module):
         return left
 
     def cut_of(self, group: Group, left: GateSet, kept: Kept) -> Callable[[Tensor], Tensor]:
-        """What makes the theta of a gate, or what an optimiser keeps of it, as narrow as in the gates that are left.
+        """A function that narrows a gate's theta, or optimiser state of the same shape, to the gates that are left.
 
         Args:
             group: The group of the gate.
-            left: The gates that are left; without the group's gate if none is.
-            kept: What is kept.
+            left: The gates that are left; they need not include one for this group.
+            kept: The channels that stay.
         """
         places = [place_of(member) for member in self.members(group)]
         rows = [places.index(place_of(member)) for member in left.placements_of.get(group.name, [])]
@@ -196,7 +196,7 @@ class GateSet(nn.Module):
         return cut
 
     def kept_of_whole(self, kept: Kept) -> Kept:
-        """What is kept of the whole model's channels, counting those that have left."""
+        """``kept`` in terms of the whole model's channels; those that have left are not kept."""
         vector = kept.vector
         for earlier in reversed(self.shrunk):
             wide = torch.zeros_like(earlier)
@@ -210,7 +210,7 @@ class GateSet(nn.Module):
 
 
 def place_of(placement: Placement) -> tuple[str, str, str]:
-    """What tells a placement of a group from its others."""
+    """Key of a placement among those of a group."""
     return placement.module, placement.kind, placement.parameter
 
 
@@ -220,17 +220,17 @@ def placements_of(group: Group, placements: Sequence[Placement]) -> list[Placeme
 
 
 def merged(first: Mapping[str, Mapping], then: Mapping[str, Mapping]) -> dict[str, dict]:
-    """What ``SlimModel`` takes for two removals, one after the other."""
+    """The ``SlimModel`` specification of two successive removals."""
     removed = {**first['removed'], **then['removed']}
     widths: dict[str, dict] = {}
     for path in (*first['widths'], *then['widths']):
-        if not within(path, tuple(removed)):  # each says only what it has changed of a module
+        if not within(path, tuple(removed)):  # each holds only the attributes that it has changed
             widths[path] = {**first['widths'].get(path, {}), **then['widths'].get(path, {})}
     return {'widths': widths, 'removed': removed}
 
 
 def key(group: str) -> str:
-    """Key of a group in a ``ModuleDict``, which allows no dots (and tracers of scopes no slashes)."""
+    """Key of a group in a ``ModuleDict``, which allows no dots (nor do tracers of scopes allow slashes)."""
     return group.replace('.', ':')
 
 
@@ -277,13 +277,13 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
 
 
 def attach_gate_set(model: nn.Module, gates: GateSet) -> None:
-    """Let gates act on a model's modules, as its submodule."""
+    """Make gates a submodule of a model, and let them act on its modules."""
     gates.scales = [gates.scale(model.get_submodule(place.module), place) for place in gates.placements]
     model.add_module(NAME, gates)
 
 
 def detach_gates(model: nn.Module) -> ChannelGraph:
-    """Take the gates off: the model is again what it was, with the weights it has now. Returns its graph."""
+    """Detach the gates; returns their graph. The model is as it was before, with its present weights."""
     gates = gates_of(model)
     for scale in gates.scales:
         scale.detach()
@@ -292,7 +292,7 @@ def detach_gates(model: nn.Module) -> ChannelGraph:
 
 
 def fold_gates(model: nn.Module) -> tuple[ChannelGraph, Kept]:
-    """Multiply the gates into the weights and take them off.
+    """Multiply the gates into the weights and detach them.
 
     Returns:
         The channel graph, and the channels that are not closed.

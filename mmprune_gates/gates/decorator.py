@@ -30,11 +30,11 @@ class DecoratorGate(Gate):
         self.set_members(1)
 
     def set_members(self, number: int) -> None:
-        """One row for each module."""
+        """Set ``theta`` to ones, with one row per module."""
         self.theta = nn.Parameter(torch.ones(number, self.theta.shape[-1]))
 
     def forward(self, member: int = 0) -> Tensor:
-        """(C,) factors of the module of that number."""
+        """(C,) factors for module number ``member``."""
         return self.theta[member]
 
     def strength(self) -> Tensor:
@@ -61,7 +61,7 @@ def gated_norms(gates: GateSet) -> list[tuple[str, Scale]]:
 
 @torch.no_grad()
 def take_over_affine(gates: GateSet) -> None:
-    """Let the gates take over the size of the affine of every norm they act on; the model's function stays.
+    """Move the magnitude of each gated norm's affine into its gates; the model's function stays the same.
 
     Differs from the paper, where phi takes over gamma and the shift becomes beta / gamma, which must be clamped
     where gamma is small: here phi takes over the norm of (gamma, beta), so that nothing is divided by something

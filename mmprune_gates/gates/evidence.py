@@ -1,7 +1,7 @@
-"""Evidence that the gates of a model in training act: on modules that it runs, with gradients that they receive.
+"""Evidence that gates act in training: the model runs the modules they act on, and they receive gradients.
 
-The parity of a slim model says nothing of that: it holds whatever the gates are. Modules that were replaced, fused or
-bypassed after gates were attached would leave the gates without effect, and what closes them without information.
+The parity of a slim model does not show that: it holds whatever the gates are. If modules are replaced, fused or
+bypassed after gates were attached, the gates have no effect, and which of them to close is decided blindly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class GatesDoNotAct(RuntimeError):
 
 
 class Evidence:
-    """What has been seen of the gates since the last check.
+    """Observations of the gates since the last check.
 
     Args:
         model: The model, without a distributed wrapper.
@@ -35,19 +35,19 @@ class Evidence:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Discard all observations."""
         self.seen: Tensor | None = None
         for scale in self.gates.scales:
             scale.acted = False
 
     def note(self, grads: Mapping[str, Tensor]) -> Tensor:
-        """Take in the gradients of one iteration.
+        """Record the gradients of one iteration.
 
         Args:
             grads: Group name -> gradient of its gate's theta; groups without one are absent.
 
         Returns:
-            Scalar bool, whether all that have come are finite; nothing waits for a GPU.
+            Scalar bool tensor, whether all gradients given are finite; does not wait for a GPU.
         """
         if not self.sizes:
             return torch.ones((), dtype=torch.bool)  # all gates have left with their blocks
@@ -63,12 +63,12 @@ class Evidence:
         return finite.sum() == came
 
     def check(self) -> None:
-        """Ask whether every gate has acted and has received a finite gradient since the last check, and begin anew.
+        """Check that every gate has acted and received a finite gradient since the last check, then start over.
 
-        Before the first iteration only whether they are where they should be.
+        Before the first iteration, only check that the modules the gates act on are still those of the model.
 
         Raises:
-            GatesDoNotAct: One is not, or has not; names modules and groups, and what may have done it.
+            GatesDoNotAct: A gate fails the check; the message names modules or groups, and possible causes.
         """
         for scale in self.gates.scales:
             path = scale.placement.module
@@ -95,6 +95,6 @@ class Evidence:
 
 
 def listed(names: list[str]) -> str:
-    """The first of many names."""
+    """The first few names, and how many more there are."""
     more = len(names) - SHOWN
     return ', '.join(names[:SHOWN]) + (f' and {more} more' if more > 0 else '')

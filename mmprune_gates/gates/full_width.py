@@ -1,8 +1,8 @@
-"""A module that computes across channels, at its full width amid fewer channels: those that have gone count as zeros.
+"""Full-width modules: they compute across channels, and in a narrower model count removed ones as zeros.
 
-It is the stock module with its own parameters, two buffers (``kept_index``, ``kept_scale``), an attribute
+Each is the stock module with its own parameters, two buffers (``kept_index``, ``kept_scale``), an attribute
 (``mmprune_gates_width``: dimension, full number of channels, where zeros stand, whether the input is scaled) and two
-hooks. The channel graph says which modules they are (``ChannelGraph.full_width``).
+hooks. The channel graph lists these modules (``ChannelGraph.full_width``).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from mmprune_gates.channels.flow import AMONG
 from mmprune_gates.gates.gate import laid
 from mmprune_gates.gates.zeros import WAYS, show_again
 
-Widened = Any  # a module with the buffers and the attribute named above, of which torch's types know nothing
+Widened = Any  # a module with the buffers and the attribute named above, which torch's types do not know
 
 
 def keep_full_width(
     module: Widened, like: Tensor, dim: int, channels: int, kept: int, zeros: str = AMONG, scaled: bool = True
 ) -> None:
-    """Let a module take and give the first ``kept`` of its channels, unless it keeps its full width already.
+    """Turn a module into a full-width one that reads and returns its first ``kept`` channels, unless it is one already.
 
     :func:`narrow` chooses other channels.
 
     Args:
         module: Turns one tensor, its first argument, into one of the same shape.
-        like: A parameter of the model, for device and type of the buffers.
+        like: A parameter of the model, for device and dtype of the buffers.
         dim: Channel dimension of that tensor.
         channels: Full width.
-        kept: Width of what it takes and gives.
-        zeros: Where the channels that have gone stand (``zeros.py``).
+        kept: Number of channels of its input and output.
+        zeros: Where the zeros for removed channels stand (``zeros.py``).
         scaled: Whether the input is multiplied by ``kept_scale``.
     """
     if has_full_width(module):
@@ -52,7 +52,7 @@ def has_full_width(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def scale_input(module: Widened, dim: int, scale: Tensor) -> None:
-    """Multiply what a module is called with by (C,) factors from now on; it takes and gives all channels."""
+    """Multiply a module's input by (C,) factors from now on; it reads and returns as many channels as before."""
     if (scale == 1).all():
         return
     full = len(scale)
@@ -62,17 +62,17 @@ def scale_input(module: Widened, dim: int, scale: Tensor) -> None:
 
 
 def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor, zeros: str | None = None) -> dict[str, Any]:
-    """Let a module take and give fewer channels than it does.
+    """Let a module read and return fewer channels than before.
 
     Args:
         module: The module.
         like: A parameter of the model.
         dim: Channel dimension of its input.
         mask: (C,) bool, True = keep.
-        zeros: Where the channels that have gone stand; None for where they stand now, among the others at first.
+        zeros: Where the zeros for removed channels stand; None leaves that unchanged (at first, among the others).
 
     Returns:
-        The arguments of :func:`keep_full_width` after the second, for a module as narrow.
+        The arguments of :func:`keep_full_width` from ``dim`` on that make an equally narrow module.
     """
     full = len(mask)
     keep_full_width(module, like, dim, full, full, scaled=False)
@@ -87,7 +87,7 @@ def narrow(module: Widened, like: Tensor, dim: int, mask: Tensor, zeros: str | N
 
 
 def lay_among_zeros(model: nn.Module) -> None:
-    """Let all modules that keep their full width have zeros among their channels."""
+    """Let all full-width modules have zeros among their channels."""
     module: Widened
     for module in model.modules():
         if has_full_width(module):

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 class Gate(nn.Module):
     """Base of all gates: the parameter ``theta`` is the gate.
 
-    A gate type of one's own derives from this, overrides :meth:`value`, and is registered in
-    ``mmprune_gates.MODELS``. It must be 1 at ``theta`` = 1 and exactly 0 at ``theta`` = 0. All modules that it acts on
-    share its values.
+    A custom gate derives from this class, overrides :meth:`value`, and is registered in ``mmprune_gates.MODELS``. Its
+    value must be 1 at ``theta`` = 1 and exactly 0 at ``theta`` = 0. All modules that it acts on share its values.
 
     Args:
         size: Number of channels of the group.
@@ -28,17 +27,17 @@ class Gate(nn.Module):
         self.straight_through = False
 
     def set_members(self, number: int) -> None:
-        """Learn on how many modules the gate acts, before it is used; here all share its values."""
+        """Tell the gate on how many modules it acts, before it is used; here all share its values."""
 
     def value(self, theta: Tensor) -> Tensor:
         """(C,) gate values from (C,) parameters."""
         return theta
 
     def forward(self, member: int = 0) -> Tensor:
-        """(C,) gate values for the module of that number; here the same for all.
+        """(C,) gate values for module number ``member``; here the same for all.
 
-        With ``straight_through`` the gradient that reaches ``theta`` is the one with respect to the gate's
-        value: what a hook that moves ``theta`` itself needs for its scores.
+        With ``straight_through``, ``theta`` receives the gradient with respect to the gate's value, which a hook that
+        moves ``theta`` itself needs for its scores.
         """
         if not self.straight_through:
             return self.value(self.theta)
@@ -47,7 +46,7 @@ class Gate(nn.Module):
         return _Straight.apply(self.theta, value)
 
     def strength(self) -> Tensor:
-        """(C,) what is left of each channel: 0 only where the gate is closed everywhere."""
+        """(C,) strength of the gate on each channel: 0 only where it is closed for all modules."""
         return self.forward()
 
     def importance(self, grad: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def laid(value: Tensor, dim: int, rank: int) -> Tensor:
 
 
 class _Straight(torch.autograd.Function):
-    """The second argument forward, the gradient to the first backward."""
+    """Forward returns the second argument; backward passes the gradient to the first."""
 
     @staticmethod
     def forward(ctx, theta: Tensor, value: Tensor) -> Tensor:

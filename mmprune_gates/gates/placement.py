@@ -1,8 +1,9 @@
-"""Where the gate of each group goes: the place that costs least among those that are exactly equal.
+"""Where the gate of each group goes: the cheapest of the places that are exactly equivalent.
 
-GDP puts a gate before every regular convolution, Gate Decorator after every norm, or after the convolution where
-there is none. All are one function where everything between is positively homogeneous; then the affine of the last
-norm costs O(channels). Elsewhere the gate stands before the readers. Weights or activations: whichever is smaller.
+GDP puts a gate before every regular convolution, Gate Decorator after every norm, or after the convolution if there is
+no norm. All compute the same function if everything between is positively homogeneous; then a gate on the affine of the
+last norm costs O(channels). Otherwise the gate stands before the readers, on weights or activations, whichever are
+smaller.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, inside
 
 AFFINE, OUTPUT, INPUT, WEIGHT = 'affine', 'output', 'input', 'weight'
-BEHIND = (AFFINE, OUTPUT)  # what makes the channels; the others stand before what reads them
+BEHIND = (AFFINE, OUTPUT)  # behind what makes the channels; the others stand before what reads them
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Placement:
         dim: Dimension of the scaled tensor that holds the channels; for ``affine``, of the weight.
         weight_dim: Dimension of the module's weight that holds them; None for a module that keeps its full width.
         index: (C,) channel of the graph at each position, -1 where no gate acts.
-        parameter: Name of the module's weight, or of one that it takes from a module in it.
+        parameter: Name of the weight relative to the module, which may take it from a submodule.
     """
 
     module: str
@@ -46,9 +47,9 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
     """Placements for all free groups of a graph.
 
     Returns:
-        At most one placement per module and side for the channels; together they act on every reader of every free
-        group: once, or at a site and again before it where another reader of the channels needs the site. Then those
-        of residual blocks, behind what ends their branches.
+        First, for channels, at most one placement per module and side. Together they act once on every reader of every
+        free group; twice, at a site and again before the reader, if another reader of the channels needs the site.
+        Then those of residual blocks, behind the modules that end their branches.
     """
     behind = {group.name for group in graph.free_channels if sites_suffice(graph, group)}
     readers = {group.name for group in graph.free_channels} - behind
@@ -81,7 +82,7 @@ def is_needed(site: Site, reads: Sequence[Read]) -> bool:
 
 
 def meets(a: Tensor, b: Tensor) -> bool:
-    """Whether two vectors of channels have one in common."""
+    """Whether two vectors of channels share one."""
     channels = a[a >= 0]
     return bool(torch.isin(channels, b).any())
 
@@ -106,7 +107,7 @@ def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
 
 
 def readers_of(graph: ChannelGraph) -> list[Read]:
-    """Every layer and module before which a gate can stand, once; a position is gated if it is in all its calls."""
+    """Every layer and module before which a gate can stand, once; a position is gated if it is gated in all calls."""
     found: dict[str, Read] = {}
     for read in graph.reads:
         if not isinstance(read, Summed):
@@ -125,14 +126,17 @@ def restrict(graph: ChannelGraph, index: Tensor, names: set[str]) -> Tensor:
 
 
 def after(site: Site, index: Tensor) -> Placement:
-    """A gate behind a norm or layer: on its weight and bias or, if those have more elements, on its output."""
+    """A gate behind a norm or layer: on its output if direct and smaller than the weight, else on its affine."""
     if site.weight_size <= site.output_size or not site.direct:
         return Placement(site.module, AFFINE, site.weight_dim, site.weight_dim, index)
     return Placement(site.module, OUTPUT, site.out_dim, site.weight_dim, index)
 
 
 def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
-    """A gate in front of a reader: on its weight or, if that has more elements, on its input where it can be."""
+    """A gate before a reader: on its weight or its input, whichever is smaller.
+
+    Only the weight will do if it does not read the input directly; only the input, if the weight has no such channels.
+    """
     dim = read.in_dim
     of_weight = None if read.weight is None or dim is None else graph.slots.get(read.weight, {}).get(dim)
     on_weight = read.weight_size < read.input_size or not read.direct

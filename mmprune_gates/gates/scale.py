@@ -1,4 +1,4 @@
-"""Let a gate act on a module: its weight, affine, input or output is scaled for the time of its forward."""
+"""Let a gate act on a module: its weight, affine, input or output is scaled during its forward."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Source = tuple[Gate, int]
 
 
 class Scale:
-    """Multiplies a module's affine, weight or input by gate values while its forward runs.
+    """Multiplies a module's affine, weight, input or output by gate values while its forward runs.
 
     Args:
         module: The module.
         placement: What to scale.
-        sources: Gates that the values come from, each with the number that it knows the module by.
-        pick: (C,) place of each position's value among those of all sources, -1 for none; None if they are in order.
+        sources: Gates that the values come from, each with its member number for the module.
+        pick: (C,) index of each position's value in the concatenated values, -1 for none; None if they are in order.
 
     Attributes:
-        acted: Whether it has acted; whoever asks sets it back.
+        acted: Whether it has acted; reset by whoever reads it.
     """
 
     def __init__(self, module: nn.Module, placement: Placement, sources: list[Source], pick: Tensor | None) -> None:
@@ -36,20 +36,20 @@ class Scale:
 
     def attach(self, module: nn.Module) -> None:
         """Begin to act on a module."""
-        self.module: Any = module  # a norm or layer, of which Module does not say that it has a weight
-        before = module.register_forward_pre_hook(self.before, prepend=True)  # on what the module is called with
+        self.module: Any = module  # a norm or layer; for torch's types, a Module has no weight
+        before = module.register_forward_pre_hook(self.before, prepend=True)  # first, on the input as given
         self.handles = before, module.register_forward_hook(self.after, always_call=True)
 
     def detach(self) -> None:
-        """Act no more."""
+        """Stop acting."""
         for handle in self.handles:
             handle.remove()
 
     def move_to(self, module: nn.Module) -> None:
-        """Act on a module that has taken the place of the one before.
+        """Act on a module that has replaced the previous one.
 
         Raises:
-            RuntimeError: It does not hold the same parameters.
+            RuntimeError: The module does not hold the same parameters.
         """
         if module is self.module:
             return
@@ -69,7 +69,7 @@ class Scale:
         return value if self.pick is None else at(value, self.pick, 1)
 
     def targets(self) -> tuple[tuple[str, int], ...]:
-        """Parameters to scale, and the dimension of each; none of a module that keeps its full width."""
+        """Parameters to scale, each with its dimension; none for a module that keeps its full width."""
         if self.placement.weight_dim is None:
             return ()
         weight = (self.placement.parameter, self.placement.weight_dim)
@@ -77,7 +77,7 @@ class Scale:
         return (weight, ('bias', 0)) if has_bias else (weight,)
 
     def before(self, module: nn.Module, args: tuple):
-        """Forward pre-hook: scale the input, or let scaled tensors stand before the parameters."""
+        """Forward pre-hook: scale the input, or shadow the parameters with scaled tensors."""
         self.acted = True
         if self.placement.kind == OUTPUT:
             return None
@@ -89,11 +89,11 @@ class Scale:
             holder, attribute = held(module, name)
             parameter = getattr(holder, attribute)
             scaled = parameter * laid(value, dim, parameter.dim())
-            vars(holder)[attribute] = scaled  # found before the parameter
+            vars(holder)[attribute] = scaled  # attribute lookup finds it before the parameter
         return None
 
     def after(self, module: nn.Module, args: tuple, output):
-        """Forward hook, called even if the forward fails: scale the output, or let the parameters show again."""
+        """Forward hook, called even if the forward fails: scale the output, or stop shadowing the parameters."""
         if self.placement.kind == OUTPUT:
             return None if output is None else self.scaled(output, self.value())
         if self.placement.kind == INPUT:
@@ -104,7 +104,7 @@ class Scale:
         return None
 
     def scaled(self, tensor: Tensor, value: Tensor) -> Tensor:
-        """An input or output multiplied by gate values, in its own precision."""
+        """An input or output multiplied by gate values, in its own dtype."""
         factor = laid(value, self.placement.dim, tensor.dim())
         return tensor * factor.to(tensor.dtype)
 
@@ -122,7 +122,7 @@ class Scale:
 
 
 def held(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a parameter, and the attribute that it is; ``name`` is seen from ``module``."""
+    """The module that holds a parameter, and the attribute it is there; ``name`` is relative to ``module``."""
     path, _, attribute = name.rpartition('.')
     return module.get_submodule(path), attribute
 

@@ -1,8 +1,8 @@
 """A stand-in for the input of a module whose code takes the width of its inner channels from the shape of its input.
 
-Attention often reads ``B, N, C = x.shape`` and views what its layers have made as C channels. Where those become fewer,
-the module is called with a stand-in for its input, which shows their number in place of its own last size. It still
-does when it is permuted, or viewed in a shape that has that number. All that computes gets the input itself.
+Attention often reads ``B, N, C = x.shape`` and views the results of its layers as C channels. If those become fewer,
+the module is called with a stand-in for its input, which shows their number as its last size. It still does so after a
+permutation, or a view to a shape that has that number. Every op that computes gets the input itself.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ WIDTH = 'mmprune_gates_shown_width'  # attribute of the module
 
 
 class StandIn(Tensor):
-    """A tensor that shows another size along one dimension than it has.
+    """A stand-in for a tensor; it shows another size along one dimension than the tensor has.
 
     Attributes:
-        given: The tensor.
+        given: The tensor itself.
         along: The dimension.
-        width: The size that it shows.
+        width: The size shown along it.
     """
 
     given: Tensor
@@ -39,7 +39,7 @@ class StandIn(Tensor):
 
         Args:
             given: The tensor.
-            along: Number of the dimension, from the first.
+            along: Number of the dimension, not negative.
             width: The size to show along it.
         """
         make: Callable[..., Any] = Tensor._make_wrapper_subclass  # noqa: SLF001 (no public way has no memory)
@@ -101,7 +101,7 @@ def _pad(shown: StandIn, pad: Sequence[int], *args: Any, **kwargs: Any) -> Tenso
 
 
 def _view(shown: StandIn, *sizes: Any) -> Tensor:
-    """``Tensor.view`` and ``Tensor.reshape``: where the size that is shown stands by itself, it is shown there."""
+    """``Tensor.view`` and ``Tensor.reshape``: a stand-in if the size shown is a dimension of its own in the result."""
     sizes = _flat(sizes)
     if isinstance(sizes[0], torch.dtype):
         return shown.given.view(*sizes)
@@ -116,17 +116,17 @@ def _view(shown: StandIn, *sizes: Any) -> Tensor:
 
 
 def _without_minus_one(sizes: tuple, elements: int) -> tuple:
-    """Sizes with that of the dimension that is given as -1."""
+    """Sizes with -1 replaced by the size that it stands for."""
     rest = prod(size for size in sizes if size != -1)
     return tuple(elements // rest if size == -1 else size for size in sizes)
 
 
 def _flat(numbers: tuple) -> tuple:
-    """Numbers that are given one by one, or as one sequence."""
+    """A tuple of numbers that are given one by one, or as one sequence."""
     return tuple(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)) else numbers
 
 
-SHOWN: dict[Any, Callable[..., Any]] = {  # what a stand-in does by itself
+SHOWN: dict[Any, Callable[..., Any]] = {  # functions that a stand-in handles itself
     Tensor.shape.__get__: StandIn.sizes,  # type: ignore[attr-defined]
     Tensor.size: _size,
     Tensor.contiguous: _contiguous,
@@ -139,7 +139,7 @@ SHOWN: dict[Any, Callable[..., Any]] = {  # what a stand-in does by itself
 
 
 def show_width(module: Any, width: int) -> None:
-    """Call a module from now on with a stand-in of that width in place of its first argument, (..., C).
+    """From now on, call a module with a stand-in of the given width for its first argument, (..., C).
 
     Args:
         module: The module.
@@ -147,30 +147,30 @@ def show_width(module: Any, width: int) -> None:
     """
     if shown_width(module) is None:
         module.register_forward_pre_hook(_show)
-        # torch.compile knows no stand-ins; a copy of a module has a copy of its methods
+        # torch.compile does not know stand-ins; a bound method is copied with its module
         module.forward = MethodType(torch.compiler.disable(type(module).forward), module)
-        for layer in module.modules():  # their hooks, backward ones too, are to meet the tensor itself
+        for layer in module.modules():  # their hooks, also backward ones, must get the tensor itself
             if layer is not module:
                 layer.register_forward_pre_hook(_hand_over, prepend=True)
     setattr(module, WIDTH, width)
 
 
 def shown_width(module: nn.Module) -> int | None:
-    """Width that the stand-in shows that a module is called with; None if there is none."""
+    """Width shown by the stand-in that a module is called with; None if there is none."""
     return getattr(module, WIDTH, None)
 
 
 def given(args: Any) -> Any:
-    """Arguments, nested or not, with what stand-ins stand for in place of them."""
+    """Arguments, nested or not, with stand-ins replaced by the tensors they stand for."""
     return tree_map_only(StandIn, lambda shown: shown.given, args)
 
 
 def _show(module: nn.Module, args: tuple) -> tuple:
-    """Forward pre-hook: the stand-in in place of the input."""
+    """Forward pre-hook: replace the input by a stand-in."""
     x, *rest = args
     return (StandIn.of(x, x.dim() - 1, getattr(module, WIDTH)), *rest)
 
 
 def _hand_over(layer: nn.Module, args: tuple) -> tuple:
-    """Forward pre-hook of a layer: the input in place of the stand-in for it."""
+    """Forward pre-hook of a layer: replace stand-ins by the tensors they stand for."""
     return given(args)

@@ -1,12 +1,12 @@
-"""Three ways in which a module of full width computes with fewer channels; each gives what zeros among them would give.
+"""Three ways for a full-width module to compute with fewer channels; each gives what zeros among them would give.
 
-``among`` lays them among zeros: right for every module, and slow. ``behind`` puts the zeros behind them, and the
-module's parameters in the same order: right where the module treats all channels alike (layer norms, group norms of one
-group, softmax). ``none`` leaves zeros out: right where zeros only make a mean smaller which the input is divided by
-(global response norms); the factor behind it and its epsilon grow instead. Which of them a module can do is tried
-(``mmprune_gates/slimming/full_width.py``).
+``among`` lays the channels among zeros: correct for every module, but slow. ``behind`` puts the zeros behind them, and
+the module's parameters in the same order: correct if the module treats all channels alike (layer norms, group norms of
+one group, softmax). ``none`` leaves zeros out: correct if zeros only lower a mean that the input is divided by (global
+response norms); the factor after the division and its epsilon grow instead. Which ways a module can use is found by
+trial (``mmprune_gates/slimming/full_width.py``).
 
-A module runs with its own forward; what it finds under the names of its parameters has changed for that time.
+The module runs its own forward; meanwhile, other values shadow its parameters.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mmprune_gates.channels.flow import AMONG, BEHIND, NONE
 
-Wide = Any  # a module of full width (``full_width.py``)
-BUFFERS = ('kept_index', 'kept_scale')  # that make it one
+Wide = Any  # a full-width module (``full_width.py``)
+BUFFERS = ('kept_index', 'kept_scale')  # the buffers that make it one
 SHOWN, HIDDEN = 'mmprune_gates_shown', 'mmprune_gates_hidden'
 
 
@@ -34,7 +34,7 @@ def among(module: Wide, x: Tensor) -> Tensor:
 
 
 def behind(module: Wide, x: Tensor) -> Tensor:
-    """The input before zeros; the module shows its tensors in this order."""
+    """The input followed by zeros; the module shows its tensors in the same order."""
     width = module.mmprune_gates_width
     gone = width['channels'] - len(module.kept_index)
     order = F.pad(module.kept_index, (0, gone))  # any values will do where the input is zero
@@ -44,7 +44,7 @@ def behind(module: Wide, x: Tensor) -> Tensor:
 
 
 def without(module: Wide, x: Tensor) -> Tensor:
-    """The input as it is; the module shows the kept part of its tensors, a larger first one and a larger epsilon."""
+    """The input itself; the module shows the kept part of its tensors, with the first one and the epsilon enlarged."""
     ratio = module.mmprune_gates_width['channels'] / len(module.kept_index)
     tensors = ordered(module, module.kept_index)
     first, *_ = tensors
@@ -59,9 +59,9 @@ def picked(module: Wide, output: Tensor) -> Tensor:
 
 
 def first_part(module: Wide, output: Tensor) -> Tensor:
-    """As many channels of an output, from the first on."""
+    """The first channels of an output, as many as are kept."""
     part = output.narrow(module.mmprune_gates_width['dim'], 0, len(module.kept_index))
-    return part.contiguous()  # as a norm's output is: code may view it in another shape
+    return part.contiguous()  # as a norm's output is, since code may view it in another shape
 
 
 def unchanged(module: Wide, output: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ WAYS: dict[str, tuple[Way, Way]] = {
 
 
 def ordered(module: Wide, index: Tensor) -> dict[str, Tensor]:
-    """Name -> channels of that index, of each parameter and buffer of a module that holds all channels."""
+    """Name -> the channels at ``index``, for each parameter and buffer that holds all channels of a module."""
     channels = module.mmprune_gates_width['channels']
     found = {}
     for name, tensor in own_tensors(module):
@@ -91,7 +91,7 @@ def ordered(module: Wide, index: Tensor) -> dict[str, Tensor]:
 
 
 def own_tensors(module: Wide) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of a module without those that make it one of full width."""
+    """Parameters and buffers of a module, without those that make it a full-width module."""
     yield from module.named_parameters(recurse=False)
     for name, buffer in module.named_buffers(recurse=False):
         if name not in BUFFERS:
@@ -99,7 +99,7 @@ def own_tensors(module: Wide) -> Iterator[tuple[str, Tensor]]:
 
 
 def show(module: Wide, values: dict[str, Any]) -> None:
-    """Let a module find other values under some of its names."""
+    """Shadow attributes of a module with other values, until :func:`show_again`."""
     own = module.__dict__
     hidden = {name: own[name] for name in values if name in own}
     own.update(values)
@@ -107,7 +107,7 @@ def show(module: Wide, values: dict[str, Any]) -> None:
 
 
 def show_again(module: Wide) -> None:
-    """Let a module find its own values again."""
+    """Undo :func:`show`."""
     own = module.__dict__
     for name in own.pop(SHOWN, ()):
         del own[name]

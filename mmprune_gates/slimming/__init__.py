@@ -1,4 +1,4 @@
-"""Slimming: remove channels for good, and the specification from which a slim model is rebuilt. Offline only."""
+"""Slimming: remove channels for good, and return the specification from which a slim model is rebuilt."""
 
 from mmprune_gates.slimming.removal import remove_modules
 from mmprune_gates.slimming.surgery import masked_copy, slim_model

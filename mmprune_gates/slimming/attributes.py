@@ -1,7 +1,7 @@
-"""Attributes that follow when heads go: what each kind is called, whatever the class that has it.
+"""Attributes that follow when heads go: the usual names of each kind, in any class.
 
-Names alone change nothing: an attribute follows only if its value is the number of heads, or of channels in them, that
-the code of its own module views, and if the module then computes what it should (``heads.py``).
+A name alone changes nothing: an attribute follows only if its value is the number of heads, or of channels in them,
+that its own module's code views, and if the module then computes what it should (``heads.py``).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ INNER = tuple(
     'embed_dims embed_dim inner_dim inner_dims inner_dimension all_head_size attn_dim attention_dim hidden_dim '
     'hidden_size d_model dim dims channels'.split()
 )
-SHOWN_WIDTH = 'shown_width'  # of the stand-in for a module's input, in a table of widths
+SHOWN_WIDTH = 'shown_width'  # in a table of widths: that of the stand-in for a module's input
 
 
 def whole_attributes(module: nn.Module, names: Sequence[str]) -> dict[str, int]:
-    """Those of the attributes that a module has, and that are whole numbers."""
+    """The named attributes of a module that are whole numbers, with their values."""
     found = {}
     for name in names:
         value = vars(module).get(name)
@@ -41,13 +41,13 @@ def whole_attributes(module: nn.Module, names: Sequence[str]) -> dict[str, int]:
 
 
 def following_rules(module: nn.Module) -> dict[str, Rule]:
-    """What the attributes of a module must be that may follow when heads go."""
+    """Rules for the values of a module's attributes that may follow when heads go."""
     names = [*whole_attributes(module, (*COUNTS, *SIZES, *INNER)), SHOWN_WIDTH]
     return dict.fromkeys(names, COUNT)
 
 
 def set_following(module: nn.Module, name: str, value: int) -> bool:
-    """Set one of those attributes; returns whether it has changed."""
+    """Set an attribute that follows heads; returns whether anything has changed."""
     if name == SHOWN_WIDTH:
         changed = shown_width(module) != value
         show_width(module, value)
@@ -60,7 +60,7 @@ def set_following(module: nn.Module, name: str, value: int) -> bool:
 
 
 def follow(model: nn.Module, follows: Sequence[Follow], kept: Kept, changed: Callable[[str], bool]) -> dict:
-    """Let attributes follow what is kept.
+    """Set attributes to the number of channels kept, in modules that have become narrower.
 
     Args:
         model: The model, whose tensors have become narrower.
@@ -82,7 +82,7 @@ def follow(model: nn.Module, follows: Sequence[Follow], kept: Kept, changed: Cal
 
 
 def split_following(module: nn.Module, attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The attributes of a table of widths that follow heads, and the others."""
+    """Split a module's entry in a table of widths: attributes that follow heads, and the others."""
     names = following_rules(module)
     following = {name: value for name, value in attributes.items() if name in names}
     others = {name: value for name, value in attributes.items() if name not in names}

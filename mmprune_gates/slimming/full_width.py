@@ -1,8 +1,8 @@
-"""Modules of full width compute in the fastest way in which they are right, which is tried.
+"""Find by trial the fastest correct way for each full-width module to handle removed channels.
 
-Laying channels among zeros is always right and costs two slow copies. Whether a module can do with less (``zeros.py``)
-depends on what it computes. So each runs once with some of its channels gone, on random numbers in float64, and has to
-give what it gives with zeros among them.
+Laying channels among zeros is always correct but costs two slow copies. Whether a module can do with less
+(``zeros.py``) depends on what it computes. So each runs with some of its channels gone, on random numbers in float64,
+and must give what it gives with zeros among them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXACT = 1e-10  # relative error that is rounding in float64
 
 
 def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelGraph:
-    """The graph in which modules of full width compute in the fastest way that each can.
+    """The graph with the fastest correct way for each full-width module that can lose channels.
 
     Args:
         model: The model; it does not change.
@@ -52,12 +52,12 @@ def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelG
 
 
 def fastest_way(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> str:
-    """Where a module can have its zeros, by what it computes in evaluation and in training mode.
+    """Where a module's zeros stand in the fastest way that is correct in evaluation and in training mode.
 
     Args:
         module: The module; it does not change.
-        wide: What it reads.
-        call: How it is called.
+        wide: Its read.
+        call: Arguments to call it with, replaced by random numbers.
     """
     generator = torch.Generator().manual_seed(0)
     module = randomized(module).cpu()
@@ -70,17 +70,17 @@ def fastest_way(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> st
 
 
 def is_right(module: nn.Module, wide: FullWidth[Tensor], options: Options, zeros: str, mask: Tensor) -> bool:
-    """Whether a module with some channels gone gives what it gives with zeros among the others."""
+    """Whether a narrowed module gives the same outputs with its zeros at ``zeros`` as with zeros among its channels."""
     outputs = partial(narrow_outputs, module, wide, options, mask)
     try:
         error = relative_error(outputs(AMONG), outputs(zeros))
-    except ERRORS:  # the module has not what this way takes
+    except ERRORS:  # the module lacks what this way needs
         return False
     return error < EXACT
 
 
 def some_masks(channels: int, generator: torch.Generator) -> list[Tensor]:
-    """Masks that move channels to places that only a module which treats all alike takes for the same."""
+    """Masks that move channels to positions where only a module that treats all channels alike stays correct."""
     number = torch.arange(channels)
     at_random = torch.rand(channels, generator=generator) < 0.5
     masks = [number > 0, number == channels - 1, at_random]  # the first moves each channel by one
@@ -91,14 +91,14 @@ def some_masks(channels: int, generator: torch.Generator) -> list[Tensor]:
 def narrow_outputs(
     module: nn.Module, wide: FullWidth[Tensor], options: Options, mask: Tensor, zeros: str
 ) -> list[Tensor]:
-    """What a module gives, in both modes, with fewer channels and zeros in one place."""
+    """Outputs of a narrowed module with its zeros at ``zeros``, in evaluation and then in training mode."""
     (x, *rest), kwargs = options
     places = mask.nonzero().flatten()
     args = (x.index_select(wide.dim, places), *rest)
     found: list[Any] = []
     for training in (False, True):
         slim = copy.deepcopy(module)
-        slim.train(training)  # not all modules return themselves
+        slim.train(training)  # train() of some modules does not return the module
         narrow(slim, x, wide.dim, mask, zeros)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -1,9 +1,9 @@
-"""Heads go only where the code of their module follows, which is tried.
+"""Find by trial which heads can go: those whose module's code follows.
 
-A graph tells which channels are heads, but not whence the code knows how many there are: from an attribute, from the
-shape of its input, from a constant. So each module with heads is run with fewer of them, on random numbers in float64,
-and has to give what the whole module gives with those heads at zero. What it takes for that (attributes that change, a
-stand-in for its input) is tried in turn; where nothing helps, heads stay.
+A graph tells which channels are heads, but not where the code takes their number from: an attribute, the shape of its
+input, or a constant. So each module with heads runs with fewer of them, on random numbers in float64, and must give
+what the whole module gives with those heads at zero. Changed attributes and a stand-in for the module's input are tried
+in turn; if nothing helps, the heads stay.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ WAYS: tuple[Way, ...] = tuple((one, *more) for one in (COUNT, SIZE) for more in 
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """A module that holds all that is to be known of some heads.
+    """A module that encloses all views, products and tensors of some heads.
 
     Attributes:
         path: Its path.
         groups: The groups of those heads.
-        seen: What it and the modules in it view that holds them.
+        seen: Channels with those heads that it, or a module in it, views in another shape.
         calls: Module path -> arguments of its first call, of all modules.
     """
 
@@ -55,13 +55,13 @@ class Scope:
     calls: Mapping[str, Options]
 
     def around(self) -> Scope | None:
-        """The module around it that is called; None if there is none."""
+        """The scope widened to the next enclosing module that is called; None if there is none."""
         path = called(holder_of(self.path), self.calls)
         return replace(self, path=path) if path else None
 
 
 def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelGraph:
-    """The graph with what has to follow when heads go, less the heads for which nothing does.
+    """The graph with the attributes that must follow when heads go; heads that cannot go are frozen.
 
     Args:
         model: The model; it does not change.
@@ -73,7 +73,7 @@ def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> Channel
     for scope in find_scopes(graph, stage):
         found, failed = first_way(model, graph, scope)
         around = scope.around()
-        if failed is not None and around is not None:  # what it returns besides may not be used by those who call it
+        if failed is not None and around is not None:  # the module around it may ignore an output that differs
             found, failed = first_way(model, graph, around)
         if failed is None:
             follows += found
@@ -83,7 +83,7 @@ def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> Channel
 
 
 def first_way(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list[Follow], str | None]:
-    """What follows in the first way in which a module computes what it should; if in none, why the last one fails."""
+    """The attributes that follow in the first way that works; if none works, why the last one fails."""
     failed = None
     for way in WAYS:
         found = list(following(model, scope, way))
@@ -94,7 +94,7 @@ def first_way(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list
 
 
 def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
-    """The modules that hold heads which can go, each as small as can be."""
+    """The smallest called modules that enclose all that belongs to heads which may go."""
     places: dict[str, list[Group]] = defaultdict(list)
     for group in graph.free_channels:
         holders = {one.module for one in graph.seen if inside(one.index, group).any()}
@@ -116,12 +116,12 @@ def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
 
 
 def holds_any(index: Tensor, groups: Iterable[Group]) -> bool:
-    """Whether channels of one of several groups are among those of an index."""
+    """Whether a vector of channels holds some of any of several groups."""
     return any(inside(index, group).any() for group in groups)
 
 
 def called(path: str, calls: Mapping[str, Options]) -> str:
-    """The innermost module that encloses a path and is called, as a list of modules is not; '' if there is none."""
+    """The innermost called module at or around a path, '' if there is none; a module list, say, is never called."""
     while path and path not in calls:
         path = holder_of(path)
     return path
@@ -142,7 +142,7 @@ def holder_of(name: str) -> str:
 
 
 def common_path(paths: Iterable[str]) -> str:
-    """The longest path that encloses all paths."""
+    """The longest common prefix of module paths."""
     parts = [path.split('.') for path in paths]
     return '.'.join(commonprefix(parts))
 
@@ -167,14 +167,14 @@ def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:
 
 
 def input_width(call: Options | None) -> int:
-    """Size of the last dimension of what a module is called with; 0 if that is no tensor of several dimensions."""
+    """Last size of the first argument of a call; 0 if that is not a tensor of several dimensions."""
     args = () if call is None else call[0]
     is_tensor = bool(args) and isinstance(args[0], Tensor) and args[0].dim() > 1
     return args[0].shape[-1] if is_tensor else 0
 
 
 def failure(model: nn.Module, graph: ChannelGraph, scope: Scope, follows: Sequence[Follow]) -> str | None:
-    """Why a module does not compute with fewer heads what it computes with some at zero; None if it does."""
+    """Why a module with fewer heads does not compute what it computes with those at zero; None if it does."""
     if scope.path not in scope.calls:
         return 'heads of several modules, which cannot be tried alone'
     module = randomized(model.get_submodule(scope.path))
@@ -194,7 +194,10 @@ def failure(model: nn.Module, graph: ChannelGraph, scope: Scope, follows: Sequen
 
 
 def difference(module: nn.Module, part: ChannelGraph, masks: Masks, options: Options) -> str | None:
-    """How a module with fewer heads differs from one with some at zero; None if it does not."""
+    """How a module with fewer heads differs from the same module with those heads at zero; None if it does not.
+
+    If those heads make no difference to the whole module, the trial proves nothing, and fails as well.
+    """
     whole = run(module, None, options)
     expected = run(masked_copy(module, part, masks), None, options)
     slim = copy.deepcopy(module)
@@ -212,7 +215,7 @@ def difference(module: nn.Module, part: ChannelGraph, masks: Masks, options: Opt
 
 
 def fewer_heads(groups: Sequence[Group]) -> list[Masks]:
-    """Masks that take one channel of the first group, two of the second and so on, and masks that leave as many."""
+    """Masks that remove one, two or three channels of the groups in turn, and masks that keep only those."""
     few_less = {}
     few = {}
     for number, group in enumerate(groups):
@@ -224,7 +227,7 @@ def fewer_heads(groups: Sequence[Group]) -> list[Masks]:
 
 
 def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> ChannelGraph:
-    """What slimming has to know of the module at a path."""
+    """The graph as slimming needs it for the module at ``path`` alone, with names relative to that module."""
     prefix = f'{path}.' if path else ''
 
     def own(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +249,7 @@ def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> Channe
 def randomized(module: nn.Module) -> nn.Module:
     """A copy in float64 and evaluation mode with random parameters."""
     module = copy.deepcopy(module).double()
-    module.eval()  # not all modules return themselves
+    module.eval()  # eval() of some modules does not return the module
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         values = torch.randn(parameter.shape, generator=generator, dtype=torch.double)
@@ -255,7 +258,7 @@ def randomized(module: nn.Module) -> nn.Module:
 
 
 def random_like(generator: torch.Generator, leaf: Any) -> Any:
-    """Random numbers in place of a tensor of numbers, zeros in place of one of whole numbers."""
+    """Random numbers for a floating-point tensor, zeros for any other tensor; other leaves unchanged."""
     if not isinstance(leaf, Tensor):
         return leaf
     if not leaf.is_floating_point():

@@ -1,6 +1,6 @@
-"""The numbers that a model computes with: sizes may change when it becomes narrower, they may not.
+"""The numbers that a model computes with: unlike sizes, they must not change when it becomes narrower.
 
-Code such as ``x / x.shape[1]`` runs with any number of channels and computes something else with each.
+Code such as ``x / x.shape[1]`` runs with any number of channels, but computes something else with each.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Step = tuple[str, tuple[float, ...]]
 
 
 class Deviation(RuntimeError):
-    """A narrower copy computes with a number that the whole model does not have there."""
+    """A narrower copy computes with other numbers than the whole model does at the same place."""
 
 
 @passes_control_flow
 class Numbers(TorchDispatchMode):
-    """Notes the numbers that ops are given: all of element-wise ops, elsewhere those that cannot be sizes."""
+    """Records the number arguments of ops: all of element-wise and filling ops, of others floats, never sizes."""
 
     supports_higher_order_operators = True  # torch.cond and the like
 
@@ -33,7 +33,7 @@ class Numbers(TorchDispatchMode):
         self.found: list[Step] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Note the numbers of one call, and make it."""
+        """Record the numbers of one call, then run it."""
         kwargs = kwargs or {}
         name = base_name(func)
         kinds = (int, float) if name in ELEMENTWISE or name in FILLING else float
@@ -45,13 +45,13 @@ class Numbers(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def note(self, step: Step) -> None:
-        """Take in a call with numbers."""
+        """Record a call with numbers."""
         self.found.append(step)
 
 
 @passes_control_flow
 class SameNumbers(Numbers):
-    """Compares them with those of the whole model.
+    """Compares the numbers with those of the whole model.
 
     Args:
         expected: What :class:`Numbers` found; None to compare nothing.
@@ -62,7 +62,7 @@ class SameNumbers(Numbers):
         self.expected = expected
 
     def note(self, step: Step) -> None:
-        """Compare a call.
+        """Compare a call with that of the whole model.
 
         Raises:
             Deviation: It computes with other numbers.
@@ -77,11 +77,11 @@ class SameNumbers(Numbers):
 
 
 def number(arg: Any, without_data: bool) -> Any:
-    """An argument, or the number that it holds.
+    """An argument, or the number in a constant; None for a bool.
 
     Args:
         arg: The argument.
-        without_data: Whether the model's own tensors have no data, so that a tensor of one number is a constant.
+        without_data: Whether the call has tensors on the meta device, so that a scalar tensor with data is a constant.
     """
     if isinstance(arg, bool):
         return None

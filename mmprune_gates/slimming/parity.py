@@ -1,4 +1,4 @@
-"""Is a slim model what it was made from? Compared in float64, where rounding does not decide."""
+"""Parity of a slim model with its original, compared in float64, where rounding does not decide."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOLERANCE = 1e-5
 def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -> list[Tensor]:
     """All outputs of a model in float64 and evaluation mode; the model does not change.
 
-    What it draws at random is the same every time, and the run's own random numbers go on as if nothing had been drawn.
+    Random draws are the same every time, and leave the random state outside as it was.
     """
 
     def double(leaf):
@@ -32,7 +32,7 @@ def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -
 
 
 def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest absolute difference relative to the largest expected value, over all outputs; NaN if one is no number."""
+    """Largest error of any output: absolute difference relative to its largest expected value; NaN if one is NaN."""
     errors = []
     for own, other in zip(expected, found, strict=True):
         largest = own.abs().max().clamp_min(1e-12)

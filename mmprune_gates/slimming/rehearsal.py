@@ -1,9 +1,9 @@
 """A rehearsal of slimming: does the model's own code follow when its layers become narrower?
 
 ``torch.export`` shows sizes as numbers, so a graph cannot tell whether a ``view`` takes its channel count from the
-tensor at hand or from somewhere else, nor whether a factor was computed from a width. A narrower copy tells: it must
+tensor at hand or from somewhere else, nor whether a factor was computed from a width. A narrower copy can: it must
 run, give outputs of the same shapes, and compute with the same numbers. It runs on the meta device, without data or
-arithmetic, wherever the model can.
+arithmetic, whenever the model can.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Masks = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a narrower copy of a model has to do as well as the whole model.
+    """What a narrower copy of a model must match.
 
     Attributes:
-        stage: The way both are run.
-        shapes: Of the whole model's outputs.
-        numbers: What the whole model computes with.
+        stage: The way to run the whole model and the copy.
+        shapes: Shapes of the whole model's outputs.
+        numbers: Numbers that the whole model computes with.
     """
 
     stage: Stage
@@ -44,12 +44,12 @@ class Rehearsal:
     numbers: list[Step]
 
     def fails(self, graph: ChannelGraph, masks: Masks, same_numbers: bool = False) -> Failure | None:
-        """How a copy fails that keeps only these channels; None if it runs, with outputs of the same shapes.
+        """How a copy that keeps only these channels fails; None if it runs, with outputs of the same shapes.
 
         Args:
             graph: Channel graph of the model.
             masks: Group name -> (size,) bool, True = keep.
-            same_numbers: Whether it also has to compute with the same numbers.
+            same_numbers: Whether the copy must also compute with the same numbers.
         """
         slim = copy.deepcopy(self.stage.model)
         slim_model(slim, graph, masks)
@@ -67,7 +67,7 @@ class Rehearsal:
 
 
 def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | None], options: Options) -> ChannelGraph:
-    """The graph less what the model's code cannot do without.
+    """The graph with everything frozen that the model's code cannot do without.
 
     Args:
         model: The model; it does not change.
@@ -76,8 +76,8 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
         options: Positional and keyword arguments of a call.
 
     Returns:
-        The graph with groups frozen whose number of channels a line of code fixes or computes with, or whose block it
-        cannot do without; the reason names the line. Modules of full width compute in the fastest way that they can.
+        The graph in which a group is frozen if a line of code fixes its number of channels, computes with it, or needs
+        its block; the reason names the line. Full-width modules compute in the fastest correct way.
 
     Raises:
         RuntimeError: The whole model does not run.
@@ -86,7 +86,7 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
     graph = follow_heads(model, graph, rehearsal.stage)
     reasons: dict[str, str] = {}
     fewer: Masks = {}
-    for more in (1, 0):  # code may pad to an even number of channels: both kinds are tried
+    for more in (1, 0):  # code may pad to an even number of channels: odd and even ones are tried
         fewer = {}
         for number, group in enumerate(graph.free_channels, start=more):
             if group.name not in reasons:
@@ -100,12 +100,12 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
 
 
 def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> ChannelGraph:
-    """The graph less the blocks, and the emptying of blocks, that the model's code cannot do without.
+    """The graph in which blocks are frozen, or cannot be emptied, where the model's code needs them.
 
     Args:
-        rehearsal: What a copy has to do.
+        rehearsal: What a copy must match.
         graph: The graph.
-        fewer: Masks that all copies have besides.
+        fewer: Masks that apply to every copy in addition.
     """
     needed: dict[str, Failure] = {}
     for blocks in levels(graph.blocks):
@@ -126,19 +126,19 @@ def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> 
 
 
 def fails_besides(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks, masks: Masks) -> Failure | None:
-    """How a copy fails that has further masks."""
+    """How a copy with ``masks`` besides ``fewer`` fails; None if it does not."""
     return rehearsal.fails(graph, {**fewer, **masks})
 
 
 def less(group: Group, number: int) -> Tensor:
-    """A mask that takes a number of channels from a group, another one from groups of other numbers."""
+    """A mask that removes some channels of a group, at most half; how many depends on ``number``."""
     half = max(1, group.size // 2)
     stays = group.size - 1 - number % half
     return torch.arange(group.size) < stays
 
 
 def nothing_of(graph: ChannelGraph, names: Iterable[str]) -> Masks:
-    """Masks that take all of groups."""
+    """Masks that remove all channels of the named groups."""
     masks = {}
     for name in names:
         size = graph.group(name).size
@@ -147,7 +147,7 @@ def nothing_of(graph: ChannelGraph, names: Iterable[str]) -> Masks:
 
 
 def levels(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Blocks that are inside no other, then the others, which would not be missed if the first were gone."""
+    """Outermost blocks, then the others: once an outer block is gone, nothing would miss the blocks inside it."""
     outer: list[Block] = []
     inner: list[Block] = []
     for block in blocks:
@@ -158,7 +158,7 @@ def levels(blocks: Sequence[Block]) -> list[list[Block]]:
 
 
 def culprits(masks: Masks, fails: Callable[[Masks], Failure | None]) -> dict[str, Failure]:
-    """The masks that fail, found by halving, and how each fails."""
+    """The masks that fail, found by bisection, and how each fails."""
     failed = fails(masks) if masks else None
     if failed is None:
         return {}
@@ -174,12 +174,12 @@ def culprits(masks: Masks, fails: Callable[[Masks], Failure | None]) -> dict[str
 def alone(
     masks: Masks, fails: Callable[[Masks], Failure | None], failed: Failure | None
 ) -> Iterator[tuple[str, Failure]]:
-    """The masks that fail by themselves, among some that fail together, and how.
+    """The masks that fail on their own, out of several that fail together, and how each fails.
 
     Args:
         masks: The masks.
-        fails: How masks fail.
-        failed: How these do; None if that was not tried, since it follows.
+        fails: Tries masks together; returns how they fail, or None.
+        failed: How these masks fail together; None if that was not tried but follows.
     """
     if len(masks) == 1:
         (name,) = masks
@@ -203,11 +203,11 @@ def first_that_runs(model: nn.Module, passes: Sequence[Forward | None], options:
     """A rehearsal on the first stage on which the whole model runs.
 
     Raises:
-        RuntimeError: There is none.
+        RuntimeError: The model runs on none.
     """
     refused: Exception | None = None
     for stage in stages(model, passes, options):
-        lay_among_zeros(stage.model)  # with other ways, it computes with other numbers when it becomes narrower
+        lay_among_zeros(stage.model)  # in the other ways, a narrower copy would compute with other numbers
         try:
             with Numbers() as numbers:
                 shapes = stage.run(stage.model)

@@ -1,4 +1,4 @@
-"""What stands where a residual block was: nothing that computes, and a zero or a constant of the right shape."""
+"""Replacements for removed residual blocks: modules that only return zeros, or a constant, of the right shape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprune_gates.checks import MAPPING, SHAPE, checked, optional
 
 
 class Removed(nn.Module):
-    """In the place of a module of a removed block: zeros of its input's shape, whatever else it is given.
+    """Replaces a module of a removed block: returns zeros of its input's shape, whatever else it is given.
 
     Args:
         shape: Shape of the constant that is left of the block, to be added to the zeros; none by default.
@@ -33,14 +33,15 @@ class Removed(nn.Module):
 
 
 def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]) -> None:
-    """Put nothing that computes in the place of modules.
+    """Replace modules by :class:`Removed`, in place.
 
     Args:
         model: The model.
         removed: Module path -> None, or the shape of the constant that is left in its place.
 
     Raises:
-        ValueError: A path that the model does not have, one inside another, or a shape that is none.
+        ValueError: A path that the model does not have or that is the model itself, one inside another, or a value that
+            is not a shape.
     """
     given = checked('removed', removed, MAPPING)
     modules = dict(model.named_modules(remove_duplicate=False))

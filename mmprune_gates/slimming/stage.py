@@ -1,4 +1,4 @@
-"""Ways to run a model, the cheapest first, and what a model that fails tells."""
+"""Ways to run a model, cheapest first, and the line of model code at which a run fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, Attr
 
 
 class Failure(NamedTuple):
-    """``file:number`` of the line of model code that a narrower copy fails at, and what the line does."""
+    """Why a narrower copy fails: ``file:number`` of a line of model code, and what the line does."""
 
     line: str
     how: str
@@ -36,7 +36,7 @@ class Stage:
 
     Attributes:
         model: A copy of the model, on the meta device or where the model is.
-        options: What it is called with.
+        options: Positional and keyword arguments to call it with.
         modes: (forward, whether in training mode) of each pass.
     """
 
@@ -45,20 +45,20 @@ class Stage:
     modes: tuple[tuple[Forward | None, bool], ...]
 
     def run(self, model: nn.Module) -> list[torch.Size]:
-        """Shapes of all outputs of a model that takes the place of the copy."""
+        """Shapes of all outputs of a model that is run in place of the copy."""
         found = []
-        eager = torch.compiler.set_stance('force_eager')  # parts that are compiled, and torch.cond
+        eager = torch.compiler.set_stance('force_eager')  # for compiled parts, and torch.cond
         with eager, torch.random.fork_rng(devices=[]), torch.no_grad():
             for forward, training in self.modes:
                 torch.manual_seed(0)
-                model.train(training)  # not all models return themselves
+                model.train(training)  # train() of some models does not return the model
                 outputs = run(model, forward, tree_map(copied, self.options))
                 found += [tensor.shape for tensor in outputs]
         return found
 
     @cached_property
     def first_calls(self) -> dict[str, Options]:
-        """Module path -> arguments of its first call, for all modules; the model itself may not be called."""
+        """Module path -> arguments of its first call, for all modules called; the model itself need not be one."""
         calls: dict[str, Options] = {}
 
         def note(path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -72,14 +72,14 @@ class Stage:
 
 
 def copied(leaf: Any) -> Any:
-    """An input that a model may change."""
+    """A copy of an input, which a model may change in place."""
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options) -> Iterator[Stage]:
     """All ways to run a model, the cheapest and most telling first.
 
-    One sample rather than several: a ``view`` to the full width makes one sample of two that have half of it.
+    A single sample tells more than several: a ``view`` to the full width can turn two of half the width into one.
     """
     inference, *rest = passes
     all_inputs = first_sample(options), options
@@ -94,7 +94,7 @@ def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options)
 
 
 def copied_without_data(model: nn.Module) -> nn.Module:
-    """A copy on the meta device; nothing large is copied on the way."""
+    """A copy on the meta device, made without copying any tensor's data."""
     tensors = {}
     for buffer in model.buffers():
         tensors[id(buffer)] = buffer.detach().to('meta')
@@ -105,7 +105,7 @@ def copied_without_data(model: nn.Module) -> nn.Module:
 
 
 def line_of_model_code(error: BaseException) -> str:
-    """``file:number`` of the innermost line outside torch and this package; of any line if there is none."""
+    """``file:number`` of the innermost line outside torch and this package; if there is none, of the innermost."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_MODEL)]
     innermost = own[-1] if own else frames[-1]

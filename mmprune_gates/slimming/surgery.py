@@ -36,11 +36,11 @@ def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
 
 @dataclass(frozen=True, eq=False)
 class Gone:
-    """A residual block of which nothing is left to compute.
+    """A residual block that is removed.
 
     Attributes:
         block: The block.
-        constant: What is left of it; None if nothing is.
+        constant: The constant left in its place; None if nothing is left.
     """
 
     block: Block
@@ -48,7 +48,7 @@ class Gone:
 
 
 def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
-    """The blocks that go, those that are inside others left out."""
+    """The blocks to remove, closed or emptied, without those inside others to remove."""
     tensors = named_tensors(model)
     gone = [Gone(block) for block in kept.closed]
     for block in kept.emptied:
@@ -69,9 +69,9 @@ def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
 
 
 def cut(tensor: Tensor, masks: Mapping[int, Tensor]) -> Tensor:
-    """What masks keep of a tensor, by dimension; it lies in memory in the same order of dimensions (channels_last)."""
+    """The part of a tensor that masks (dimension -> bool) keep, in the same memory format (channels_last)."""
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    in_memory = tensor.permute(order)  # index_select makes the tensors that it returns contiguous
+    in_memory = tensor.permute(order)  # index_select returns contiguous tensors
     for dim, mask in masks.items():
         places = mask.nonzero().flatten()
         in_memory = in_memory.index_select(order.index(dim), places.to(tensor.device))
@@ -103,8 +103,8 @@ def places_of_tensors(model: nn.Module) -> dict[str, list[Place]]:
 def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]) -> nn.Module:
     """A full-size copy in which the channels not kept are exact zeros wherever they are read.
 
-    The reference for parity: its outputs are those of the slim model. Every parameter and buffer slot of such
-    a channel is zero: what makes it, what passes it on and what reads it; so is what ends a block that is not kept.
+    The reference for parity: its outputs are those of the slim model. Every parameter and buffer slot of such a
+    channel is zero, whether it makes, passes on or reads the channel; so are the parameters that end a closed block.
 
     Args:
         model: The model ``graph`` was traced from; it does not change.
@@ -112,7 +112,7 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor
         kept: Group name -> (size,) bool, True = keep; groups not named are kept whole.
 
     Raises:
-        ValueError: ``kept`` is not one the graph allows.
+        ValueError: The graph does not allow ``kept``.
     """
     kept = graph.kept(kept)
     model = copy.deepcopy(model)
@@ -144,11 +144,11 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
         kept: Group name -> (size,) bool, True = keep; groups not named are kept whole.
 
     Returns:
-        ``dict(widths=..., removed=...)``, the specification that ``SlimModel`` takes: widths of the modules that
-        are narrower, and for the modules of blocks that go None, or the shape of the constant left in their place.
+        ``dict(widths=..., removed=...)``, the specification that ``SlimModel`` takes: widths of the modules that are
+        narrower now, and for each module of a removed block None, or the shape of the constant left in its place.
 
     Raises:
-        ValueError: ``kept`` is not one the graph allows, or the model is not the one that was traced.
+        ValueError: The graph does not allow ``kept``, or the model is not the one that was traced.
     """
     kept = graph.kept(kept)
     gone = gone_blocks(model, kept)
@@ -177,15 +177,15 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
 
 
 def has_changed(masks: Mapping[str, Mapping[int, Tensor]], path: str) -> bool:
-    """Whether a tensor in the module at a path becomes narrower."""
+    """Whether masks cut a tensor in the module at a path."""
     return any(not path or within(name, (path,)) for name in masks)
 
 
 def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]]) -> Widths:
-    """Take what is not kept out of parameters and buffers; returns the widths of their modules.
+    """Cut parameters and buffers down to what masks keep; returns the widths of their modules.
 
     Raises:
-        ValueError: A tensor that the model does not have, or of another shape; nothing has changed then.
+        ValueError: A tensor that the model does not have, or has in another shape; the model is unchanged then.
     """
     places = places_of_tensors(model)
     slim = {}
@@ -194,7 +194,7 @@ def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]]) 
     changed: dict[str, list[str]] = defaultdict(list)
     for name, value in slim.items():
         for path, module, attribute in places[name]:
-            value = replace_tensor(module, attribute, value)  # one tensor in all places, as before
+            value = replace_tensor(module, attribute, value)  # a shared tensor stays shared
             changed[path].append(attribute)
     widths: Widths = {}
     for path, attributes in changed.items():
@@ -205,7 +205,7 @@ def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]]) 
 
 
 def replace_blocks(model: nn.Module, gone: Sequence[Gone]) -> dict[str, list[int] | None]:
-    """Put nothing, or a constant, in the place of blocks.
+    """Replace blocks by zeros, or by a constant.
 
     Returns:
         Module path -> None, or the shape of the constant.
@@ -230,7 +230,7 @@ def shrunk(name: str, places: Mapping[str, list[Place]], dims: Mapping[int, Tens
     """The kept part of one tensor.
 
     Raises:
-        ValueError: The model does not have it, or it has another shape than when it was traced.
+        ValueError: The model does not have it, or has it in another shape than when it was traced.
     """
     if name not in places:
         raise ValueError(f'the channel graph names the tensor {name!r}, which the model does not have')

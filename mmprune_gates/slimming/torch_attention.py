@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class NarrowAttention(nn.MultiheadAttention):
     """An ``nn.MultiheadAttention`` that takes its widths from its parameters and its number of heads.
 
-    A module becomes one by :func:`allow_fewer_heads`; parameters, keys and calls are those of its base.
+    :func:`allow_fewer_heads` turns a module into one; parameters, keys and calls are those of the base class.
     """
 
     def forward(
@@ -26,7 +26,7 @@ class NarrowAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As in the base: (N, L, E) tensors with ``batch_first``, otherwise (L, N, E).
+        """As in the base class: (N, L, E) tensors with ``batch_first``, otherwise (L, N, E).
 
         Raises:
             ValueError: Tensors without a batch.
@@ -69,7 +69,7 @@ class NarrowAttention(nn.MultiheadAttention):
         return x.unflatten(-1, (self.num_heads, -1)).permute(order)
 
     def mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
-        """What is added to the scores (N, h, L, S), from masks in which True stands for what is not attended to."""
+        """Mask to add to the scores (N, h, L, S), None without any; True in a given mask means not attended to."""
         parts = []
         if attn_mask is not None:
             is_per_head = attn_mask.dim() == 3
@@ -83,7 +83,7 @@ class NarrowAttention(nn.MultiheadAttention):
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as numbers to add."""
+    """A mask to add: -inf where a bool mask is True; any other mask unchanged."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
@@ -93,7 +93,7 @@ def allow_fewer_heads(module: nn.MultiheadAttention) -> bool:
     """Let a module compute with any number of heads; returns whether it has changed.
 
     Raises:
-        NotImplementedError: It has keys and values of its own besides those that it is given.
+        NotImplementedError: The module adds keys and values of its own (``add_bias_kv``, ``add_zero_attn``).
     """
     if isinstance(module, NarrowAttention):
         return False
@@ -105,4 +105,4 @@ def allow_fewer_heads(module: nn.MultiheadAttention) -> bool:
 
 
 def _keep_off(module: nn.Module, args: tuple) -> None:
-    """Forward pre-hook that does nothing; ``nn.TransformerEncoderLayer`` calls modules with hooks, and no kernel."""
+    """Forward pre-hook that does nothing, but makes ``nn.TransformerEncoderLayer`` call the module, not a kernel."""

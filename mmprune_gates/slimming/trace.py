@@ -29,7 +29,7 @@ def trace_channels(
         train_forward: A second function captured in training mode, for what only training reaches (auxiliary
             heads). It adds constraints and coverage, never MACs.
         units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
-        attention: What goes of attention: whole ``heads``, or ``dims``, the same channels of every head.
+        attention: What attention loses: whole ``heads``, or ``dims``, the same channels of every head.
         rehearsal: Whether to freeze what the model's code cannot do without, found by running narrower copies of the
             model. Without it a slim model's forward may fail, or compute something else.
 
@@ -39,7 +39,7 @@ def trace_channels(
     Raises:
         RuntimeError: ``torch.export`` cannot capture the model, or it does not run with these inputs.
         TypeError: Inputs without tensors, or outputs in which tensors cannot be found.
-        ValueError: ``units`` or ``attention`` is none of those.
+        ValueError: ``units`` or ``attention`` has another value.
     """
     options = call_options(example_inputs)
     graph = read_graph(model, options, forward, train_forward, units, attention)

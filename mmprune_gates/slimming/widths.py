@@ -4,8 +4,8 @@ A table of widths is what a slim model needs besides the config of its architect
 ``{'backbone.conv1': {'out_channels': 24}, 'backbone.bn1': {'num_features': 24}}``. A plain parameter or buffer of
 a module without such attributes (a layer scale) stands under its own name with its shape. A module that keeps its full
 width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24, 'zeros': 'behind', 'scaled': False}}``: the
-arguments of :func:`keep_full_width`, the last two with its defaults. A module whose code counts heads stands with the
-attributes that say how many there are: ``{'num_heads': 3, 'embed_dims': 192}`` (``attributes.py``).
+arguments of :func:`keep_full_width`, the last two of which are optional. A module whose code counts heads stands with
+the attributes that say how many there are: ``{'num_heads': 3, 'embed_dims': 192}`` (``attributes.py``).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from mmprune_gates.slimming.removal import module_named
 
 Shapes = dict[str, tuple[int, ...]]
 Attributes = dict[str, int]
-Holders = list[tuple[nn.Module, str]]  # modules that hold one parameter, each under an attribute
+Holders = list[tuple[nn.Module, str]]  # (module, attribute) wherever one parameter is held
 Widths = dict[str, dict[str, Any]]  # see above
 FULL_WIDTH = 'full_width'
 FULL_WIDTH_KEYS = {'dim': WHOLE, 'channels': COUNT, 'kept': COUNT}
 FULL_WIDTH_OPTIONS = {'zeros': one_of(WAYS), 'scaled': SWITCH}
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
-Layout = dict[str, tuple[str, ...]]  # tensor -> the attribute that says how large it is, for each of its dimensions
+Layout = dict[str, tuple[str, ...]]  # tensor -> the attribute that holds its size, for each of its dimensions
 NORM: Layout = dict.fromkeys(('weight', 'bias', 'running_mean', 'running_var'), ('num_features',))
 LINEAR: Layout = {'weight': ('out_features', 'in_features'), 'bias': ('out_features',)}
 PRELU: Layout = {'weight': ('num_parameters',)}
@@ -64,7 +64,7 @@ def conv_attributes(conv: Convolution) -> Attributes:
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """Which attributes say how large the tensors of a module are; empty where it is of another kind."""
+    """The attributes that hold the sizes of a module's tensors; empty for modules of other kinds."""
     # A batch or instance norm of torch, or of a package that derives its own.
     if hasattr(module, 'num_features') and hasattr(module, 'running_mean'):
         return NORM
@@ -76,7 +76,7 @@ def layout_of(module: nn.Module) -> Layout:
 
 
 def shapes_of(module: nn.Module) -> Shapes:
-    """Shapes of a module's tensors from its attributes; empty where it has no such attributes."""
+    """Shapes of a module's tensors from its attributes; empty if it has no such attributes."""
     if isinstance(module, Convolution):
         return conv_shapes(module)
     shapes = {}
@@ -87,7 +87,7 @@ def shapes_of(module: nn.Module) -> Shapes:
 
 
 def attributes_of(module: nn.Module) -> Attributes:
-    """Attributes of a module from the shapes of its tensors; empty where it has no such attributes."""
+    """Attributes of a module from the shapes of its tensors; empty if it has no such attributes."""
     if isinstance(module, Convolution):
         return conv_attributes(module)
     found: Attributes = {}
@@ -100,14 +100,14 @@ def attributes_of(module: nn.Module) -> Attributes:
 
 
 def sync_attributes(module: nn.Module, changed: list[str]) -> dict[str, Any]:
-    """Set a module's attributes to what its tensors say.
+    """Set a module's attributes to the sizes of its tensors.
 
     Args:
         module: A module whose tensors have been replaced.
         changed: Names of those tensors.
 
     Returns:
-        The attributes that changed; of a module without such attributes the shapes of its tensors.
+        The attributes that changed; for a module without such attributes, the shapes of the changed tensors.
     """
     attributes = attributes_of(module)
     if not attributes:
@@ -124,7 +124,7 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
     """Give a freshly built model the widths of a table; the resized modules are initialised anew.
 
     Raises:
-        ValueError: A path or attribute that the model does not have, or a value that is no width, naming it.
+        ValueError: A path or attribute that the model does not have, or an invalid width; the message names it.
     """
     checked('widths', widths, MAPPING)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -149,7 +149,7 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
 
 
 def tied_parameters(model: nn.Module) -> list[Holders]:
-    """Who holds each of the parameters that several modules hold."""
+    """The holders of each parameter that several modules share."""
     places = defaultdict(list)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -159,7 +159,7 @@ def tied_parameters(model: nn.Module) -> list[Holders]:
 
 
 def check_widths(module: nn.Module, path: str, attributes: Mapping) -> None:
-    """Refuse widths that a module does not have, and values that are none.
+    """Refuse widths that a module does not have, and values that are not widths.
 
     Raises:
         ValueError: Names the module and what is wrong.
@@ -180,7 +180,7 @@ def check_widths(module: nn.Module, path: str, attributes: Mapping) -> None:
 
 
 def check_full_width(path: str, given: Mapping) -> None:
-    """Refuse what cannot be the entry of a module that keeps its full width.
+    """Refuse an invalid entry of a module that keeps its full width.
 
     Raises:
         ValueError: Names the module and what is wrong.
@@ -202,7 +202,7 @@ def check_full_width(path: str, given: Mapping) -> None:
 
 
 def width_rules(module: nn.Module) -> dict[str, Rule]:
-    """What the widths of a module must be: attributes that say how many channels it has, or shapes of its tensors."""
+    """Rules for the widths of a module: attributes that hold a number of channels or, without any, tensor shapes."""
     if isinstance(module, Convolution):
         return dict.fromkeys(conv_attributes(module), COUNT)
     layout = layout_of(module)
@@ -217,7 +217,7 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
     """Set width attributes of one module and replace its tensors by new ones of the shapes that follow.
 
     Raises:
-        ValueError: The sides of a convolution are no multiples of its groups.
+        ValueError: The input or output channels of a convolution are not a multiple of its groups.
     """
     if not shapes_of(module):
         for name, shape in attributes.items():
@@ -238,10 +238,10 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
 
 
 def replace_tensor(module: nn.Module, name: str, value: Tensor) -> Tensor:
-    """Put a new parameter or buffer in the place of an old one; requires_grad, dtype and device stay.
+    """Replace a parameter or buffer; requires_grad, dtype and device stay.
 
     Returns:
-        The new one; given again as ``value`` for another module, it is shared.
+        The new tensor; passed again as ``value`` for another module, it is shared.
     """
     old = getattr(module, name)
     if not isinstance(value, nn.Parameter):
