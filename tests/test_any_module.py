@@ -254,3 +254,11 @@ def test_channels_that_many_shuffles_have_tied_stay():
     graph = trace_channels(model, x)
     assert not graph.free or errors(model, x, graph)[0] < 1e-12
     assert not any('its rule cannot handle' in str(group.frozen) for group in graph.groups)
+
+
+def test_a_convolution_without_a_batch_dimension_freezes_what_it_reads_and_makes():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    graph = trace_channels(model, torch.randn(4, 4, 4))  # (C, H, W), all alike
+    assert not graph.free
+    assert [group.name for group in graph.groups] == ['0', '1']
+    assert all(group.frozen.startswith('convolved without a batch dimension') for group in graph.groups)

@@ -24,6 +24,14 @@ def test_a_value_that_is_no_number_is_never_equal(place):
     assert not relative_error(expected, found) <= TOLERANCE
 
 
+def test_labels_and_masks_count_and_what_is_empty_is_equal():
+    labels, mask, nothing = torch.tensor([0, 4]), torch.tensor([True, False]), torch.zeros(0, 3)
+    assert relative_error([labels, mask, nothing], [labels, mask, nothing]) == 0
+    assert relative_error([labels], [torch.tensor([0, 3])]) == pytest.approx(0.25)
+    assert relative_error([mask], [torch.tensor([True, True])]) == 1
+    assert relative_error([], []) == 0
+
+
 class Drawn(nn.Linear):
     """Draws numbers in evaluation mode as well, as SegNeXt's matrix factors do."""
 

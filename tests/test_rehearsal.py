@@ -9,7 +9,9 @@ from torch import nn
 from toy_nets import conv, conv_bn
 
 from mmprune_gates import trace_channels
+from mmprune_gates.channels.groups import Group
 from mmprune_gates.engine.builders import trace
+from mmprune_gates.slimming.rehearsal import less
 
 
 class Follows(nn.Module):
@@ -97,6 +99,28 @@ def test_code_that_does_not_follow_is_found_and_frozen(net, free):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     error, distance, slim, _ = removal_errors(model.double(), graph, example((3, 8, 8)), random_kept(graph))
     assert error < 1e-12 and distance > 1e-3
+
+
+class Less(Follows):
+    """Where it is narrow it leaves out the last of its computations."""
+
+    def forward(self, inputs, mode='tensor'):
+        b = self.b(self.a(inputs))
+        found = self.head(self.c(b))
+        return found * 3 if b.shape[1] == self.width else found
+
+
+def test_code_that_computes_less_where_it_is_narrow_is_found():
+    graph = trace_channels(built(Less), torch.zeros(1, 3, 8, 8))
+    assert {group.name for group in graph.free} == {'a.0', 'c.0'}
+    assert graph.group('b.0').frozen == 'how much the code computes depends on its number of channels'
+
+
+def test_small_groups_are_tried_at_odd_and_at_even_widths():
+    for size in range(3, 9):
+        group = Group('a', size, None, 0)
+        widths = {int(less(group, number).sum()) % 2 for number in (1, 0)}
+        assert widths == {0, 1}
 
 
 class NeedsData(Attribute):

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import numpy as np
 from torch import fx
 
-from mmprune_gates.channels.groups import Block, within
+from mmprune_gates.channels.groups import Block, common_path, within
 from mmprune_gates.channels.labels import GATED, Value
 from mmprune_gates.channels.op import UNKNOWN, op_name, shapes
 from mmprune_gates.channels.rules import Trait, has_trait
@@ -85,7 +84,7 @@ def _branch(
     takes_any_width = all(has_trait(node, Trait.ANY_WIDTH) for node in between)
     if not is_inside or not takes_any_width:
         return None
-    name = _common_path(modules) + BLOCK
+    name = (common_path(modules) or modules[-1]) + BLOCK
     tail = find_tail(graph, end, modules)
     terms = [number for number, term in enumerate(graph.flow.terms) if term.call in nodes]
     return Branch(
@@ -94,12 +93,6 @@ def _branch(
         end=graph.values[end],
         terms=tuple(terms),
     )
-
-
-def _common_path(modules: tuple[str, ...]) -> str:
-    """The common prefix of module paths; the last path if they have none."""
-    parts = [path.split('.') for path in modules]
-    return '.'.join(commonprefix(parts)) or modules[-1]
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -74,6 +76,12 @@ class Block:
 def within(path: str, modules: tuple[str, ...]) -> bool:
     """Whether a module, parameter or buffer is one of ``modules`` or below one."""
     return any(path == module or path.startswith(f'{module}.') for module in modules)
+
+
+def common_path(paths: Iterable[str]) -> str:
+    """The longest path that all of several module paths begin with; '' if there is none."""
+    parts = [path.split('.') for path in paths]
+    return '.'.join(commonprefix(parts))
 
 
 def inside(index: Tensor, group: Group) -> Tensor:

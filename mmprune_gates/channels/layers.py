@@ -46,9 +46,13 @@ def _convolve(op: Op, transposed: bool) -> Result:
     """A regular, grouped or depthwise convolution."""
     x = op.x
     conv_groups = op.arg(6, 1)
+    applied_at = x.shape if transposed else op.shape
+    if x.rank < op.weight.rank:
+        _count(op, applied_at[1:])
+        _register(op, 'conv', out_dim=int(transposed), in_dim=int(not transposed))
+        return op.give_up('convolved without a batch dimension')
     op.freeze(x.behind(1), 'convolves over a dimension that holds channels')
     op.freeze(op.weight.behind(1), 'a kernel')
-    applied_at = x.shape if transposed else op.shape
     batch, _, *places = applied_at
     _count(op, [batch, *places])
     if 1 < conv_groups == x.shape[1]:

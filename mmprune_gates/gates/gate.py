@@ -1,4 +1,4 @@
-"""A gate: one non-negative factor per channel of a group; 1 leaves a channel as it is, exactly 0 closes it."""
+"""A gate: one factor per channel of a group; 1 leaves a channel as it is, exactly 0 closes it."""
 
 from __future__ import annotations
 

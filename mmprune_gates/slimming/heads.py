@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from mmprune_gates.channels.calls import Options, run
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Group, inside
+from mmprune_gates.channels.groups import Group, common_path, inside
 from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.gates.stand_in import shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
@@ -139,12 +138,6 @@ def tensors_of(graph: ChannelGraph, group: Group) -> list[str]:
 def holder_of(name: str) -> str:
     """Path of the module that holds a tensor or a module."""
     return name.rpartition('.')[0]
-
-
-def common_path(paths: Iterable[str]) -> str:
-    """The longest common prefix of module paths."""
-    parts = [path.split('.') for path in paths]
-    return '.'.join(commonprefix(parts))
 
 
 def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:

@@ -75,6 +75,10 @@ class SameNumbers(Numbers):
         if repr(step) != repr(known):  # not by value: NaN is the same number here
             raise Deviation(f'computes {step}, expected {known}')
 
+    def is_complete(self) -> bool:
+        """Whether all calls of the whole model have been compared."""
+        return self.expected is None or len(self.found) == len(self.expected)
+
 
 def number(arg: Any, without_data: bool) -> Any:
     """An argument, or the number in a constant; None for a bool.

@@ -53,9 +53,9 @@ class Rehearsal:
         """
         slim = copy.deepcopy(self.stage.model)
         slim_model(slim, graph, masks)
-        numbers = self.numbers if same_numbers else None
+        compared = SameNumbers(self.numbers if same_numbers else None)
         try:
-            with SameNumbers(numbers):
+            with compared:
                 shapes = self.stage.run(slim)
         except Deviation as error:
             return Failure(line_of_model_code(error), 'computes with')
@@ -63,6 +63,8 @@ class Rehearsal:
             return Failure(line_of_model_code(error), 'fixes')
         if shapes != self.shapes:
             return Failure('the shape of an output', 'depends on')
+        if not compared.is_complete():
+            return Failure('how much the code computes', 'depends on')
         return None
 
 
@@ -132,7 +134,7 @@ def fails_besides(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks, masks
 
 def less(group: Group, number: int) -> Tensor:
     """A mask that removes some channels of a group, at most half; how many depends on ``number``."""
-    half = max(1, group.size // 2)
+    half = (group.size + 1) // 2
     stays = group.size - 1 - number % half
     return torch.arange(group.size) < stays
 
