@@ -1,8 +1,8 @@
 """Channel pruning with gates for OpenMMLab models, and for any other torch module.
 
 Importing the package is enough to use it as a plug-in (``custom_imports = dict(imports=['mmprune_gates'])``):
-it first cures what is broken between the installed versions of other packages (:mod:`mmprune_gates.compat`),
-then registers its builders and hooks where mmengine is installed.
+it first repairs what is broken between the installed versions of other packages (:mod:`mmprune_gates.compat`),
+then registers its builders and hooks if mmengine is installed.
 """
 
 from mmprune_gates import compat

@@ -1,6 +1,6 @@
-"""What a value that a person gives must be, in words and as a test; asked when it is given.
+"""Rules for values that users give, in words and as a test; checked as soon as a value is given.
 
-``checked('tick_lr', value, NOT_NEGATIVE)`` returns the value, or says what it must be.
+``checked('tick_lr', value, NOT_NEGATIVE)`` returns the value, or raises an error that says what it must be.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from numbers import Integral, Real
 from typing import Any
 
 SHOWN = 60  # characters of a value in a message
-LARGEST = 2**31  # whole numbers are below it
+LARGEST = 2**31  # whole numbers are smaller in magnitude
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be.
+    """A rule for a value.
 
     Attributes:
-        words: In words that follow "must be".
-        holds: Whether it is; takes values of any type.
+        words: The rule in words that follow "must be".
+        holds: Whether a value satisfies the rule; takes values of any type.
     """
 
     words: str
@@ -29,13 +29,13 @@ class Rule:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; truth values are none."""
+    """Whether a value is a finite number; booleans are not."""
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     return is_real and -inf < value < inf
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number of a size that counts of something have."""
+    """Whether a value is a whole number of moderate size, as counts are; booleans are not."""
     is_integral = isinstance(value, Integral) and not isinstance(value, bool)
     return is_integral and -LARGEST < value < LARGEST
 
@@ -70,7 +70,7 @@ IMAGE = Rule('three positive whole numbers: channels, height, width', lambda val
 
 
 def pair_of(rule: Rule) -> Rule:
-    """Two values of a kind."""
+    """Rule for a list of two values that each satisfy ``rule``."""
     return Rule(
         f'a list of two, each {rule.words}',
         lambda value: is_list(value) and len(value) == 2 and all(map(rule.holds, value)),
@@ -78,30 +78,30 @@ def pair_of(rule: Rule) -> Rule:
 
 
 def one_of(choices: Collection[str]) -> Rule:
-    """One of several names."""
+    """Rule for one of several names."""
     return Rule(f'one of {sorted(choices)}', lambda value: isinstance(value, str) and value in choices)
 
 
 def instance_of(kind: type) -> Rule:
-    """An object of a class or of one derived from it."""
+    """Rule for an object of a class or of one derived from it."""
     return Rule(f'a {kind.__name__}', lambda value: isinstance(value, kind))
 
 
 def optional(rule: Rule) -> Rule:
-    """None is allowed besides."""
+    """A rule that also allows None."""
     return Rule(f'{rule.words}, or None', lambda value: value is None or rule.holds(value))
 
 
 def checked(name: str, value: Any, rule: Rule) -> Any:
-    """A value, if it is what it must be.
+    """The value, if it satisfies its rule.
 
     Args:
-        name: How the person who gives it calls it.
+        name: The name by which the user gives the value.
         value: The value.
-        rule: What it must be.
+        rule: The rule.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It does not.
     """
     if not rule.holds(value):
         raise ValueError(f'{name} must be {rule.words}, got {shown(value)}')
@@ -109,10 +109,10 @@ def checked(name: str, value: Any, rule: Rule) -> Any:
 
 
 def check_all(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
-    """Check values that have rules.
+    """Check the values that have rules.
 
     Raises:
-        ValueError: One is not what it must be.
+        ValueError: A value violates its rule.
     """
     for name, rule in rules.items():
         if name in values:
@@ -120,10 +120,10 @@ def check_all(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
 
 
 def patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    """Shell patterns; a single string is one of them.
+    """Shell patterns as a tuple; a single string is one pattern.
 
     Raises:
-        ValueError: They are something else.
+        ValueError: The value is neither a pattern nor a list of them.
     """
     checked(name, value, PATTERNS)
     return (value,) if isinstance(value, str) else tuple(value)

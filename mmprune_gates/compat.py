@@ -31,7 +31,7 @@ TORCHVISION_SCHEMAS = {
 }
 TORCHVISION_SYMPTOM = 'operator torchvision::nms does not exist'
 
-# mmengine's way from a name in ``_base_``, and the file that names it, to (path, scope); no setting reaches it.
+# mmengine's function from a name in ``_base_``, and the file that names it, to (path, scope); no setting changes it.
 CONFIG_FINDER = '_get_cfg_path'
 OWN_CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 
@@ -143,11 +143,11 @@ def name_packages_by_module() -> bool:
 def find_own_configs() -> bool:
     """Let ``_base_ = 'mmprune_gates::NAME.py'`` find the configs that this package carries.
 
-    mmengine knows OpenMMLab's packages by a list of its own, looks for configs in sub-folders only, cannot find the
-    folder of an editable install, and would give what it finds the scope ``mmprune_gates``, where mmsegmentation's
-    classes are not. So names of this scope go past it, and get no scope: they are written for the ``default_scope``
-    that they set. A config of one's own is read before ``custom_imports``, so this acts only where ``mmprune_gates``
-    has been imported by then: in its own tools, and through ``mmprune-gates stock``.
+    mmengine has a fixed list of OpenMMLab's packages, looks for configs in sub-folders only, cannot find the folder of
+    an editable install, and would give what it finds the scope ``mmprune_gates``, which lacks mmsegmentation's classes.
+    So names of this scope bypass it and get no scope: the configs are written for the ``default_scope`` that they set.
+    A user's config is read before its ``custom_imports``, so this acts only where ``mmprune_gates`` is already
+    imported: in its own tools, and through ``mmprune-gates stock``.
     """
     if not has_package('mmengine'):
         return False
@@ -166,7 +166,7 @@ def find_own_configs() -> bool:
 
 
 def passes_control_flow(mode: type[TorchDispatchMode]) -> type[TorchDispatchMode]:
-    """Class decorator: ``torch.cond`` runs under a dispatch mode, which then does not see what is inside.
+    """Class decorator: lets ``torch.cond`` run under a dispatch mode, which then does not see what is inside.
 
     Newer releases ask the mode's own attribute ``supports_higher_order_operators``; torch 2.8 does not know it and
     refuses every mode that has no rule of its own.
@@ -181,8 +181,8 @@ def count_given_inputs() -> bool:
     """Let ``get_model_complexity_info`` be called with the inputs and their shape at once, as get_flops.py does.
 
     The shape is then redundant, but mmengine refuses it; so the tool of mmsegmentation 1.2.2 fails on mmengine
-    0.10.7 (mmsegmentation issues 2958 and 3241). A tool that has bound the function already is not reached:
-    ``tools/stock.py`` comes before it.
+    0.10.7 (mmsegmentation issues 2958 and 3241). A tool that has already imported the function is not reached;
+    ``tools/stock.py`` applies the cures first.
     """
     if not has_package('mmengine'):
         return False
@@ -207,7 +207,7 @@ def count_given_inputs() -> bool:
 def launch_without_gpus() -> bool:
     """Let a launcher start ranks on a machine without a GPU: by gloo, whatever backend the config names.
 
-    mmengine gives every rank a CUDA device before it has looked whether there is one.
+    mmengine gives every rank a CUDA device without checking that there is one.
     """
     if not has_package('mmengine') or _has_accelerator():
         return False
@@ -293,9 +293,9 @@ def _has_distribution(name: str) -> bool:
 
 
 def _checkpoint_classes() -> list[tuple[Any, str]]:
-    """What mmengine's checkpoints need beyond torch's own list, as ``add_safe_globals`` takes it.
+    """Globals that mmengine's checkpoints need beyond torch's own list, as ``add_safe_globals`` takes them.
 
-    Every entry is a pair with its name in the file. A plain class would be lost as soon as somebody else
+    Every entry is a pair with its name in the file. A plain class would be lost as soon as other code
     leaves a ``safe_globals`` context that lists the same class, as the loader of onedl-mmengine does.
     """
     import numpy as np

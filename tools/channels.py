@@ -1,7 +1,7 @@
-"""Show which channels of a model can be pruned: every convolution and linear layer, and why not where not.
+"""Show every convolution and linear layer of a model: which channels can be pruned, and why others cannot.
 
-MACs are multiply-accumulates of inference at batch 1; layers that only train have none. A layer's outputs and inputs
-belong to groups of channels that stay or go together.
+MACs are multiply-accumulates of inference at batch 1; layers used only in training have none. The outputs and inputs of
+a layer belong to channel groups; layers that share a group lose the same channels.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def branch(layers: list[tuple[list[str], dict]], depth: int) -> list[tuple[str, 
     """Rows of a tree: (indented name, MACs, layer or None for a module that holds several).
 
     Args:
-        layers: What is left of each layer's path below this branch, and the layer.
+        layers: The remaining path of each layer below this branch, and the layer.
         depth: How far to indent.
     """
     parts: dict[str, list] = {}
@@ -74,7 +74,7 @@ def branch(layers: list[tuple[list[str], dict]], depth: int) -> list[tuple[str, 
         if len(inside) == 1:
             rows.append((f'{indent}{".".join(inside[0][0])}', inside[0][1]['macs'], inside[0][1]))
             continue
-        while all(len(path) > 1 and path[1] == inside[0][0][1] for path, _ in inside):  # a module that holds one other
+        while all(len(path) > 1 and path[1] == inside[0][0][1] for path, _ in inside):  # a module with a single child
             name, inside = f'{name}.{inside[0][0][1]}', [(path[1:], layer) for path, layer in inside]
         rows.append((f'{indent}{name}', sum(layer['macs'] for _, layer in inside), None))
         rows += branch([(path[1:] or ['itself'], layer) for path, layer in inside], depth + 1)
@@ -87,7 +87,7 @@ def share(macs: int, report: dict) -> str:
 
 
 def told(layer: dict | None, sizes: dict[str, int]) -> str:
-    """What a layer is and which groups it makes and reads."""
+    """The kind of a layer, and the groups that it makes and reads."""
     if layer is None:
         return ''
     ways = ('out',) if layer['kind'] == 'depthwise conv' else ('out', 'in')

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def lines(report: dict, out: Path) -> list[str]:
-    """What to say of an export."""
+    """The report of an export as lines."""
     shape = ' x '.join(map(str, report['input']['shape']))
     error = report['relative_error']
     told = '' if error is None else f'relative error {error:.1e}, '

@@ -1,7 +1,7 @@
-"""One page of a pruning run, finished or killed: gates, MACs, loss, what is left of every layer, predictions.
+"""One page about a pruning run, finished or killed: gates, MACs, loss, remaining widths of all layers, predictions.
 
-Writes OUT/index.html, which needs no other file, and its pictures as PNGs beside it. What the run does not have is
-left out, with a line that says why.
+Writes OUT/index.html, which needs no other file, and its pictures as PNGs beside it. Sections without data are left
+out, with a line that says why.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fold and slim a gated checkpoint: writes OUT_DIR/slim.py, slim.pth and slim.json.
 
-Exits with 1, and writes nothing, when the slim model's output is not that of the gated one.
+Exits with 1, and writes nothing, when the slim model's output differs from the gated one's.
 """
 
 from __future__ import annotations

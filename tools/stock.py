@@ -3,7 +3,7 @@
 With full mmcv the tools of mmsegmentation and mmpretrain need no help: a config with
 ``custom_imports = dict(imports=['mmprune_gates'])`` is enough. Some of them (``analysis_tools/get_flops.py``)
 import their models before they read the config, which fails on mmcv-lite or beside a mismatched torchvision;
-and on the onedl packages ``_base_ = 'mmseg::...'`` is resolved before ``custom_imports``. Here the cures come
+and on the onedl packages ``_base_ = 'mmseg::...'`` is resolved before ``custom_imports``. Here the cures are applied
 first.
 
 Examples::
@@ -25,7 +25,7 @@ from mmprune_gates.cli.console import run_as_main  # imports mmprune_gates, and 
 
 
 def spec_of(package: str) -> ModuleSpec | None:
-    """Where a package is; None if there is none, or none can have that name."""
+    """The import spec of a package; None if there is none, or the name is not valid."""
     try:
         return importlib.util.find_spec(package)
     except (ImportError, ValueError, AttributeError):
@@ -33,7 +33,7 @@ def spec_of(package: str) -> ModuleSpec | None:
 
 
 def find_tool(name: str) -> Path:
-    """The file that ``package:tool.py`` (relative to the package's ``.mim/tools``) or a plain path names."""
+    """The file named by ``package:tool.py`` (relative to the package's ``.mim/tools``) or by a plain path."""
     package, colon, tool = name.partition(':')
     if not colon:
         path = Path(name)

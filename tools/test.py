@@ -1,6 +1,6 @@
 """Test a checkpoint by its config: dense, gated or slim.
 
-As the test.py of mmsegmentation and mmpretrain, but a checkpoint that does not fit the model is an error.
+Like test.py of mmsegmentation and mmpretrain, but a checkpoint that does not fit the model is an error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a model by its config: dense, gated or slim.
 
-As the train.py of mmsegmentation and mmpretrain, but bad input ends with one message before anything is built.
+Like train.py of mmsegmentation and mmpretrain, but bad input ends with one message before anything is built.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def use_amp(config: Config) -> None:
     """Switch the optimiser wrapper to mixed precision.
 
     Raises:
-        ValueError: There is no GPU, or the wrapper is one that has no mixed precision.
+        ValueError: There is no GPU, or the wrapper has no mixed precision.
     """
     kind = config.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -64,13 +64,13 @@ def use_amp(config: Config) -> None:
 
 
 def set_resume(config: Config, resume: str | None) -> tuple[dict, str] | None:
-    """Say in the config what to resume from.
+    """Set the checkpoint to resume from in the config.
 
     Returns:
         The checkpoint's contents and path, or None where training starts afresh.
 
     Raises:
-        OSError, ValueError: The checkpoint is missing, broken, or none of a training run.
+        OSError, ValueError: The checkpoint is missing, broken, or not from a training run.
     """
     config.resume = resume is not None
     if resume is None:

@@ -1,4 +1,4 @@
-"""The budget: what channels are worth, what they cost, which stay, and the controllers that drive gates there."""
+"""The budget: channel scores, costs, the choice of kept channels, and the controllers that drive gates to a target."""
 
 from mmprune_gates.budget.controller import Controller
 from mmprune_gates.budget.costs import Cost, MACs, Parameters

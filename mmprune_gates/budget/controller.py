@@ -1,4 +1,4 @@
-"""What every way of closing gates shares: gates, target, limits, cost, what is closed for good, figures to log."""
+"""The base of all ways to close gates: gates, target, limits, cost, the choice of channels, and figures to log."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Controller:
 
     Args:
         gates: The gates.
-        target: Cost of what is kept / cost of the whole model.
-        limits: What must stay.
-        cost: Bound to the graph; multiply-accumulates by default.
-        criterion: Bound to the gates; None where the gates' own values decide.
+        target: Cost of the kept channels / cost of the whole model.
+        limits: Limits on what may close.
+        cost: The cost, bound to the graph; multiply-accumulates by default.
+        criterion: The criterion, bound to the gates; None where the gates' own values decide.
 
     Attributes:
-        kept: What stays; None as long as nothing is closed for good.
+        kept: The channels that are not closed for good; None as long as nothing is.
 
     Raises:
         ValueError: The target is out of range, or out of reach under the limits.
@@ -52,14 +52,14 @@ class Controller:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing will close any more."""
+        """Whether no further gate will close."""
         return self.kept is not None
 
     def staying(self) -> Kept:
-        """What is left if all that may leave the model now does; what is in blocks that go leaves with them.
+        """The channels that stay if all that may leave the model now do; those inside removed blocks leave with them.
 
-        As long as more may close, nothing leaves while a block is emptied: the constant that is left of one could not
-        become narrower with what reads it.
+        While more gates may close, nothing leaves if a block is emptied: the constant left in its place could not be
+        narrowed together with its consumers.
         """
         graph, kept = self.gates.graph, self.open()
         if kept.emptied and not self.settled:
@@ -67,29 +67,29 @@ class Controller:
         return graph.without_inner(kept)
 
     def open(self) -> Kept:
-        """What need not leave the model now."""
+        """The channels that are not closed for good: all of them until a choice is made."""
         return self.gates.graph.kept() if self.kept is None else self.kept
 
     def choose(self, score: Tensor) -> Kept:
-        """Decide for good which channels stay, such that the budget is met as closely as the limits allow.
+        """Choose the kept channels for good, meeting the target as closely as the limits allow.
 
         Args:
-            score: (num_channels,) higher = keep.
+            score: (num_channels,) scores, higher = keep.
         """
         self.kept = kept = self.candidates.choose(score, self.target)
         return kept
 
     def hold(self) -> None:
-        """Set what is closed to exactly 0, whatever an optimiser did."""
+        """Reset the gates closed for good to exactly 0, whatever an optimiser did to them."""
         if self.kept is not None:
             self.gates.close(self.kept)
 
     def narrow(self, gates: GateSet, kept: Kept) -> None:
-        """Go on with the gates of what is left once channels have gone.
+        """Continue with the gates that remain after channels were removed.
 
         Args:
-            gates: Those gates.
-            kept: What is left.
+            gates: The remaining gates.
+            kept: The channels that were kept, in the graph before the removal.
         """
         self.gates, before = gates, self.candidates
         self.candidates = before.narrowed(gates.graph, before.cost.bind(gates.graph, before.cost.model))
@@ -99,10 +99,10 @@ class Controller:
             self.kept = gates.graph.keeping(self.kept.vector[kept.vector])
 
     def check(self) -> None:
-        """Ask whether what is closed for good is what is closed, and respects the limits.
+        """Check that exactly the channels closed for good are closed, and that the limits hold.
 
         Raises:
-            RuntimeError: It is not, or does not.
+            RuntimeError: Other channels are closed, or a limit is violated.
         """
         if self.kept is None:
             return
@@ -127,7 +127,7 @@ class Controller:
         """Continue from a saved state.
 
         Raises:
-            ValueError: It is one of other gates.
+            ValueError: The state belongs to other gates.
         """
         kept, channels = state['kept'], self.gates.graph.num_channels
         if kept is not None and kept.shape != (channels,):
@@ -141,7 +141,7 @@ class Controller:
         raise NotImplementedError
 
     def figures(self, value: Tensor) -> dict[str, float]:
-        """Figures to log: share of MACs, share of the cost if that is another, and share of gates closed.
+        """Figures to log: share of MACs, share of the cost if that is not MACs, and share of gates closed.
 
         Args:
             value: (num_channels,) how much each channel counts, in [0, 1].
@@ -154,12 +154,12 @@ class Controller:
             price = float(cost.price(value))
             found['cost_ratio'] = price / self.candidates.total
         still_open = sum(int(value[group.span].count_nonzero()) for group in graph.free)
-        total = sum(group.size for group in self.gates.whole.free)  # what has left the model was closed
+        total = sum(group.size for group in self.gates.whole.free)  # channels that have left the model were closed
         found['gates_closed'] = 1 - still_open / total
         return found
 
     def summary(self) -> str:
-        """What the gates have become, in words."""
+        """Open channels, MACs and target, in words."""
         kept, whole = self.gates.kept_of_whole(self.gates.kept()), self.gates.whole
         masks = torch.cat(list(kept.values()))
         macs, total = whole.macs(kept), self.whole_macs

@@ -1,7 +1,7 @@
-"""What a selection of channels costs. Selection itself knows no cost: it asks for a price, and what each channel adds.
+"""The cost of a selection of channels. Selection knows no particular cost: it asks for prices and marginal costs.
 
-A cost of one's own derives from :class:`Cost`, overrides :meth:`Cost.price`, and is registered in
-``mmprune_gates.COSTS``. It need not be bilinear; where it is not differentiable it overrides :meth:`Cost.marginal` too.
+A custom cost derives from :class:`Cost`, overrides :meth:`Cost.price`, and is registered in ``mmprune_gates.COSTS``. It
+need not be bilinear; a cost that is not differentiable also overrides :meth:`Cost.marginal`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Cost:
 
     Attributes:
         graph: The channel graph.
-        model: Its model, without gates in its weights.
-        unit: Below it a channel's marginal cost counts as one unit when scores are divided by it.
-        step: Widths of layers shrink to multiples of it: those between cost no less.
+        model: Its model; gates are not folded into the weights.
+        unit: Least marginal cost of a channel when scores are divided by marginal costs; smaller ones count as this.
+        step: Layer widths shrink to multiples of it; widths in between cost no less.
     """
 
     unit = 1.0
@@ -32,7 +32,7 @@ class Cost:
     model: nn.Module | None
 
     def bind(self, graph: ChannelGraph, model: nn.Module | None = None) -> Cost:
-        """Get to know the channels to be priced; returns itself."""
+        """Bind the cost to the graph whose channels it prices; returns itself."""
         self.graph, self.model = graph, model
         return self
 
@@ -45,7 +45,7 @@ class Cost:
         raise NotImplementedError
 
     def marginal(self, value: Tensor) -> Tensor:
-        """(num_channels,) what each channel alone adds to the cost, all others held fixed."""
+        """(num_channels,) cost that each channel alone adds, all others held fixed."""
         with torch.enable_grad():
             value = value.detach().requires_grad_()
             return torch.autograd.grad(self.price(value), value)[0]
@@ -60,7 +60,7 @@ class MACs(Cost):
 
 
 class Parameters(Cost):
-    """Parameters of the model, norms and biases included."""
+    """Number of parameters of the model, norms and biases included."""
 
     def bind(self, graph: ChannelGraph, model: nn.Module | None = None) -> Cost:
         """Write the size of each parameter as a product of its extents.

@@ -1,6 +1,6 @@
-"""What decides which channels stay: a criterion scores channels, higher = keep, and knows nothing of budgets.
+"""Criteria: each scores channels, higher = keep, and knows nothing of budgets.
 
-A criterion of one's own derives from :class:`Criterion`, overrides :meth:`Criterion.scores`, and is registered in
+A custom criterion derives from :class:`Criterion`, overrides :meth:`Criterion.scores`, and is registered in
 ``mmprune_gates.CRITERIA``.
 """
 
@@ -22,11 +22,11 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def alone(tensor: Tensor) -> None:
-    """The mean over the ranks of a run that is not distributed: nothing changes."""
+    """Mean over the ranks of a run that is not distributed: the tensor stays as it is."""
 
 
 class Criterion:
-    """Base of all criteria. What one gathers is the same on all ranks, so that a checkpoint of one rank holds it.
+    """Base of all criteria. Gathered state is the same on all ranks, so the checkpoint of one rank holds all of it.
 
     Attributes:
         gates: The gates whose channels are scored.
@@ -39,7 +39,7 @@ class Criterion:
     reduce: Reduce
 
     def bind(self, gates: GateSet, model: nn.Module | None = None, reduce: Reduce = alone) -> Criterion:
-        """Get to know what is scored; returns itself."""
+        """Bind the criterion to the gates whose channels it scores, with nothing gathered; returns itself."""
         self.gates = gates
         self.model = model
         self.reduce = reduce
@@ -47,25 +47,25 @@ class Criterion:
         return self
 
     def observe(self, grads: Mapping[str, Tensor]) -> None:
-        """Take in a mini-batch.
+        """Take in the gate gradients of a mini-batch.
 
         Args:
             grads: Group name -> gradient of the loss with respect to its gate.
         """
 
     def scores(self) -> Tensor | None:
-        """(num_channels,) scores, higher = keep, of any value where there is no gate; None if nothing is known yet."""
+        """(num_channels,) scores, higher = keep; arbitrary where there is no gate; None if nothing is known yet."""
         raise NotImplementedError
 
     def forget(self) -> None:
-        """Gather scores anew."""
+        """Discard what was gathered."""
 
     def narrow(self, gates: GateSet, kept: Kept) -> None:
-        """Go on with the gates of what is left once channels have gone; what was gathered for the others is lost.
+        """Continue with the gates that remain after channels were removed; drop what was gathered for the removed ones.
 
         Args:
-            gates: Those gates.
-            kept: What is left.
+            gates: The remaining gates.
+            kept: The channels that were kept, in the graph before the removal.
         """
         self.gates = gates
         state = self.state_dict()
@@ -80,17 +80,17 @@ class Criterion:
         """Continue from a saved state."""
 
     def bound_model(self) -> nn.Module:
-        """The model that :meth:`bind` was given.
+        """The model passed to :meth:`bind`.
 
         Raises:
-            ValueError: It was given none.
+            ValueError: None was passed.
         """
         if self.model is None:
             raise ValueError(f'{type(self).__name__} needs the model, whose weights it reads: bind(gates, model)')
         return self.model
 
     def weights(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(parameter, channels along its first dimension) of all that makes channels, or norms them."""
+        """(parameter, channels along its first dimension) for each parameter that produces or normalises channels."""
         slots = self.gates.graph.slots
         for name, parameter in self.bound_model().named_parameters():
             index = slots.get(name, {}).get(0)
@@ -98,8 +98,8 @@ class Criterion:
                 yield parameter, index
 
     def summed(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """(num_channels,) sums of values over channels, from (values, channels) pairs."""
-        total = torch.zeros(self.gates.graph.num_channels + 1, dtype=torch.double)  # last: what has no channel
+        """(num_channels,) sum of the values of each channel, from (values, channels) pairs."""
+        total = torch.zeros(self.gates.graph.num_channels + 1, dtype=torch.double)  # last: positions without a channel
         for values, index in pairs:
             rows = index % len(total)
             total.index_add_(0, rows, values.detach().cpu().double())
@@ -110,7 +110,7 @@ class MeanGradient(Criterion):
     """Running mean of abs(dL/dg), this project's choice for GDP.
 
     Args:
-        momentum: Of the running mean.
+        momentum: Momentum of the running mean.
     """
 
     def __init__(self, momentum: float = 0.98) -> None:
@@ -121,7 +121,7 @@ class MeanGradient(Criterion):
         self.mean = torch.zeros(self.gates.graph.num_channels)
 
     def observe(self, grads: Mapping[str, Tensor]) -> None:
-        """Add a mini-batch, unless it overflows."""
+        """Add a mini-batch, unless its gradients are not finite."""
         grad = self.gates.flat(grads)
         self.reduce(grad)
         if grad.isfinite().all():
@@ -129,11 +129,11 @@ class MeanGradient(Criterion):
             self.mean = mean.lerp(grad.abs().to(mean.dtype), 1 - self.momentum)
 
     def scores(self) -> Tensor:
-        """(num_channels,) the mean."""
+        """(num_channels,) the running mean."""
         return self.mean
 
     def state_dict(self) -> dict[str, Any]:
-        """The mean."""
+        """The running mean."""
         return {'mean': self.mean.cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,7 +150,7 @@ class Taylor(Criterion):
         self.usable = torch.zeros(())  # mini-batches that were finite
 
     def observe(self, grads: Mapping[str, Tensor]) -> None:
-        """Add a mini-batch, unless mixed precision has overflowed in it and its step is skipped."""
+        """Add a mini-batch, unless it overflows in mixed precision, so that its step is skipped."""
         if not grads:
             return
         importance = {name: self.gates[name].importance(grad) for name, grad in grads.items()}
@@ -178,7 +178,7 @@ class Taylor(Criterion):
 
 
 class Magnitude(Criterion):
-    """L2 norm of all weights that make a channel or norm it."""
+    """L2 norm of all weights that produce or normalise a channel."""
 
     def scores(self) -> Tensor:
         """(num_channels,) the norm."""
@@ -203,10 +203,10 @@ class NormScale(Criterion):
 
 
 class Random(Criterion):
-    """The same random score for a channel all the time: the baseline that every criterion has to beat.
+    """A fixed random score for each channel: the baseline that every criterion has to beat.
 
     Args:
-        seed: Of the scores.
+        seed: Seed of the scores.
     """
 
     def __init__(self, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""How much of a model is to be left: a share of its cost, or milliseconds."""
+"""The goal of pruning: a share of the model's cost, or milliseconds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NAMES = {'target_macs': SHARE, 'target': SHARE, 'target_ms': POSITIVE}
 
 @dataclass(frozen=True)
 class Goal:
-    """What a run prunes to, as a person states it.
+    """The goal of a run, as the user states it.
 
     Attributes:
-        name: ``target`` or ``target_macs``, cost of what is kept / cost of the whole model, in (0, 1]; or
+        name: ``target`` or ``target_macs``, cost of the kept channels / cost of the whole model, in (0, 1]; or
             ``target_ms``, milliseconds of one call, with the cost ``Latency``.
         value: Its value.
     """
@@ -30,10 +30,10 @@ class Goal:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Goal:
-        """The one among the options of a hook, or the fields of a method's settings.
+        """The goal among the options of a hook, or among the fields of a method's settings.
 
         Raises:
-            ValueError: There is none, there are several, or it is not what it must be.
+            ValueError: There is no goal, there are several, or its value is out of range.
         """
         given = {name: options[name] for name in NAMES if options.get(name) is not None}
         if len(given) != 1:
@@ -42,10 +42,10 @@ class Goal:
         return cls(name, checked(name, value, NAMES[name]))
 
     def check_cost(self, cost: Cost | None) -> None:
-        """Ask whether the goal can be stated for a cost.
+        """Check that the goal fits a cost.
 
         Raises:
-            ValueError: Milliseconds, and the cost is not a latency.
+            ValueError: The goal is in milliseconds, and the cost is not a latency.
         """
         if self.name == 'target_ms' and not isinstance(cost, Latency):
             raise ValueError(
@@ -53,13 +53,13 @@ class Goal:
             )
 
     def share(self, cost: Cost) -> float:
-        """Cost of what is kept / cost of the whole model.
+        """Cost of the kept channels / cost of the whole model.
 
         Args:
-            cost: Bound to the whole model.
+            cost: The cost, bound to the whole model.
 
         Raises:
-            ValueError: The whole model is as fast already.
+            ValueError: The whole model is faster than the goal already.
         """
         if self.name != 'target_ms':
             return self.value

@@ -2,12 +2,12 @@
 
 The cost is relaxed by alternation: with all other gates held fixed it is linear in each gate. Loss and cost reach a
 gate as one gradient, dL/dg + price * dC/dg + resistance, which is divided by r, the root of the mean square of dL/dg,
-as an optimiser with a diagonal preconditioner does it. The slope dg/dtheta multiplies all of it alike, so it cancels.
+as in an optimiser with a diagonal preconditioner. The slope dg/dtheta would multiply all of it alike, so it cancels.
 
-The resistance is that of a loss which grows by r/2 (1 - theta)^2 as a gate closes: at a trained optimum the mean of
-dL/dg is about zero, and only its size tells gates apart. With it, a gate closes where its price exceeds r; else it
-rests in between, where the gate's shape makes it nearly 1. The price follows the target of the moment by dual ascent.
-What is the paper's and what is this project's choice stands in docs/gdp.md.
+The resistance is the gradient of a loss r/2 (1 - theta)^2, which grows as a gate closes: at a trained optimum the mean
+of dL/dg is about zero, and only its size tells gates apart. With the resistance, a gate closes where its price exceeds
+r; otherwise it rests in between, where the gate's shape makes it nearly 1. The price follows the current target by dual
+ascent. docs/gdp.md says what comes from the paper and what is this project's choice.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import NUMBER, POSITIVE
 from mmprune_gates.gates import GateSet
 
-FIRST_PRICE = 0.1  # of the mean of r
-SLACK = 0.05  # relative distance from the target of the moment beyond which the price moves at its full pace
+FIRST_PRICE = 0.1  # times the mean of r
+SLACK = 0.05  # relative distance from the current target beyond which the price moves at full speed
 
 
 class Gradient(Polarizer):
-    """One preconditioned gradient of task loss and cost; the price of the cost by dual ascent.
+    """Moves theta along one preconditioned gradient of task loss and cost; dual ascent sets the price of the cost.
 
     Args:
         gates: The gates.
         schedule: Phases and target.
-        limits: What must stay.
-        cost: What has a price; multiply-accumulates by default.
-        momentum: Of the running means of dL/dg and of its square.
-        rate: Most that a theta moves in one iteration.
-        price_step: Most that the logarithm of the price moves in one iteration.
-        exponent: Power of a group's marginal cost, relative to the mean over groups, that its price scales with: below
-            1 a costly layer is less prone to close as a whole.
+        limits: Limits on what may close.
+        cost: The cost that has a price; multiply-accumulates by default.
+        momentum: Momentum of the running means of dL/dg and of its square.
+        rate: Largest change of a theta in one iteration.
+        price_step: Largest change of the logarithm of the price in one iteration.
+        exponent: A group's price scales with this power of its marginal cost, relative to the mean over groups: below 1
+            a costly layer is less likely to close as a whole.
     """
 
     rules = {'momentum': MOMENTUM, 'rate': POSITIVE, 'price_step': POSITIVE, 'exponent': NUMBER}
@@ -76,7 +76,7 @@ class Gradient(Polarizer):
         self.square = self.square.to(grad.device).lerp(grad.square(), share)
 
     def ranking(self) -> Tensor:
-        """(num_channels,) theta; where it is the same, what would rise most is kept."""
+        """(num_channels,) theta; among equal values, the channel that would rise most is kept."""
         return self.gates.theta().cpu() - 1e-3 * self.direction()
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class Gradient(Polarizer):
         self.gates.set_theta(moved.clamp_(0, 1))
 
     def update_price(self, target: float) -> None:
-        """One step of the dual ascent: up while the relaxed cost is above the target of the moment, else down."""
+        """One step of the dual ascent: up while the relaxed cost is above the current target, else down."""
         if self.price == 0:
             self.price = FIRST_PRICE * float(self.root().mean())
         share = float(self.candidates.cost.price(self.value())) / self.candidates.total
@@ -96,7 +96,7 @@ class Gradient(Polarizer):
 
     @torch.no_grad()
     def direction(self) -> Tensor:
-        """(num_channels,) the preconditioned gradient, in [-1, 1]: where it is positive theta falls."""
+        """(num_channels,) the preconditioned gradient, in [-1, 1]; theta falls where it is positive."""
         theta = self.gates.theta().cpu()
         mean, root = self.mean.cpu(), self.root().cpu()
         prices = self.prices()
@@ -111,7 +111,7 @@ class Gradient(Polarizer):
         return direction
 
     def prices(self) -> dict[str, float]:
-        """Group that may shrink -> what its channels have to pay: the price times a power of their relative cost."""
+        """Group that may shrink -> price of its channels: the common price times a power of their relative cost."""
         marginal = self.candidates.cost.marginal(self.value())
         costs = {}
         for group in self.candidates.groups:
@@ -133,13 +133,13 @@ class Gradient(Polarizer):
         return root.clamp_min(1e-3 * float(root.mean()) + 1e-30)
 
     def narrow(self, gates: GateSet, kept: Kept) -> None:
-        """Go on with the gates of what is left once channels have gone."""
+        """Continue with the gates that remain after channels were removed."""
         super().narrow(gates, kept)
         vector = kept.vector.to(self.mean.device)
         self.mean, self.square = self.mean[vector], self.square[vector]
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds price and means."""
+        """Adds the price and the running means."""
         own = {'price': self.price, 'mean': self.mean.cpu(), 'square': self.square.cpu()}
         return {**super().state_dict(), **own}
 

@@ -1,4 +1,4 @@
-"""Latency on a machine as a cost: what each op takes there, at the widths that it is left with."""
+"""Latency on a machine as a cost: the time of each op at its remaining widths."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Extent:
     """A width as a product.
 
     Attributes:
-        rigid: What does not change.
-        factors: Numbers of the vectors of channels whose counts multiply it.
+        rigid: The constant factor.
+        factors: Numbers of the channel vectors whose counts multiply it.
     """
 
     rigid: int = 1
@@ -40,12 +40,12 @@ class Extent:
 
 @dataclass(frozen=True)
 class Kind:
-    """What must be known of an op to look up what it takes.
+    """The key and the widths by which the time of an op is looked up.
 
     Attributes:
-        signature: The op, its constants, the shapes of its tensors; ``*`` stands behind what may become smaller.
+        signature: The op, its constants, and the shapes of its tensors; ``*`` marks sizes that may shrink.
         reads: Channels that a layer reads; 1 for other ops.
-        makes: Channels that a layer makes; elements of the largest tensor of other ops.
+        makes: Channels that a layer makes; for other ops, the elements of their largest tensor.
     """
 
     signature: str
@@ -54,7 +54,7 @@ class Kind:
 
 
 def is_layer(work: Work) -> bool:
-    """Whether an op has a width that it reads and one that it makes; a depthwise convolution has but one."""
+    """Whether an op has separate input and output widths; a depthwise convolution has only one width."""
     if not work.name.startswith(('conv', 'linear')):
         return False
     x, made = work.operands[0], work.results[0]
@@ -75,18 +75,18 @@ def channels_of(work: Work, operand: Operand) -> Extent:
 
 
 def elements_of(operand: Operand) -> Extent:
-    """Elements of a tensor."""
+    """Number of elements of a tensor."""
     rigid = [size for dim, size in enumerate(operand.shape) if dim not in operand.factors]
     return Extent(prod(rigid), tuple(operand.factors.values()))
 
 
 def largest_of(work: Work) -> Operand:
-    """The tensor of an op that has the most elements."""
+    """The operand or result of an op with the most elements."""
     return max([*work.operands, *work.results], key=lambda operand: prod(operand.shape))
 
 
 def kind_of(work: Work) -> Kind:
-    """What an op's latency is looked up by."""
+    """The kind by which an op's latency is looked up."""
 
     def shown(leaf: Any) -> Any:
         if not isinstance(leaf, Operand):
@@ -109,19 +109,20 @@ DROPOUTS = frozenset('dropout feature_dropout alpha_dropout'.split())
 
 
 def absorbed(works: Sequence[Work]) -> set[int]:
-    """Positions of the ops that onnxruntime carries out within the layer before: norms, activations and sums.
+    """Positions of the ops that take no time of their own in onnxruntime: norms, activations, sums and dropouts.
 
-    A fact of onnxruntime 1.31: norms are folded into weights, the others written as the layer's result is.
+    Behaviour of onnxruntime 1.31: norms behind a layer are folded into its weights, activations and sums are applied as
+    the layer writes its result, dropouts are dropped.
     """
     readers = Counter(operand.maker for work in works for operand in work.operands)
-    layer_of: dict[int, int] = {}  # op -> layer that carries it out
+    layer_of: dict[int, int] = {}  # op -> layer that computes it
     found: set[int] = set()
     for position, work in enumerate(works):
         if work.name.startswith(('conv', 'linear')):
             layer_of[position] = position
             continue
         makers = [operand.maker for operand in work.operands if operand.maker in layer_of]
-        maker = next((maker for maker in makers if readers[maker] == 1), None)  # what nobody else reads
+        maker = next((maker for maker in makers if readers[maker] == 1), None)  # read by this op alone
         if maker is not None:
             is_folded = work.name == 'batch_norm' and layer_of[maker] == maker
             if is_folded or work.name in {*ACTIVATIONS, *DROPOUTS, 'add'}:
@@ -132,7 +133,7 @@ def absorbed(works: Sequence[Work]) -> set[int]:
 
 
 class Widths:
-    """Widths of many ops at once, from how many channels of each vector are kept.
+    """Widths of many ops at once, from the number of channels kept in each channel vector.
 
     Args:
         extents: One per op.
@@ -150,15 +151,15 @@ class Widths:
         self.factors = padded[1:]
 
     def __call__(self, counts: Tensor) -> Tensor:
-        """(T,) the width of each op; (V,) counts of the vectors."""
+        """(T,) width of each op, from (V,) counts of the channel vectors."""
         factors = at(counts, self.factors, 1)
         return self.rigid * factors.prod(1)
 
 
 class Curves:
-    """Looks up what many ops take, each on a curve of its own.
+    """Looks up the times of many ops, each on its own curve.
 
-    What a wider kernel does in less time counts for the narrower one: widths can be rounded up.
+    Where a wider kernel is faster, its time counts for the narrower width too: widths can be rounded up.
 
     Args:
         curves: One per op.
@@ -181,7 +182,7 @@ class Curves:
             self.ms = least.flip(dim)
 
     def __call__(self, reads: Tensor, makes: Tensor) -> Tensor:
-        """(T,) milliseconds at (T,) widths. Differentiable, by slopes between knots."""
+        """(T,) milliseconds at (T,) widths; differentiable, with the slopes between knots."""
         row, along_rows = between(self.reads, self.rounded(reads, self.reads))
         column, along_columns = between(self.makes, self.rounded(makes, self.makes))
         number = torch.arange(len(row))
@@ -194,14 +195,14 @@ class Curves:
         return torch.lerp(between_rows(column), between_rows(column + 1), along_columns)
 
     def rounded(self, width: Tensor, knots: Tensor) -> Tensor:
-        """(T,) widths rounded up to the steps of the kernels; the slope is that of the width."""
+        """(T,) widths rounded up to the steps of the kernels; the gradient is that of the width itself."""
         up = (width.detach() / self.steps).ceil() * self.steps
         up = torch.minimum(up, knots.max(1).values)
         return width + (up - width).detach()
 
 
 def knots(rows: Sequence[Sequence[int]]) -> Tensor:
-    """(T, K) rising knots, shorter rows filled with larger ones, at least two each."""
+    """(T, K) rising knots, K at least 2; shorter rows are padded with larger values."""
     size = max([2, *map(len, rows)])
     rising = []
     for row in rows:
@@ -212,13 +213,13 @@ def knots(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def filled(measured: Tensor, rows: int, columns: int) -> Tensor:
-    """(rows, columns) what was measured, the last row and column repeated."""
+    """(rows, columns) measurements, padded by repeating the last row and column."""
     height, width = measured.shape
     return pad(measured[None], (0, columns - width, 0, rows - height), mode='replicate')[0]
 
 
 def between(knots: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of the knot below each width, and how far it is from there to the next, in [0, 1]."""
+    """Index of the knot below each width, and the position between it and the next knot, in [0, 1]."""
     column = width.detach()[:, None]
     above = torch.searchsorted(knots, column)[:, 0]
     below = (above - 1).clamp(0, knots.shape[1] - 2)
@@ -232,15 +233,15 @@ def between(knots: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
 class Latency(Cost):
     """Milliseconds that inference takes on this machine.
 
-    Ops are looked up in a table that ``tools/analysis_tools/latency_table.py`` has measured, interpolated between its
-    widths; widths of layers are rounded up to the multiples that the machine's kernels work in.
+    The times of ops come from a table measured by ``tools/analysis_tools/latency_table.py``, interpolated between its
+    widths; layer widths are rounded up to the multiples that the machine's kernels work in.
 
     Args:
-        table: File of the table; by default the one of this machine and these settings.
+        table: File of the table; by default that of this machine and these settings.
         backend, device, threads, batch: As in :class:`Target`.
 
     Raises:
-        ValueError: A setting is not what it must be.
+        ValueError: A setting is invalid.
     """
 
     def __init__(self, table: str | None = None, **settings: Any) -> None:
@@ -251,7 +252,7 @@ class Latency(Cost):
         """Look up all ops of a graph.
 
         Raises:
-            ValueError: There is no table, or it lacks ops of the model; the message has the command that measures them.
+            ValueError: There is no table, or it lacks ops of the model; the message has the command to measure them.
         """
         if not self.path.is_file():
             raise ValueError(f'no table of latencies at {self.path}; measure it: {self.command}')
@@ -272,7 +273,7 @@ class Latency(Cost):
 
         Args:
             graph: The graph.
-            table: Has them all.
+            table: A table with all of them.
             kinds: One per op.
         """
         super().bind(graph)
@@ -290,7 +291,7 @@ class Latency(Cost):
             self.apart[inside] = 0.0
 
     def fitted(self, fit: Fit) -> Latency:
-        """The cost with what makes the latency of a model of the sum over its ops; returns itself."""
+        """Set the fit that turns the sum over ops into the latency of a model; returns the cost itself."""
         self.fit = fit
         channels = self.graph.num_channels
         everything = torch.ones(channels, dtype=torch.double)
@@ -303,7 +304,7 @@ class Latency(Cost):
         return self.per_op(value).sum()
 
     def per_op(self, value: Tensor) -> Tensor:
-        """(T,) milliseconds of each op when channel i counts by ``value[i]``; 0 of one without channels."""
+        """(T,) milliseconds of each op when channel i counts by ``value[i]``; 0 for ops without channels."""
         counts = self.graph.workload.counts(value)
         reads, makes = self.reads(counts), self.makes(counts)
         ms = self.fit.scale * self.curves(reads, makes) + self.fit.overhead
@@ -313,5 +314,5 @@ class Latency(Cost):
 
     @property
     def command(self) -> str:
-        """What to run for a table of this machine and these settings."""
+        """The command that measures a table for this machine and these settings."""
         return f'{COMMAND} {self.settings.options()}'.rstrip()

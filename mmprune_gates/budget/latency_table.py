@@ -1,4 +1,4 @@
-"""What ops take on a machine, at several widths: a file that grows with the models that are measured there."""
+"""Times of ops on a machine, at several widths: a file that grows with every model measured there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RULES = {'backend': one_of(BACKENDS), 'device': DEVICE, 'threads': COUNT, 'batch
 
 @dataclass(frozen=True)
 class Target:
-    """What a model is to be fast on.
+    """The platform that a model should be fast on.
 
     Attributes:
         backend: ``torch``, eager mode, or ``onnxruntime``.
@@ -32,7 +32,7 @@ class Target:
         batch: Images at a time.
 
     Raises:
-        ValueError: A value is not what it must be, or the device is not there.
+        ValueError: A value is invalid, or the device is not available.
     """
 
     backend: str = 'torch'
@@ -46,7 +46,7 @@ class Target:
             raise ValueError(f'device={self.device!r}: this machine has no CUDA device that torch can use')
 
     def facts(self) -> dict[str, Any]:
-        """All that a measurement holds for: machine, packages, settings."""
+        """Everything that a measurement depends on: settings, machine, version of the backend, precision."""
         return {
             **asdict(self),
             'machine': processor() if self.device == 'cpu' else torch.cuda.get_device_name(self.device),
@@ -55,13 +55,13 @@ class Target:
         }
 
     def path(self) -> Path:
-        """The file that belongs to it, below ``XDG_CACHE_HOME`` or ``~/.cache``."""
+        """The default file of its table, below ``XDG_CACHE_HOME`` or ``~/.cache``."""
         cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
         digest = hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:12]
         return cache / 'mmprune_gates' / 'latency' / f'{self.backend}-{digest}.json'
 
     def options(self) -> str:
-        """Its settings as options of the command line, those that are not the defaults."""
+        """The settings that differ from the defaults, as command line options."""
         given = {name: value for name, value in asdict(self).items() if value != getattr(Target, name)}
         return ' '.join(f'--{name} {value}' for name, value in given.items())
 
@@ -78,11 +78,11 @@ def processor() -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """What one kind of op takes as it becomes narrower.
+    """Times of one kind of op at several widths.
 
     Attributes:
-        reads: (R,) widths read, rising; of ops other than layers a single one.
-        makes: (M,) widths made, rising; of ops other than layers the elements of their largest tensor.
+        reads: (R,) widths read, rising; a single one for ops other than layers.
+        makes: (M,) widths made, rising; for ops other than layers, the elements of their largest tensor.
         ms: (R, M) median milliseconds.
     """
 
@@ -93,12 +93,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Fit:
-    """How the sum over a model's ops becomes the latency of the model.
+    """Turns the sum over a model's ops into the latency of the model.
 
     Attributes:
-        scale: Of the sum.
-        overhead: Milliseconds that each op takes besides; negative where timing an op alone takes longer.
-        selections: Predicted and measured milliseconds of random selections that it was fitted to.
+        scale: Factor of the sum.
+        overhead: Additional milliseconds per op; negative where timing an op alone takes longer.
+        selections: Predicted and measured milliseconds of the random selections that it was fitted to.
     """
 
     scale: float
@@ -111,7 +111,7 @@ class Table:
     """Curves of ops on one machine, and fits of the models they were measured for.
 
     Attributes:
-        facts: What it holds for.
+        facts: Settings and machine that it holds for.
         step: Widths are rounded up to multiples of it: a narrower kernel takes as long.
         curves: Signature -> curve.
         fits: Digest of a model's ops -> fit.
@@ -127,7 +127,7 @@ class Table:
         """Read a table.
 
         Raises:
-            ValueError: The file is no such table.
+            ValueError: The file is not a table of latencies.
         """
         try:
             data = json.loads(path.read_text())
@@ -138,16 +138,16 @@ class Table:
             raise ValueError(f'{path} is not a table of latencies ({error}): delete it and measure again') from error
 
     def text(self) -> str:
-        """What its file holds."""
+        """The contents of its file."""
         return json.dumps(asdict(self), indent=1)
 
     def missing(self, signatures: Iterable[str]) -> list[str]:
-        """Signatures that it has no curve for, each once."""
+        """Signatures without a curve, each once."""
         return [signature for signature in dict.fromkeys(signatures) if signature not in self.curves]
 
 
 def relative_errors(pairs: Iterable[tuple[float, float]]) -> list[float]:
-    """How far predictions are off, from predicted and measured milliseconds."""
+    """Relative errors of predictions, from predicted and measured milliseconds."""
     return [abs(predicted / measured - 1) for predicted, measured in pairs]
 
 

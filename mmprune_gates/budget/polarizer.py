@@ -1,4 +1,4 @@
-"""What both updates of GDP's gates share: the schedule, the gradients they see, the moment they settle."""
+"""The base of both updates of GDP's gates: the schedule, the gradients they see, and when they settle."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Schedule:
     """The phases of a run, as shares of its iterations. All values are this project's choice.
 
     Attributes:
-        target: Cost of what is kept / cost of the whole model at the end.
-        begin: Until here scores gather and every gate stays open.
-        end: From ``begin`` to here the target of the moment falls geometrically from 1 to ``target``.
+        target: Cost of the kept channels / cost of the whole model at the end.
+        begin: Until here scores accumulate and every gate stays open.
+        end: From ``begin`` to here the current target falls geometrically from 1 to ``target``.
         settle: From here gates are exactly 0 or 1 and only weights and norms learn.
         eps: Smoothness of the gate at ``begin`` and at ``settle``, geometric between.
     """
@@ -53,11 +53,11 @@ class Schedule:
             )
 
     def target_at(self, progress: float) -> float:
-        """Target of the moment."""
+        """The current target, after a share of the run."""
         return self.target ** within(progress, self.begin, self.end)
 
     def eps_at(self, progress: float) -> float:
-        """Smoothness of the moment."""
+        """The current smoothness, after a share of the run."""
         first, last = self.eps
         return first * (last / first) ** within(progress, self.begin, self.settle)
 
@@ -72,16 +72,16 @@ def within(progress: float, begin: float, end: float) -> float:
 class Polarizer(Controller):
     """Drives the gates of a model to a budget, one step per training iteration.
 
-    It alone moves the gates, by what is known of dL/dg: that is what reaches ``theta.grad``.
+    It alone moves the gates, by dL/dg, which ``theta.grad`` receives (straight-through).
 
     Args:
         gates: The gates.
         schedule: Phases and target.
-        limits: What must stay.
+        limits: Limits on what may close.
         cost, criterion: As in :class:`Controller`.
 
     Attributes:
-        rules: What its further arguments must be.
+        rules: Rules for its further arguments.
     """
 
     rules: Mapping[str, Rule] = {}
@@ -101,10 +101,10 @@ class Polarizer(Controller):
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
-        """Check further arguments, before anything is built.
+        """Check further arguments before anything is built.
 
         Raises:
-            ValueError: One is not what it must be.
+            ValueError: An argument violates its rule.
         """
         check_all(options, cls.rules)
 
@@ -122,24 +122,24 @@ class Polarizer(Controller):
             self.move(progress)
 
     def open(self) -> Kept:
-        """What need not leave the model now; what is closed for the moment may."""
+        """The open channels; until the gates settle, those closed at the moment count as closed, within the limits."""
         return self.candidates.allowed(self.gates.kept()) if self.kept is None else self.kept
 
     def move(self, progress: float) -> None:
-        """One step between ``begin`` and ``settle``."""
+        """Move the gates by one step between ``begin`` and ``settle``."""
         raise NotImplementedError
 
     def ranking(self) -> Tensor:
-        """(num_channels,) what decides which channels stay; higher = keep."""
+        """(num_channels,) scores by which channels are chosen when the gates settle; higher = keep."""
         raise NotImplementedError
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Set every gate to exactly 0 or 1 such that the budget is met as closely as the limits allow."""
+        """Set every gate to exactly 0 or 1, meeting the target as closely as the limits allow."""
         kept = self.choose(self.ranking().cpu())
         self.gates.set_theta(kept.vector.float())
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
-        """Adds eps; the share of MACs is a soft one, by gate values."""
+        """Adds eps; the share of MACs is soft, weighted by gate values."""
         return {**self.figures(self.gates.vector().clamp(0, 1)), 'gate_eps': self.gates.eps()}

@@ -1,4 +1,4 @@
-"""Scores to kept channels under a budget; floors, divisor and exclusions live here, and nowhere else."""
+"""From scores to kept channels under a budget; floors, divisor and exclusions live here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from mmprune_gates.checks import COUNT, PART, Rule, checked, one_of, patterns
 from mmprune_gates.gates import listed
 
 AUTO = 'auto'
-PARTS = 8  # of a width, at least, with ``divisor='auto'``
+PARTS = 8  # least number of divisors that make up a width, with ``divisor='auto'``
 NAMED = one_of((AUTO,))
 DIVISOR = Rule(f'{AUTO!r} or {COUNT.words}', lambda value: NAMED.holds(value) or COUNT.holds(value))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What selection must leave alone.
+    """Limits on what selection may close.
 
     Attributes:
-        floor: Least share of each group that stays. With 0, residual blocks can be emptied; of all other groups at
-            least one channel stays. This project's choice.
-        divisor: Widths of layers shrink to multiples of this; a group that is narrower stays whole. A channel that is
-            several rows of each layer, as a head of attention is, counts as that many. ``'auto'``, the default: the
-            largest of 8, 4, 2 and 1 that is at most an eighth of the width (this project's choice:
-            docs/benchmarks/divisor.md).
-        exclude: Shell patterns of module paths, or one; a group that owns a parameter of a matching module stays
+        floor: Least share of each group that is kept. With 0, residual blocks can be emptied; all other groups keep at
+            least one channel. This project's choice.
+        divisor: Layer widths shrink to multiples of this; a narrower group is kept whole. A channel that spans several
+            rows of each layer, such as an attention head, counts as that many. ``'auto'``, the default: the largest of
+            8, 4, 2 and 1 that is at most an eighth of the width (this project's choice: docs/benchmarks/divisor.md).
+        exclude: Shell patterns of module paths, or one; a group that owns a parameter of a matching module is kept
             whole.
     """
 
@@ -48,28 +47,28 @@ class Limits:
         object.__setattr__(self, 'exclude', patterns('exclude', self.exclude))
 
     def divisor_of(self, width: int) -> int:
-        """What the width of a layer is a multiple of, once it has shrunk."""
+        """The divisor for layers of ``width`` channels."""
         if self.divisor != AUTO:
             return int(self.divisor)
         return next((divisor for divisor in (8, 4, 2) if PARTS * divisor <= width), 1)
 
     def least(self, group: Group) -> int:
-        """Channels of a group that stay at least: none of a residual block's; one where it cannot be emptied."""
+        """Least number of channels that a group keeps: 0 for a residual block, at least 1 unless it can be emptied."""
         return 0 if group.is_block else max(int(not group.empties), ceil(self.floor * group.size))
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Channels that may close, in chunks, as the limits allow, and what they cost.
+    """Channels that may close within the limits, in chunks, and their cost.
 
     Attributes:
         graph: Their graph.
         groups: (G,) groups that may shrink.
         limits: The limits.
-        cost: Prices what is kept.
+        cost: Prices a selection.
         total: Cost of the whole model.
-        whole: Groups of the whole model, before any channel left it; shares of a group are shares of these.
-        rows: Group name -> rows of weights that one of its channels is.
+        whole: Groups of the whole model, before any channel left it; floor and divisor refer to their sizes.
+        rows: Group name -> rows of weights that one of its channels spans.
     """
 
     graph: ChannelGraph
@@ -86,11 +85,11 @@ class Candidates:
 
         Args:
             graph: The graph.
-            limits: What must stay.
-            cost: Bound to the graph; multiply-accumulates by default.
+            limits: Limits on what may close.
+            cost: The cost, bound to the graph; multiply-accumulates by default.
 
         Raises:
-            ValueError: A pattern that matches no module with channels.
+            ValueError: A pattern matches no module with channels.
         """
         cost = cost or MACs().bind(graph)
         excluded: set[int] = set()
@@ -108,33 +107,33 @@ class Candidates:
         return cls(graph, tuple(groups), limits, cost, total, whole, rows)
 
     def narrowed(self, graph: ChannelGraph, cost: Cost) -> Candidates:
-        """The candidates of what is left once channels have gone.
+        """The candidates that remain after channels were removed.
 
         Args:
-            graph: Graph of what is left.
-            cost: Bound to it.
+            graph: Graph of the remaining channels.
+            cost: The cost, bound to it.
         """
         return replace(Candidates.of(graph, self.limits, cost), total=self.total, whole=self.whole)
 
     def least(self, group: Group) -> int:
-        """Channels of a group that stay at least."""
+        """Least number of channels that a group keeps, rounded up."""
         once = self.whole[group.name]
         return self.rounded(group, self.limits.least(replace(once, empties=group.empties)))
 
     def multiple(self, group: Group) -> int:
-        """Channels that a group loses together, so that the widths of layers stay multiples of the divisor."""
+        """Channels that a group loses at a time, so that layer widths stay multiples of divisor and cost step."""
         rows = self.rows[group.name]
         width = rows * self.whole[group.name].size
         divisor = lcm(self.limits.divisor_of(width), self.cost.step)
         return divisor // gcd(divisor, rows)
 
     def rounded(self, group: Group, channels: int) -> int:
-        """A number of channels of a group, rounded up to what it may have."""
+        """A number of channels of a group, rounded up to one that the limits allow."""
         multiple = self.multiple(group)
         return min(group.size, ceil(channels / multiple) * multiple)
 
     def allowed(self, kept: Kept) -> Kept:
-        """What stays when of all that is closed only as much goes as the limits allow."""
+        """The channels that stay if closed channels go only as far as the limits allow."""
         stays = kept.vector.clone()
         for group in self.groups:
             own = kept.vector[group.span]
@@ -146,13 +145,13 @@ class Candidates:
         return self.graph.keeping(stays)
 
     def ranks(self, score: Tensor) -> Tensor:
-        """(num_channels,) place of each channel's chunk in the order of closing; ``num_channels`` where never.
+        """(num_channels,) rank of each channel's chunk in the order of closing; ``num_channels`` if it never closes.
 
         Args:
-            score: (num_channels,) higher = keep. A chunk has the mean of its channels.
+            score: (num_channels,) scores, higher = keep. The score of a chunk is the mean of its channels.
 
         Raises:
-            ValueError: A score of a channel that may close is not a number.
+            ValueError: The score of a channel that may close is NaN.
         """
         score = score.detach().cpu().double()
         unknown = [group.name for group in self.groups if score[group.span].isnan().any()]
@@ -176,15 +175,15 @@ class Candidates:
         return ranks
 
     def chunks(self, score: Tensor) -> tuple[Tensor, list[int]]:
-        """(num_channels,) number of each channel's chunk, -1 where it never closes; chunks of each group.
+        """(num_channels,) number of each channel's chunk, -1 if it never closes; and how many chunks each group has.
 
-        The chunks of a group are numbered from its lowest scores up, so that equal chunks close in that order.
+        The chunks of a group are numbered from its lowest scores up, so that chunks of equal score close in that order.
         """
         numbers = torch.full((len(score),), -1)
         counts: list[int] = []
         for group in self.groups:
             multiple = self.multiple(group)
-            size = group.size - self.least(group)  # of all that may close
+            size = group.size - self.least(group)  # channels that may close
             closing = score[group.span].argsort(stable=True)[:size]
             short = -size % multiple  # the first chunk brings the group to a multiple
             own = (torch.arange(size) + short) // multiple
@@ -193,11 +192,11 @@ class Candidates:
         return numbers, counts
 
     def select(self, score: Tensor, ratio: float) -> Kept:
-        """What stays when the lowest scores close until the budget is met: as few closed as needed, in their order.
+        """The channels kept when chunks close from the lowest score up, no more than needed to meet the budget.
 
         Args:
-            score: (num_channels,) higher = keep.
-            ratio: Cost of what is kept / cost of the whole model, at most.
+            score: (num_channels,) scores, higher = keep.
+            ratio: Cost of the kept channels / cost of the whole model, at most.
 
         Raises:
             ValueError: The budget cannot be met under the limits.
@@ -220,11 +219,11 @@ class Candidates:
         return self.graph.keeping(ranks >= low)
 
     def choose(self, score: Tensor, ratio: float) -> Kept:
-        """What stays such that the budget is met as closely as the limits allow.
+        """The channels kept when the budget is met as closely as the limits allow.
 
         Args:
-            score: (num_channels,) higher = keep.
-            ratio: Cost of what is kept / cost of the whole model, at most.
+            score: (num_channels,) scores, higher = keep.
+            ratio: Cost of the kept channels / cost of the whole model, at most.
 
         Raises:
             ValueError: The budget cannot be met under the limits.
@@ -232,16 +231,16 @@ class Candidates:
         return self.fill(self.select(score, ratio), score, ratio)
 
     def close(self, score: Tensor, kept: Kept, filters: float, ratio: float) -> Kept:
-        """What stays when a number of filters with the lowest scores close, or fewer if the budget is met.
+        """The channels kept after a number of filters with the lowest scores close, or fewer if the budget is met.
 
         Args:
-            score: (num_channels,) higher = keep.
-            kept: What is open now; what is closed stays closed and does not count again.
-            filters: Filters to close; the last chunk may exceed it by what is tied to it.
-            ratio: Cost of what is kept / cost of the whole model, below which nothing more closes.
+            score: (num_channels,) scores, higher = keep.
+            kept: The open channels; closed channels stay closed and do not count again.
+            filters: Number of filters to close; the last chunk may exceed it by the filters tied to it.
+            ratio: Cost of the kept channels / cost of the whole model, at which closing stops.
         """
         ranks = self.ranks(below(score, kept.vector))
-        counts = MACs().bind(self.graph).marginal(kept.vector.double()) > 0  # what is in a closed block does not again
+        counts = MACs().bind(self.graph).marginal(kept.vector.double()) > 0  # channels in closed blocks do not
         closing = kept.vector & counts & (ranks < len(ranks))
         closed = 0
         for rank in ranks[closing].unique().tolist():
@@ -254,15 +253,15 @@ class Candidates:
         return kept
 
     def fill(self, kept: Kept, score: Tensor, ratio: float, among: Tensor | None = None) -> Kept:
-        """Open again, best score first, what still fits the budget; comes closest to it from below.
+        """Reopen the chunks that still fit the budget, best score first; approaches the budget from below.
 
-        Blocks that are emptied stay so.
+        Emptied blocks stay empty.
 
         Args:
             kept: A selection that meets the budget.
             score: (num_channels,) the scores it was made from.
-            ratio: Cost of what is kept / cost of the whole model, at most.
-            among: (num_channels,) bool, which channels may be open; by default all.
+            ratio: Cost of the kept channels / cost of the whole model, at most.
+            among: (num_channels,) bool, the channels that may be open; all by default.
         """
         among = torch.ones_like(kept.vector) if among is None else among.clone()
         for group in kept.idle:
@@ -271,7 +270,7 @@ class Candidates:
         group_of = torch.full((len(among),), -1)
         for number, group in enumerate(self.groups):
             group_of[group.span] = number
-        full: set[int] = set()  # groups of which the next chunk does not fit: chunks of a group open in order
+        full: set[int] = set()  # groups whose next chunk does not fit: the chunks of a group open in order
         closed = ranks[~kept.vector & among].unique()
         for rank in closed.flip(0).tolist():
             chunk = ranks == rank
@@ -288,7 +287,7 @@ class Candidates:
         return kept
 
     def check(self, kept: Kept) -> None:
-        """Ask whether a selection respects the limits.
+        """Check that a selection respects the limits.
 
         Raises:
             RuntimeError: It does not.
@@ -308,19 +307,19 @@ class Candidates:
                 )
 
     def share(self, kept: Kept) -> float:
-        """Cost of what is kept / cost of the whole model."""
+        """Cost of the kept channels / cost of the whole model."""
         return float(self.cost.price(kept.vector.double())) / self.total
 
     def marginal(self, kept: Tensor) -> Tensor:
-        """(num_channels,) what each channel alone would save; 0 for those of blocks that are closed."""
+        """(num_channels,) cost that closing each channel alone would save; 0 inside closed blocks."""
         return self.cost.marginal(kept.double())
 
     def per_cost(self, score: Tensor, kept: Tensor, exponent: float) -> Tensor:
-        """(num_channels,) scores divided by a power of what each channel alone would save, all others held fixed.
+        """(num_channels,) scores divided by a power of the cost that closing each channel alone would save.
 
         Args:
-            score: (num_channels,) higher = keep.
-            kept: (num_channels,) bool, what is open.
+            score: (num_channels,) scores, higher = keep.
+            kept: (num_channels,) bool, the open channels.
             exponent: Power of the marginal cost; 0 leaves the scores as they are.
         """
         saved = self.marginal(kept).clamp_min(self.cost.unit)
@@ -328,7 +327,7 @@ class Candidates:
 
 
 def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
-    """Channels, and blocks, with a parameter in a module whose path matches a shell pattern.
+    """Channels, block gates included, with a parameter in a module whose path matches a shell pattern.
 
     Raises:
         ValueError: The pattern matches no module that the trace knows.
@@ -347,5 +346,5 @@ def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
 
 
 def below(score: Tensor, among: Tensor) -> Tensor:
-    """(num_channels,) scores, those not ``among`` below all others: what is closed comes first in every order."""
+    """(num_channels,) scores, those not ``among`` below all others: closed channels come first in every order."""
     return score.detach().cpu().double().masked_fill(~among, -torch.inf)

@@ -1,4 +1,4 @@
-"""Tick-Tock, Gate Decorator's cycle: Ticks score the filters and close a few, Tocks repair what that has broken.
+"""Tick-Tock, Gate Decorator's cycle: Ticks score the filters and close a few, Tocks repair the damage.
 
 You et al., NeurIPS 2019, arXiv 1909.08174, section 3.3: one Tock first, one after every T Ticks, and a longer one
 without penalty, the fine-tune, once the target is met.
@@ -22,7 +22,7 @@ from mmprune_gates.checks import COUNT, NUMBER, SHARE, checked
 from mmprune_gates.gates import GateSet
 
 TICK, TOCK, FINETUNE = 'tick', 'tock', 'finetune'
-PLACE = ('phase', 'done', 'length', 'ticks', 'scored', 'wasted')  # in the cycle: what a saved state holds
+PLACE = ('phase', 'done', 'length', 'ticks', 'scored', 'wasted')  # place in the cycle, as a saved state holds it
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Cycle:
     """Lengths of the phases, in iterations.
 
     Attributes:
-        tick: Of a Tick.
-        tock: Of a Tock.
-        ticks: Ticks after each Tock.
+        tick: Length of a Tick.
+        tock: Length of a Tock.
+        ticks: Number of Ticks after each Tock.
         fraction: Share of all filters that a Tick closes.
     """
 
@@ -48,16 +48,16 @@ class Cycle:
 
 
 class TickTock(Controller):
-    """The state of the cycle: which phase, how far, what has been scored, what is closed.
+    """The state of the cycle: current phase, progress in it, scores, and closed channels.
 
     Args:
         gates: The gates.
-        target: Cost of what is kept / cost of the whole model; once it is met no Tick follows.
-        limits: What must stay.
+        target: Cost of the kept channels / cost of the whole model; once it is met no Tick follows.
+        limits: Limits on what may close.
         cycle: Lengths of the phases.
-        cost: Multiply-accumulates by default.
-        criterion: What is gathered in a Tick; by default the paper's Taylor importance, which needs gates that have
-            one (:class:`~mmprune_gates.gates.DecoratorGate`).
+        cost: The cost; multiply-accumulates by default.
+        criterion: What a Tick gathers; by default the paper's Taylor importance, which needs gates that have one
+            (:class:`~mmprune_gates.gates.DecoratorGate`).
         exponent: Power of a channel's marginal cost that divides its importance; 0 as in the paper.
     """
 
@@ -84,17 +84,17 @@ class TickTock(Controller):
 
     @property
     def settled(self) -> bool:
-        """Whether no Tick follows."""
+        """Whether no further Tick follows."""
         return self.phase == FINETUNE
 
     @property
     def share(self) -> float:
-        """Cost of what is kept / cost of the whole model."""
+        """Cost of the kept channels / cost of the whole model."""
         return self.candidates.share(self.kept)
 
     @property
     def progress(self) -> float:
-        """How much of the phase is done, in [0, 1]."""
+        """Share of the current phase that is done, in [0, 1]."""
         return min(1.0, self.done / self.length) if self.length else 1.0
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class TickTock(Controller):
         """Count an iteration; at the end of a phase, act and begin the next one.
 
         Args:
-            remaining: Iterations that the run has left, the length of a fine-tune that begins now.
+            remaining: Iterations left of the run: the length of a fine-tune that begins now.
 
         Returns:
             Whether a phase begins.
@@ -131,12 +131,12 @@ class TickTock(Controller):
         return True
 
     def begin(self, phase: str, length: int) -> None:
-        """Begin a phase; scores are gathered anew."""
+        """Begin a phase, with no scores gathered."""
         self.phase, self.done, self.length = phase, 0, length
         self.criterion.forget()
 
     def close(self) -> None:
-        """Close the filters of least importance, as many as a Tick may, and no more than the target asks for.
+        """Close the filters of least importance, as many as a Tick may close, and no more than the target requires.
 
         Nothing closes if no mini-batch of the Tick had finite gradients.
         """
@@ -152,7 +152,7 @@ class TickTock(Controller):
         self.hold()
 
     def expected_ticks(self) -> int:
-        """About how many Ticks the target takes, if all groups shrink alike."""
+        """Approximate number of Ticks that the target takes if all groups shrink alike."""
         return round((1 - self.target**0.5) / self.cycle.fraction)
 
     def scalars(self) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """The ``waterline`` update, this project's own: benefit per marginal cost decides which gates shrink.
 
-It keeps GDP's gate, its annealing and its bilinear cost, and replaces the gradient on theta: a gate is worth a
-running mean of |dL/dg| divided by the MACs it alone would save with all others held fixed. Gates below the
-level at which closing everything beneath it meets the target of the moment shrink by a proximal step and reach
-exactly 0; the others relax back to 1.
+It keeps GDP's gate, its annealing and its bilinear cost, and replaces the gradient on theta. The worth of a gate is a
+running mean of |dL/dg| divided by a power of the cost that closing it alone would save, all others held fixed. The
+waterline is the worth below which closing everything meets the current target: gates below it shrink by a proximal step
+and reach exactly 0, the others relax back to 1.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from mmprune_gates.gates import GateSet
 
 
 class Waterline(Polarizer):
-    """Benefit per marginal cost against a falling waterline.
+    """Lowers gates whose benefit per marginal cost is below a falling waterline, and raises the others.
 
     Args:
         gates: The gates.
         schedule: Phases and target.
-        limits: What must stay.
-        cost: What the benefit is divided by; multiply-accumulates by default.
+        limits: Limits on what may close.
+        cost: The cost that the benefit is divided by; multiply-accumulates by default.
         criterion: The benefit; by default a running mean of abs(dL/dg).
-        momentum: Of that mean.
-        exponent: Power of the marginal cost that divides it; 0 ranks by benefit alone.
+        momentum: Momentum of that mean.
+        exponent: Power of the marginal cost that divides the benefit; 0 ranks by benefit alone.
         steps: Iterations in which theta falls from 1 to 0 (and rises back from 0 to 1).
     """
 
@@ -60,7 +60,7 @@ class Waterline(Polarizer):
         """(num_channels,) benefit per marginal cost.
 
         Raises:
-            RuntimeError: The criterion knows nothing yet.
+            RuntimeError: The criterion has no scores yet.
         """
         scores = self.criterion.scores()
         if scores is None:

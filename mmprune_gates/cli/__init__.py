@@ -1,7 +1,7 @@
-"""What the command lines in ``tools/`` share. Exit codes: 0 done, 1 bad input or an error, 2 wrong usage.
+"""Shared parts of the command lines in ``tools/``. Exit codes: 0 done, 1 bad input or an error, 2 wrong usage.
 
-Importing this needs mmengine; nothing else of the package does so. :mod:`mmprune_gates.cli.jobs`, which also needs rich
-(the extra ``report``), is imported by its own name.
+Importing this needs mmengine. :mod:`mmprune_gates.cli.jobs`, which also needs rich (the extra ``report``), is imported
+by its own name.
 """
 
 from mmprune_gates.cli.arguments import Options, config_parser, load_config, runner_config, runner_parser

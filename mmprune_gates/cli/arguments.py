@@ -1,4 +1,4 @@
-"""What the command lines take, and the config that follows from it."""
+"""Arguments of the command lines, and the config that follows from them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmprune_gates.checks import MAPPING, checked, shown
 from mmprune_gates.engine.checkpoint import UNSAFE
 from mmprune_gates.engine.model_config import is_ours
 
-# Keys of a config that are dictionaries where they are given.
+# Keys of a config that must be dictionaries if they are given.
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 LOOPS = ('train_cfg', 'val_cfg', 'test_cfg')
 DICTIONARIES = (*LOADERS, *LOOPS, 'optim_wrapper', 'default_hooks', 'visualizer', 'env_cfg', 'custom_imports')
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-# What starts the ranks of a launcher, and an environment variable that it sets.
+# Launcher -> the program that starts its ranks, and an environment variable that it sets.
 STARTERS = {
     'pytorch': ('torchrun', 'RANK'),
     'slurm': ('srun', 'SLURM_PROCID'),
@@ -66,9 +66,9 @@ def load_config(args: argparse.Namespace) -> Config:
     on every loader of this process reads checkpoints with ``weights_only``.
 
     Raises:
-        ValueError: It cannot be read, or an override does not fit.
+        ValueError: The config cannot be read, or an override does not fit.
     """
-    # mmengine's loader has no argument for it, and that of the onedl fork falls back to the unsafe way by itself.
+    # mmengine's loader has no argument for it, and that of the onedl fork silently falls back to unsafe loading.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     os.environ.pop(UNSAFE, None)
     beside = Path(args.config).absolute().parent
@@ -93,10 +93,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def check_config(config: Config, path: str) -> None:
-    """Refuse a config without a model, or whose parts are of another kind than every tool expects.
+    """Refuse a config without a model, or with parts of the wrong type.
 
     Raises:
-        ValueError: It is one; names the key.
+        ValueError: It is such a config; names the key.
     """
     if not config.get('model'):
         raise ValueError(f'config {path} has no model')
@@ -115,7 +115,8 @@ def runner_config(args: argparse.Namespace) -> Config:
     """The config of a run: launcher, work folder, and what mmpretrain's own tools add to its data loaders.
 
     Raises:
-        ValueError: It cannot be read, one of our hooks refuses its arguments, or the launcher has not started this.
+        ValueError: It cannot be read, one of our hooks refuses its arguments, or the launcher did not start this
+            process.
     """
     check_launcher(args.launcher)
     local_rank = str(args.local_rank)
@@ -138,10 +139,10 @@ def runner_config(args: argparse.Namespace) -> Config:
 
 
 def check_launcher(launcher: str) -> None:
-    """Refuse a launcher that has not started this process.
+    """Refuse a launcher that did not start this process.
 
     Raises:
-        ValueError: It has not.
+        ValueError: It did not.
     """
     if launcher not in STARTERS:
         return
@@ -151,7 +152,7 @@ def check_launcher(launcher: str) -> None:
 
 
 def complete_loaders(config: Config) -> None:
-    """Add what mmpretrain's own tools add to the data loaders of a config."""
+    """Add the settings that mmpretrain's own tools add to the data loaders of a config."""
     for name in LOADERS:
         loader = config.get(name)
         if loader:
@@ -161,10 +162,10 @@ def complete_loaders(config: Config) -> None:
 
 
 def check_optimizer(config: Config) -> None:
-    """Refuse an optimiser that nobody has registered; mmengine would call None.
+    """Refuse an optimiser that is not registered; mmengine would call None.
 
     Raises:
-        ValueError: It is one.
+        ValueError: It is not registered.
     """
     optimizer = (config.get('optim_wrapper') or {}).get('optimizer') or {}
     kind = checked('optim_wrapper.optimizer', optimizer, MAPPING).get('type')

@@ -11,17 +11,17 @@ from pathlib import Path
 PROGRAM = 'mmprune-gates'
 TOOLS = Path(__file__).parents[1].joinpath('.mim', 'tools').resolve()  # a link to tools/ in a checkout
 ROOMS = ('.', 'analysis_tools', 'dataset_converters')  # folders of TOOLS with files that users run
-RUNS = "if __name__ == '__main__':"  # the other files there only help those that have this line
+RUNS = "if __name__ == '__main__':"  # files without this line only help the others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a tool, or list what there is.
+    """Run a tool, or list all tools.
 
     Args:
         argv: The tool's name and its arguments; None: those of this process.
 
     Returns:
-        0, or 2 where there is no such tool. A tool that ends by ``sys.exit`` ends this function with its own code.
+        0, or 2 if there is no such tool. A tool that ends by ``sys.exit`` ends this function with its own code.
     """
     words = sys.argv[1:] if argv is None else argv
     tools = find_tools()
@@ -49,7 +49,7 @@ def find_tools(folder: Path = TOOLS) -> dict[str, Path]:
 
 
 def listing(tools: dict[str, Path]) -> str:
-    """What there is, a line for each tool: its name and the first line of its docstring."""
+    """The usage, with a line for each tool: its name and the first line of its docstring."""
     width = max(map(len, tools), default=0)
     lines = ''
     for name, file in tools.items():
@@ -68,7 +68,7 @@ def run_as_main(file: Path, arguments: Sequence[str]) -> None:
     """Run a file as ``__main__`` in this process, as ``python FILE ARGUMENTS`` does.
 
     Args:
-        file: The file; it imports what lies beside it.
+        file: The file; it can import its neighbours.
         arguments: Its arguments.
     """
     sys.argv[1:] = arguments

@@ -15,11 +15,11 @@ from types import FrameType
 from mmprune_gates.engine.datasets import NO_SAMPLE
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ABOUT_INPUT = (ValueError, RuntimeError)  # where our own code raised them
+ABOUT_INPUT = (ValueError, RuntimeError)  # if our own code raised them
 REGISTRY, LOOPS = 'mmengine.registry', 'mmengine.runner.loops'
 LIBRARIES = {'torch', 'numpy', *sys.stdlib_module_names} - {'__main__'}
 LONGEST = 1000  # characters of a message that is not our own
-# What to do, by what an error says. The first are raised by training itself, far from what caused them.
+# Remedies by the text of an error. The first errors are raised by training itself, far from their cause.
 HINTS = (
     (r'need at least one array to concatenate', f'the data set has no sample: {NO_SAMPLE}'),
     (r'Target -?\d+ is out of bounds', 'a label of the data is not below num_classes of the head that reads it'),
@@ -46,7 +46,7 @@ Main = Callable[..., int]
 
 
 def reports_errors(main: Main) -> Main:
-    """Turn errors into one message on stderr and exit code 1; those not about the input have a stack trace before it.
+    """Turn errors into one message on stderr and exit code 1, after a stack trace if they are not about the input.
 
     Code is our own if it lies in the package, in the folder of ``main`` or below. ``python -X dev`` shows every trace.
     """
@@ -55,7 +55,7 @@ def reports_errors(main: Main) -> Main:
     @functools.wraps(main)
     def guarded(argv: list[str] | None = None) -> int:
         told = logging.raiseExceptions
-        logging.raiseExceptions = False  # a log file on a full disk has traces
+        logging.raiseExceptions = False  # else a log file on a full disk prints traces
         try:
             return main(argv)
         except Exception as error:
@@ -74,8 +74,8 @@ def reports_errors(main: Main) -> Main:
 def is_about_input(error: BaseException, frames: Frames, ours: Folders) -> bool:
     """Whether an error is about the input, by its type and by the code that raised it.
 
-    It is, if it is about files; if our own code has refused something; if code that we have not called directly has
-    failed before a loop ran, while something was built from the config.
+    It is, if it is about files, if our own code refused something, or if code that we did not call directly failed
+    before a loop ran, while something was built from the config.
 
     Args:
         error: The error.
@@ -100,7 +100,7 @@ def module_of(frame: FrameType) -> str:
 
 
 def culprit(frames: Frames) -> tuple[FrameType, int]:
-    """The innermost frame outside torch and the standard library, which do as they are told."""
+    """The innermost frame outside torch, numpy and the standard library, which are rarely to blame."""
     for frame, line in reversed(frames):
         package = module_of(frame).partition('.')[0]
         if package not in LIBRARIES:
@@ -109,13 +109,13 @@ def culprit(frames: Frames) -> tuple[FrameType, int]:
 
 
 def is_ours(frame: FrameType, ours: Folders) -> bool:
-    """Whether a frame is one of our own code."""
+    """Whether a frame belongs to our own code."""
     path = Path(frame.f_code.co_filename).resolve()
     return any(path.is_relative_to(folder) for folder in ours)
 
 
 def message(error: BaseException, frames: Frames, ours: Folders) -> str:
-    """What to tell a person: our own words as they are; of other code also what was built, and the line."""
+    """The message for the user: our own texts as they are; for other code also what was being built, and the line."""
     text = str(error)
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0])  # str(error) would put it in quotes
@@ -123,7 +123,7 @@ def message(error: BaseException, frames: Frames, ours: Folders) -> str:
         return disk_message(error, text, frames)
     if isinstance(error, ABOUT_INPUT) and is_ours(frames[-1][0], ours):
         return text
-    if 'Traceback (most recent call last)' in text:  # of a worker that loads data
+    if 'Traceback (most recent call last)' in text:  # from a worker that loads data
         text = text.strip().splitlines()[-1]
     if len(text) > LONGEST:
         text = f'{text[:LONGEST]}...'
@@ -136,7 +136,7 @@ def message(error: BaseException, frames: Frames, ours: Folders) -> str:
 
 
 def disk_message(error: OSError, text: str, frames: Frames) -> str:
-    """What an error about files says, with what to do where that is known."""
+    """The message of an error about files, with a remedy if one is known."""
     if not error.filename:
         text = f'{text} ({place_of(frames)})'
     if error.errno in DISK:

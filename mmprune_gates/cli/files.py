@@ -14,7 +14,7 @@ __all__ = ['WholeFiles', 'check_writable', 'read_json', 'write_bytes', 'write_js
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds."""
+    """The contents of a JSON file."""
     return json.loads(Path(path).read_text())
 
 
@@ -24,7 +24,7 @@ def write_json(path: str | Path, data: Any) -> None:
 
 
 class WholeFiles(LocalBackend):
-    """mmengine's local files, but a run that is killed or fills a disk leaves no half of a checkpoint."""
+    """mmengine's local files, but a run that is killed or fills a disk leaves no half-written checkpoint."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write a file completely or not at all."""

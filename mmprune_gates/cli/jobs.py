@@ -26,12 +26,12 @@ STEP = re.compile(
 
 
 class Jobs:
-    """Runs of our command lines whose products and logs go below one folder.
+    """Runs our command lines, with products and logs below one folder.
 
     Args:
         work_dir: That folder.
-        tools: Where the command lines are: the folder of ``train.py``.
-        paths: Folders where the configs' ``custom_imports`` are looked for as well.
+        tools: Folder of the command lines, that of ``train.py``.
+        paths: Further folders in which the configs' ``custom_imports`` are searched.
     """
 
     def __init__(self, work_dir: Path, tools: Path, paths: Iterable[str | Path] = ()) -> None:
@@ -48,7 +48,7 @@ class Jobs:
             at_once: How many run at a time; None for all.
 
         Raises:
-            SystemExit: One failed; the others that ran at that time have been waited for.
+            SystemExit: One failed; the others running at that time were waited for.
         """
         description = TextColumn('{task.description}', justify='right')
         state = TextColumn('{task.fields[state]}')
@@ -63,7 +63,7 @@ class Jobs:
             self.side_by_side(trainings, at_once)
 
     def train_one(self, name: str, arguments: Sequence, epochs: int | None, progress: Progress, task) -> None:
-        """One training of ``epochs``, if it counts them, its output in ``train.log``, its steps on a progress bar."""
+        """Run one training, its output in ``train.log``, its steps on a progress bar; ``epochs`` if it counts them."""
         folder = self.work_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (TRAINED, 'last_checkpoint'):
@@ -91,7 +91,7 @@ class Jobs:
         write_json(folder / TRAINED, {'checkpoint': Path(last).name, 'seconds': seconds})
 
     def run(self, name: str, *command) -> None:
-        """Run one of our command lines to its end, its output in ``NAME.log``.
+        """Run one of our command lines to its end, with its output in ``NAME.log``.
 
         Raises:
             SystemExit: It failed.
@@ -128,7 +128,7 @@ class Jobs:
 
     @staticmethod
     def side_by_side(tasks: Sequence[Callable[[], None]], at_once: int | None = None) -> None:
-        """Call functions in threads, some at a time; after an error no further one begins, and it is raised."""
+        """Call functions in threads, some at a time; after an error no further one starts, and it is raised."""
         with ThreadPoolExecutor(at_once or max(1, len(tasks))) as pool:
             try:
                 futures = [pool.submit(task) for task in tasks]
@@ -140,7 +140,7 @@ class Jobs:
 
 
 def progress_of(found: re.Match, epochs: int | None) -> dict:
-    """What a line of a training log says, for a progress bar."""
+    """The fields of a progress bar from a line of a training log."""
     done = int(found['done'])
     total = int(found['total'])
     if found['epoch'] and epochs:
@@ -153,7 +153,7 @@ def progress_of(found: re.Match, epochs: int | None) -> dict:
 
 
 def failed(tool: str, log: Path) -> SystemExit:
-    """What to raise where a command line failed: its message or else its last line, and where the rest is."""
+    """The exception for a command line that failed: its message, or else its last line, and the path of its log."""
     lines = log.read_text().strip().splitlines() or ['no output']
     begin = f'{tool}: error: '
     told = [line.removeprefix(begin) for line in lines if line.startswith(begin)]

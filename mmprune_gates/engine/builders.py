@@ -1,7 +1,7 @@
 """Model builders: functions in the registry that return an instance of the architecture's own class.
 
 Their config keeps the architecture's own keys at the top level, so that inheritance overrides only what differs
-and stock code that reads ``cfg.model.backbone`` goes on working.
+and stock code that reads ``cfg.model.backbone`` keeps working.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ def build_gated_model(
         architecture: Type of the stock model, for example ``EncoderDecoder``.
         gates: Config of the gates; the type is looked up in ``mmprune_gates.MODELS``.
         input_shape: (C, H, W) that MACs are stated for; by default (3, *data_preprocessor.size).
-        units: What has gates: ``channels``, whole residual ``blocks``, or ``both``.
-        attention: What has gates in attention: whole ``heads``, or ``dims``, the same channels of every head.
+        units: What gets gates: ``channels``, whole residual ``blocks``, or ``both``.
+        attention: What gets gates in attention: whole ``heads``, or ``dims``, the same channels of every head.
         **config: The architecture's own keys.
 
     Returns:
         An instance of the architecture's class with one more submodule, ``gates``.
 
     Raises:
-        ValueError: No input shape, or no channel that can be pruned.
+        ValueError: No input shape is known, or no channel can be pruned.
     """
     checked('model.gates', gates, optional(MAPPING))
     shape = input_shape_of(input_shape, config)
     model = build_architecture(architecture, config)
     graph = trace(model, shape, units, attention)
     if not is_distributed():
-        # The Runner would do this later and lose what is attached to the old modules.
+        # The Runner would do this later and lose the hooks attached to the old modules.
         model = revert_sync_batchnorm(model)
     attach_gates(model, graph, lambda size: build_gate(gates or {}, size))
     model.register_forward_pre_hook(warn_if_unmoved)
@@ -84,13 +84,13 @@ def build_slim_model(
         architecture: Type of the stock model.
         widths: Module path -> width attributes, as slimming writes them; or one number in (0, 1], the share of
             channels that every free group keeps (the "shrunk" baseline).
-        removed: Module path -> None, or the shape of the constant in its place, for the modules of residual blocks
-            that are gone, as slimming writes them; paths alone where no constant is left.
+        removed: Module path -> None, or the shape of the constant in its place, for the modules of removed residual
+            blocks, as slimming writes them; a list of paths if no constant is left.
         input_shape: (C, H, W) of the trace that a number needs; by default (3, *data_preprocessor.size).
-        **config: The architecture's own keys. Pretrained weights in it are not loaded: they do not fit.
+        **config: The architecture's own keys. Pretrained weights in them are not loaded: they do not fit.
 
     Raises:
-        ValueError: Widths or paths that do not belong to the architecture.
+        ValueError: Widths or paths do not belong to the architecture.
     """
     gone = removed_modules(removed)
     if not isinstance(widths, Mapping):
@@ -107,7 +107,7 @@ def build_slim_model(
 
 
 def inference_model(config: Config) -> nn.Module:
-    """The model of a config without pretrained weights, ready to infer on one device."""
+    """The model of a config without pretrained weights, ready for inference on one device."""
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = ROOT_MODELS.build(without_pretrained(config.model.to_dict()))
     return revert_sync_batchnorm(model).eval()
@@ -122,7 +122,7 @@ def removed_modules(removed: Any) -> Mapping[str, Sequence[int] | None]:
     """Module path -> None or a shape, from a mapping or from paths alone.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: ``removed`` is neither.
     """
     if isinstance(removed, Mapping):
         return removed
@@ -140,7 +140,7 @@ def build_gate(config: Mapping[str, Any], size: int) -> Gate:
     """A gate from its config.
 
     Raises:
-        ValueError: Its type is not registered, or is no gate.
+        ValueError: Its type is not registered, is no gate, or refuses its arguments.
     """
     options = dict(config)
     name = options.pop('type', 'PolarizationGate')
@@ -160,7 +160,7 @@ def build_gate(config: Mapping[str, Any], size: int) -> Gate:
 
 
 def warn_if_unmoved(model: nn.Module, args: tuple) -> None:
-    """Forward pre-hook: say once that a gated model trains, and nobody moves its gates."""
+    """Forward pre-hook: warn once that a gated model trains while nothing moves its gates."""
     gates = getattr(model, NAME, None)
     if gates is None or gates.owner is not None or gates.warned or not (model.training and torch.is_grad_enabled()):
         return
@@ -178,7 +178,7 @@ def trace(
 ) -> ChannelGraph:
     """The channel graph of an OpenMMLab model, every head included; the model does not change.
 
-    Of a model whose training pass is not implemented only the inference pass is traced, with a warning.
+    If the training pass is not implemented, only the inference pass is traced, with a warning.
     """
     example = torch.zeros(2, *input_shape)  # two: batch norm over one value cannot train
     plain = revert_sync_batchnorm(copy.deepcopy(model)).cpu()

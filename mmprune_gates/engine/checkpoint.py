@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from mmprune_gates.engine.shrinking import reshape_model
 
 STATE = 'mmprune_gates'  # key of the pruner's state in a checkpoint
-UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'  # with it torch refuses to be forced to load safely
+UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'  # with it set, torch refuses to be forced to load safely
 SHOWN = 4  # problems in a message
-# torch's texts begin with advice to load unsafely; what was refused follows.
+# torch's texts begin with advice to load unsafely; the refused part follows.
 REFUSED = re.compile(r'WeightsUnpickler error:\s*([^\n]+?)(?:\.? Please use |\n|$)')
 ADVICE = re.compile(r'weights_only|can still be loaded|Weights only load failed|Check the documentation|file an issue')
 
@@ -38,7 +38,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         check_sums(path)
         with safe_environment():
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # bytes that are no pickle end in almost any
+    except Exception as error:  # bytes that are no pickle can raise almost anything
         raise ValueError(f'checkpoint {path} is truncated or not a checkpoint: {reason(error)}') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dictionary with a state_dict')
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def check_sums(path: Path) -> None:
-    """Compare a file with the checksums in it, which torch does not look at.
+    """Compare a file with its own checksums, which torch ignores.
 
     Raises:
         ValueError: It has changed since it was saved, or holds more than its own size.
@@ -66,7 +66,7 @@ def check_sums(path: Path) -> None:
 
 @contextmanager
 def safe_environment() -> Iterator[None]:
-    """Take away the variable that speaks against safe loading, for a while."""
+    """Unset the variable that forbids safe loading, for a while."""
     value = os.environ.pop(UNSAFE, None)
     try:
         yield
@@ -76,7 +76,7 @@ def safe_environment() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Why torch has refused a file, without its advice."""
+    """Why torch refused a file, without torch's advice."""
     text = str(error)
     if 'TorchScript' in text:
         return 'it is a TorchScript archive, which holds code; save the state_dict of the model instead'
@@ -92,7 +92,7 @@ def check_state_dict(state: Any, path: str | Path) -> None:
     """Refuse what cannot be a state_dict.
 
     Raises:
-        ValueError: It is no mapping from names.
+        ValueError: It is not a mapping from names.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f'checkpoint {path}: its state_dict is a {type(state).__name__}, not a dictionary of tensors')
@@ -102,16 +102,15 @@ def check_state_dict(state: Any, path: str | Path) -> None:
 
 
 def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Load a checkpoint's state_dict; every key and shape must fit, and every number must be one.
+    """Load a checkpoint's state_dict; every key and shape must fit, and every value must be finite.
 
     Args:
         model: The model.
         checkpoint: What :func:`read_checkpoint` returned.
-        path: Where it came from, for the message.
+        path: Its file, for the message.
 
     Raises:
-        ValueError: Keys that are missing or not expected, shapes that differ, or values that are not finite; names the
-            first few.
+        ValueError: Missing or unexpected keys, different shapes, or values that are not finite; names the first few.
     """
     reshape_model(model, checkpoint.get(STATE) or {})
     own, given = model.state_dict(), checkpoint['state_dict']
@@ -133,7 +132,7 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path)
 
 
 def difference(own: Any, given: Any) -> str | None:
-    """How an entry of a state_dict differs in kind from the model's own; None if it does not."""
+    """How a state_dict's entry differs from the model's own in type, shape, layout or dtype; None if it does not."""
     if not isinstance(own, Tensor):
         return None
     if not isinstance(given, Tensor):
@@ -148,11 +147,11 @@ def difference(own: Any, given: Any) -> str | None:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether no number of an entry of a state_dict is NaN or infinite."""
+    """Whether no value of an entry of a state_dict is NaN or infinite."""
     return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def some(names: list[str], between: str = '; ') -> str:
-    """The first few of a list, in words."""
+    """The first few names of a list, and how many more there are."""
     more = len(names) - SHOWN
     return between.join(names[:SHOWN]) + (f'{between}and {more} more' if more > 0 else '')

@@ -1,4 +1,4 @@
-"""The ResNets for CIFAR, of which mmpretrain has only the wide relatives (its ``ResNet_CIFAR`` has four stages)."""
+"""The ResNets for CIFAR; mmpretrain has only wider relatives (its ``ResNet_CIFAR`` has four stages)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build_cifar_resnet(depth: int, **config: Any) -> nn.Module:
         A ``ResNet_CIFAR``; called on (N, 3, H, W), it returns a tuple of one tensor, (N, 64, H / 4, W / 4).
 
     Raises:
-        ValueError: Another depth.
+        ValueError: The depth is another one.
     """
     if depth not in DEPTHS:
         raise ValueError(f'CifarResNet: depth must be one of {DEPTHS}, got {depth!r}')
@@ -41,7 +41,7 @@ def build_cifar_resnet(depth: int, **config: Any) -> nn.Module:
 
 @cache
 def backbone_class() -> type[nn.Module]:
-    """The stock class with the block counts of these depths; mmpretrain is imported only when it is used."""
+    """The stock class with the block counts of these depths; mmpretrain is imported only when this is called."""
     from mmpretrain.models.backbones.resnet import BasicBlock
     from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
 

@@ -20,7 +20,7 @@ from mmprune_gates.engine.model_config import GATED, default_input_shape, stock_
 def model_of_config(
     config: Config, input_shape: Sequence[int] | None = None
 ) -> tuple[nn.Module, ChannelGraph, tuple[int, ...]]:
-    """The model of a stock, gated or slim config, without gates and pretrained weights, ready to infer, and its graph.
+    """The model of a stock, gated or slim config, without gates or pretrained weights, ready to infer, and its graph.
 
     Args:
         config: The config.
@@ -46,7 +46,7 @@ def model_of_config(
 
 
 def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) -> tuple[ChannelGraph, list[int]]:
-    """The channel graph of a config, and its input shape, see :func:`model_of_config`."""
+    """The channel graph and the input shape of a config, see :func:`model_of_config`."""
     _, graph, shape = model_of_config(config, input_shape)
     return graph, list(shape)
 
@@ -81,5 +81,5 @@ def coverage(graph: ChannelGraph) -> dict[str, Any]:
 
 
 def macs_of(graph: ChannelGraph, blocks: Sequence[Block]) -> int:
-    """MACs that go with residual blocks."""
+    """MACs that removing residual blocks would save."""
     return graph.macs() - graph.macs({block.name: torch.zeros(1, dtype=torch.bool) for block in blocks})

@@ -1,4 +1,4 @@
-"""Is the data that a config names there? Asked before anything is built, so that a run ends at once if not."""
+"""Checks, before anything is built, that the data a config names is there, so that a run without it ends at once."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_datasets(config: Config, loaders: tuple[str, ...]) -> None:
         loaders: Keys of the loaders that the run uses, such as ``train_dataloader``.
 
     Raises:
-        FileNotFoundError: With everything that is missing, what belongs there, and a way to go on without it.
+        FileNotFoundError: Something is missing; lists it, what belongs there, and a way to go on without it.
     """
     missing: dict[str, str] = {}
     for loader in loaders:
@@ -96,7 +96,7 @@ def check_datasets(config: Config, loaders: tuple[str, ...]) -> None:
 
 
 def check_samples(loop: BaseLoop | None, key: str) -> None:
-    """Raise if a loop has nothing to load: some samplers would go on for ever.
+    """Raise if a loop has nothing to load: some samplers would loop forever.
 
     Args:
         loop: The loop of a run; None if the run has none.
@@ -139,7 +139,7 @@ def fetches_itself(dataset: Mapping[str, Any], scope: str | None) -> bool:
 
 
 def named_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """Each local folder or file that a data set's config names, after the key that names it."""
+    """The key and the path of each local folder or file that a data set's config names."""
     root = checked('data_root of a data set', dataset.get('data_root'), optional(PATH)) or ''
     prefix = dataset.get('data_prefix') or {}
     prefixes = prefix if isinstance(prefix, Mapping) else {'': prefix}
@@ -152,7 +152,7 @@ def named_paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
 
 
 def message(missing: Mapping[str, str]) -> str:
-    """What is missing, what belongs there, and what to do."""
+    """The error message: what is missing, what belongs there, and what to do."""
     lines = ['data set not found; missing:', *(f'    {path}   ({key})' for path, key in missing.items())]
     for names, layout in LAYOUTS:
         if any(name in path for name in names for path in missing):

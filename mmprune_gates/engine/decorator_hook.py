@@ -1,4 +1,4 @@
-"""Gate Decorator as an mmengine hook: lengths in epochs, and which data a phase sees."""
+"""Gate Decorator as an mmengine hook: lengths in epochs, and the data of each phase."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class GateDecoratorHook(PruningHook):
     """Tick-Tock pruning of a ``GatedModel`` with ``gates=dict(type='DecoratorGate')``.
 
     A Tock first, then ``ticks`` Ticks and a Tock in turn until the MACs target is met; the rest of the run is the
-    fine-tune. The hook sets the learning rates itself: the config's ``param_scheduler`` is not used, and the log
+    fine-tune. The hook sets the learning rates itself: the config's ``param_scheduler`` is ignored, and the log
     says so.
 
     Args:
-        target_macs: Kept MACs / original MACs, in (0, 1]; or, among the settings, ``target`` as a share of any
+        target_macs: Kept MACs / original MACs, in (0, 1]. Instead, the settings may hold ``target``, a share of any
             ``cost``, or ``target_ms``, see :class:`~mmprune_gates.budget.Goal`.
         by_epoch: Whether ``tick`` and ``tock`` are in epochs; if not, in iterations (iteration-based loops only).
         subset: Share of the training data that Ticks see.
         criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
         shrink: Whether closed channels leave the model when the target is met, so that the fine-tune costs what the
-            slim model costs. A number: also before, whenever that share of the MACs can go.
+            slim model costs. A number: also earlier, whenever that share of the MACs can go.
         export: Whether ``WORK_DIR/slim`` is written when training ends.
         **settings: Further fields of :class:`~mmprune_gates.pruning.GateDecoratorSettings`.
 
     Raises:
-        ValueError: A value out of range; a model without such gates; a target out of reach under the limits.
+        ValueError: A value is out of range, the model has no such gates, or the limits put the target out of reach.
     """
 
     pruner: GateDecorator
@@ -65,13 +65,13 @@ class GateDecoratorHook(PruningHook):
         criterion, cost = built(CRITERIA, criterion), built(COSTS, cost)
         self.settings = dict(target_macs=target_macs, criterion=criterion, cost=cost, **settings)
         with self.own_errors():
-            self.cycle = GateDecoratorSettings(**self.settings).cycle  # refuses what is wrong before anything is built
+            self.cycle = GateDecoratorSettings(**self.settings).cycle  # refuses bad values before anything is built
 
     def make_pruner(self, runner) -> GateDecorator:
         """Gate Decorator on the model and optimiser of a run.
 
         Raises:
-            ValueError: A distributed run that does not look for unused parameters in every iteration.
+            ValueError: A distributed run has a static graph, or does not look for unused parameters.
         """
         if has_static_graph(runner):
             raise ValueError('Ticks and Tocks have different graphs: take static_graph=True out of model_wrapper_cfg')
@@ -91,10 +91,10 @@ class GateDecoratorHook(PruningHook):
         return pruner
 
     def set_up_data(self, runner) -> Cycle:
-        """The data of Ticks and of Tocks; returns the lengths of the phases in iterations.
+        """Set up the data of Ticks and of Tocks; returns the lengths of the phases in iterations.
 
         Raises:
-            ValueError: Lengths in iterations, and a loop that goes by epochs.
+            ValueError: Lengths are in iterations, but the loop is epoch-based.
         """
         loop = runner.train_loop
         self.epochs = isinstance(loop, EpochBasedTrainLoop)
@@ -109,7 +109,7 @@ class GateDecoratorHook(PruningHook):
         return replace(self.cycle, tick=tick, tock=tock)
 
     def before_train(self, runner) -> None:
-        """Go on where a resumed run was, or let the gates take over."""
+        """Continue a resumed run where it was, or let the gates take over."""
         super().before_train(runner)
         if not self.resumes(runner):
             self.pruner.begin()
@@ -124,7 +124,7 @@ class GateDecoratorHook(PruningHook):
         return self.pruner.phase == TICK
 
     def before_train_epoch(self, runner) -> None:
-        """In a loop that goes by epochs, take the data of the phase."""
+        """In an epoch-based loop, switch to the data of the phase."""
         if self.epochs:
             runner.train_loop.dataloader = self.part if self.in_tick() else self.full
 
@@ -138,7 +138,7 @@ class GateDecoratorHook(PruningHook):
             self.warn('no mini-batch of this Tick had finite gradients; nothing closed')
 
     def after_train(self, runner) -> None:
-        """Say so if the run was too short; write the slim product, if it is wanted."""
+        """Warn if the run was too short; write the slim product if requested."""
         super().after_train(runner)
         if not self.pruner.controller.settled:
             self.warn(
@@ -153,7 +153,7 @@ class GateDecoratorHook(PruningHook):
         return runner.max_iters - runner.iter - 1
 
     def log_plan(self, runner) -> None:
-        """Say what will come, as far as it can be known."""
+        """Log the phases to expect, as far as they can be known."""
         controller, cycle = self.pruner.controller, self.pruner.controller.cycle
         ticks = controller.expected_ticks()
         tocks = 1 + ticks // cycle.ticks

@@ -45,17 +45,17 @@ from mmprune_gates.version import __version__
 
 @dataclass(frozen=True)
 class Slimmed:
-    """A slim model beside what it was made from.
+    """A slim model and what it was made from.
 
     Attributes:
         model: The slim model, rebuilt from ``config``.
         config: Its model config.
-        graph: Channel graph of the gated model.
-        kept: What stays.
+        graph: Channel graph of the gated model, before any channel left it.
+        kept: The channels kept.
         params: Parameters before and after.
         parity: Largest absolute difference of all heads' outputs, relative to the largest output, in float64.
         parity_fp32: The same in float32, where rounding adds to it.
-        doubts: What a person would want to know of the checkpoint.
+        doubts: Warnings about the checkpoint, for the user.
     """
 
     model: nn.Module
@@ -74,14 +74,14 @@ def export_slim(config: Config, checkpoint_path: str | Path, out_dir: str | Path
     Args:
         config: Config of the gated run.
         checkpoint_path: A checkpoint of it.
-        out_dir: Folder to write; an earlier product of ours in it is replaced, anything else refused.
+        out_dir: Folder to write; an earlier product in it is replaced, anything else is refused.
 
     Returns:
         The report, as in ``slim.json``.
 
     Raises:
-        ValueError: A config without gates, a checkpoint that does not fit, or an output that differs by more than
-            1e-5 relative; nothing is written then.
+        ValueError: The config has no gates, the checkpoint does not fit, or the output differs by more than 1e-5
+            relative; nothing is written then.
         OSError: ``out_dir`` holds something else, or cannot be written.
     """
     if config.model.get('type') != GATED:
@@ -104,12 +104,12 @@ def export_slim(config: Config, checkpoint_path: str | Path, out_dir: str | Path
 
 
 def saved(model: nn.Module, report: Mapping[str, Any], meta: Any) -> bytes:
-    """The file ``slim.pth``.
+    """The contents of ``slim.pth``.
 
     Args:
         model: The slim model.
         report: As in ``slim.json``.
-        meta: Of the gated checkpoint; classes and palette of its data set are taken over.
+        meta: Metadata of the gated checkpoint; classes and palette of its data set are taken over.
     """
     own = {'mmprune_gates_version': __version__, 'slim': {key: report[key] for key in ('macs', 'params')}}
     dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
@@ -158,15 +158,15 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
 
 
 def refuse_unlike(outputs: list[Tensor], parity: float, path: str | Path) -> None:
-    """Refuse a slim model that is not what it was made from.
+    """Refuse a slim model whose outputs are not those of the gated one.
 
     Args:
-        outputs: Of the gated model.
-        parity: How far those of the slim one are from them.
-        path: Of the checkpoint, for the message.
+        outputs: Outputs of the gated model.
+        parity: Relative error of the slim model's outputs.
+        path: Path of the checkpoint, for the message.
 
     Raises:
-        ValueError: The outputs differ, or are no numbers.
+        ValueError: The outputs differ, or are not finite.
     """
     if not all(bool(tensor.isfinite().all()) for tensor in outputs):
         raise ValueError(
@@ -182,7 +182,7 @@ def refuse_unlike(outputs: list[Tensor], parity: float, path: str | Path) -> Non
 
 
 def is_state(state: Any, num_channels: int) -> bool:
-    """Whether something is the state of a pruning hook for gates over so many channels."""
+    """Whether a value is the state of a pruning hook for gates over ``num_channels`` channels."""
     if not isinstance(state, Mapping) or not {'settled', 'kept'} <= state.keys():
         return False
     kept = state['kept']
@@ -190,11 +190,11 @@ def is_state(state: Any, num_channels: int) -> bool:
 
 
 def doubts_about(gates: GateSet, checkpoint: Mapping[str, Any]) -> list[str]:
-    """What a person would want to know before slimming a checkpoint; empty if it is a settled run's.
+    """Warnings about a checkpoint before it is slimmed; empty if it comes from a settled run.
 
     Args:
         gates: The gates, with the checkpoint's weights.
-        checkpoint: The checkpoint; its own state of the run, if it has one, is asked as well.
+        checkpoint: The checkpoint; its state of the run is examined too, if it has one.
     """
     found, state = [], checkpoint.get(STATE)
     kept = gates.kept()
@@ -233,7 +233,7 @@ def slim_config(config: Config, model: dict[str, Any]) -> Config:
 
 
 def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -> dict[str, Any]:
-    """Everything worth knowing of a slimming, as plain values."""
+    """The report of a slimming, as plain values."""
     graph, kept = slimmed.graph, slimmed.kept
     macs = graph.macs(), graph.macs(kept)
     channels = {group.name: kept[group.name] for group in graph.free_channels}
@@ -261,7 +261,7 @@ def make_report(slimmed: Slimmed, config: Config, checkpoint_path: str | Path) -
 
 
 def blocks_report(graph: ChannelGraph, kept: Kept) -> dict[str, Any]:
-    """How many residual blocks there are that can go, which have gone, and which of those have left a constant."""
+    """Residual blocks that can go: how many before and after, which have gone, and which of those left a constant."""
     can_go = [block.name for block in graph.blocks if block.gate is not None or block.last is not None]
     closed = [block.name for block in kept.closed]
     constant = [block.name for block in kept.emptied if block.name not in closed]
@@ -270,7 +270,7 @@ def blocks_report(graph: ChannelGraph, kept: Kept) -> dict[str, Any]:
 
 
 def provenance(config: Config, checkpoint: Path) -> dict[str, str]:
-    """What a product was made from, and with."""
+    """Config, checkpoint and versions that a product was made from."""
     return {
         'config': Path(config.filename or '').name,
         'checkpoint': checkpoint.name,

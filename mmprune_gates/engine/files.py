@@ -14,9 +14,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file completely or not at all; folders above it are made.
+    """Write a file completely or not at all; missing folders are created.
 
-    What is there and no regular file, such as ``/dev/stdout``, is written to, not replaced.
+    An existing path that is no regular file, such as ``/dev/stdout``, is written to, not replaced.
 
     Raises:
         OSError: It cannot be written; names the file.
@@ -33,10 +33,10 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def check_writable(path: str | Path, is_folder: bool = False) -> None:
-    """Ask, before any work, whether a file can be written, or files in a folder.
+    """Check, before any work, that a file can be written, or files in a folder.
 
     Raises:
-        OSError: It cannot; names it.
+        OSError: It cannot; names the path.
     """
     path = Path(path)
     if path.exists() and not is_folder and not path.is_file():
@@ -53,12 +53,12 @@ def check_writable(path: str | Path, is_folder: bool = False) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside its own, then give it its own."""
+    """Write a file under a temporary name beside its own, then rename it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:40]}-')
     try:
         with open(handle, 'wb') as file:
             file.write(data)
-        os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
+        os.chmod(temporary, 0o644)  # only its owner can read a temporary file
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

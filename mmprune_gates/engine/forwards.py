@@ -21,10 +21,10 @@ class Segmentor(Protocol):
 
 
 def example_images(config: Mapping[str, Any]) -> Tensor:
-    """(2, C, H, W) random images, the same every time, that outputs of a model are compared on.
+    """(2, C, H, W) random images, the same every time, on which outputs of a model are compared.
 
     Args:
-        config: The model config, for the size that MACs are stated for.
+        config: The model config, which states the size that MACs are counted for.
 
     Raises:
         ValueError: It states no size.
@@ -41,7 +41,7 @@ def inference_forward(model: nn.Module, inputs: Tensor):
 
 
 def prediction_forward(model: nn.Module, inputs: Tensor):
-    """Logits that ``predict`` makes labels or scores of: (N, 3, H, W) -> (N, classes, H, W) of a segmentor.
+    """Logits from which ``predict`` makes labels or scores: (N, 3, H, W) -> (N, classes, H, W) for a segmentor.
 
     The whole image is one window, whatever ``test_cfg`` says.
     """
@@ -68,7 +68,7 @@ def is_segmentor(model: nn.Module) -> TypeGuard[Segmentor]:
 
 
 def decode(model: Segmentor, features) -> list:
-    """Outputs of the decode head, or of each stage of a cascade, which also sees the stage before."""
+    """Outputs of the decode head, or of each head of a cascade, which also reads the output of the one before."""
     first, *later = as_list(model.decode_head)
     outputs = [first(features)]
     for head in later:
@@ -81,7 +81,7 @@ def decode(model: Segmentor, features) -> list:
 
 
 def at_points(head, features, coarse: Tensor) -> Tensor:
-    """A head that refines the stage before at chosen points (PointRend), at a few points in the middle."""
+    """Output of a head that refines the previous stage at chosen points (PointRend), here at the image centre."""
     from mmcv.ops import point_sample
 
     points = coarse.new_full((len(coarse), 4, 2), 0.5)
@@ -91,7 +91,7 @@ def at_points(head, features, coarse: Tensor) -> Tensor:
 
 
 def as_list(heads) -> list:
-    """No, one or several heads as a list."""
+    """None, one or several heads as a list."""
     if heads is None:
         return []
     if isinstance(heads, nn.ModuleList):

@@ -17,7 +17,7 @@ Line = Mapping[str, Any]  # of gates.jsonl
 
 
 def draw_histogram(axes: Axes, line: Line) -> None:
-    """Number of gates in each bin of value, on a logarithmic scale; exact zeros are a bar of their own.
+    """Draw the number of gates in each bin of value, on a logarithmic scale; exact zeros have a bar of their own.
 
     Args:
         axes: Where to draw.
@@ -40,7 +40,7 @@ def draw_histogram(axes: Axes, line: Line) -> None:
 
 
 def write_count(axes: Axes, place: float, count: int) -> None:
-    """The number of gates of a bar, above it."""
+    """Write the number of gates above a bar."""
     top = max(count, 1)
     axes.annotate(str(count), (place, top), ha='center', va='bottom', fontsize=8)
 
@@ -62,7 +62,7 @@ def histograms(lines: Sequence[Line]) -> Figure:
 
 
 def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
-    """(H, W, 3) uint8, RGB."""
+    """(H, W, 3) uint8, RGB pixels of a figure."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -1,4 +1,4 @@
-"""Model configs: what our builders and hooks add to a stock config, and the stock config without it."""
+"""Model configs: the keys that our builders and hooks add to a stock config, and how to remove them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def stock_model(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_ours(hook: Mapping[str, Any] | object) -> bool:
-    """Whether a custom hook, as a config or built, is one of this package."""
+    """Whether a custom hook, as a config or an object, belongs to this package."""
     kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
     name = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
     return name.startswith('mmprune_gates.')
 
 
 def without_our_hooks(hooks: Sequence | None) -> list:
-    """The custom hooks that a config has of its own."""
+    """The custom hooks of a config that do not belong to this package."""
     return [hook for hook in hooks or [] if not is_ours(hook)]
 
 
 def with_our_import(custom_imports: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``custom_imports`` that also find this package."""
+    """``custom_imports`` that also import this package."""
     custom = dict(custom_imports or {})
     imports = custom.get('imports') or []
     if isinstance(imports, str):
@@ -53,7 +53,7 @@ def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """(C, H, W) that MACs are stated for: the model config's ``input_shape``, or else its crop size.
 
     Raises:
-        ValueError: It states none.
+        ValueError: It states neither.
     """
     shape = config.get('input_shape')
     if shape is not None:
@@ -72,7 +72,7 @@ def default_input_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def without_pretrained(config: Any) -> Any:
-    """A model config with every pretrained initialisation taken out."""
+    """A model config with every pretrained initialisation removed."""
     if isinstance(config, (list, tuple)):
         return type(config)(map(without_pretrained, config))
     if not isinstance(config, Mapping):

@@ -37,7 +37,7 @@ from mmprune_gates.engine.onnx_graph import (
 from mmprune_gates.version import __version__
 
 BATCHES = (1, 3)  # that are compared; the model is traced with 2
-FARTHER = 64  # pixels by which another size that is compared is higher and wider
+FARTHER = 64  # pixels added to the height, and twice to the width, of another size that is compared
 TRANSLATED = 'torch.onnx.export'
 NORMALISATION = ('mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr', 'to_rgb')  # keys of a data preprocessor
 
@@ -53,23 +53,23 @@ def export_onnx(
     dynamic_size: bool = False,
     batch: int | None = None,
 ) -> Report:
-    """Export a segmentor or classifier to ONNX, compare, and write.
+    """Export a segmentor or classifier to ONNX, compare it with onnxruntime, and write it.
 
     Args:
         config: Config of a slim or dense model.
         checkpoint_path: Its weights.
         out: The file to write.
-        shape: (C, H, W) of the images; by default what MACs are stated for.
+        shape: (C, H, W) of the images; by default the size that MACs are stated for.
         argmax: Give label maps instead of logits; segmentors only.
         dynamic_size: Let height and width vary.
-        batch: Number of images that it takes at a time; None for any number.
+        batch: Batch size; None for any.
 
     Returns:
-        What the file's metadata says.
+        The file's metadata, and its size in bytes.
 
     Raises:
-        ValueError: A config with gates, a checkpoint that does not fit, an op that cannot be exported, or outputs that
-            differ by more than 1e-4 relative, or in more than 0.1 % of the labels; then nothing is written.
+        ValueError: The config has gates, the checkpoint does not fit, an op cannot be exported, or outputs differ by
+            more than 1e-4 relative, or in more than 0.1 % of the labels; then nothing is written.
         OSError: ``out`` cannot be written.
     """
     require_packages()
@@ -87,16 +87,16 @@ def export_onnx(
 
 
 def translated(module: Deployed, shape: Sequence[int], dynamic_size: bool, batch: int | None) -> tuple[Any, Report]:
-    """A module as ONNX, and what is known of it after comparing the two.
+    """A module as an ONNX model, and the result of comparing the two.
 
     Args:
-        module: What is to be deployed.
+        module: The module to deploy.
         shape: (C, H, W) of its images.
         dynamic_size: Let height and width vary.
-        batch: Number of images that it takes at a time; None for any number.
+        batch: Batch size; None for any.
 
     Raises:
-        ValueError: An op that cannot be exported, or outputs that differ too much.
+        ValueError: An op cannot be exported, or outputs differ too much.
     """
     check_runs(module, shape, batch or 1)
     proto = onnx_of(module, shape, dynamic_size, batch)
@@ -107,7 +107,7 @@ def translated(module: Deployed, shape: Sequence[int], dynamic_size: bool, batch
 
 
 def deployed(config: Config, checkpoint: dict[str, Any], path: str | Path, argmax: bool) -> Deployed:
-    """The model of a config with its weights, as it is to be translated.
+    """The model of a config with its weights, ready for translation.
 
     Args:
         config: Its config.
@@ -116,7 +116,7 @@ def deployed(config: Config, checkpoint: dict[str, Any], path: str | Path, argma
         argmax: Give label maps instead of logits.
 
     Raises:
-        ValueError: It has gates, the checkpoint does not fit, or it has no label map.
+        ValueError: The model has gates, the checkpoint does not fit, or there is no label map.
     """
     if config.model.get('type') == GATED:
         raise ValueError(
@@ -132,7 +132,7 @@ def deployed(config: Config, checkpoint: dict[str, Any], path: str | Path, argma
 
 @torch.no_grad()
 def check_runs(module: Deployed, shape: Sequence[int], batch: int) -> None:
-    """Refuse images that a model does not take.
+    """Check that a model accepts images of a shape.
 
     Raises:
         ValueError: Its forward fails.
@@ -148,9 +148,9 @@ def check_runs(module: Deployed, shape: Sequence[int], batch: int) -> None:
 def shapes_to_compare(
     module: Deployed, shape: Sequence[int], dynamic_size: bool, batch: int | None
 ) -> tuple[Shape, ...]:
-    """Shapes of the random images: two batches, of different sizes if that may vary, and other images if they may.
+    """Shapes of the random images: two batches, of different size if that may vary, and other image sizes if they may.
 
-    Of the other images some have an odd height and width, if the model takes such.
+    One of the other image sizes has an odd height and width, if the model accepts that.
     """
     channels, height, width = shape
     first, second = BATCHES if batch is None else (batch, batch)
@@ -165,10 +165,10 @@ def shapes_to_compare(
 
 
 def refuse_unlike(agreement: Agreement, proto: Proto) -> None:
-    """Refuse an ONNX model that does not compute what the model does.
+    """Refuse an ONNX model whose outputs differ from those of the model.
 
     Raises:
-        ValueError: It is one.
+        ValueError: They do.
     """
     if agreement.holds:
         return
@@ -185,7 +185,7 @@ def refuse_unlike(agreement: Agreement, proto: Proto) -> None:
 
 
 def origin(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Report:
-    """What an ONNX model was made from, and what it was pruned from where that is known."""
+    """What an ONNX model was made from, and what it was pruned from if that is known."""
     found: Report = {
         'mmprune_gates': __version__,
         'config': Path(config.filename or '').name,
@@ -207,7 +207,7 @@ def origin(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Report:
 
 
 def graph_facts(proto: Proto, module: Deployed) -> Report:
-    """What an ONNX model takes and gives, and how it was made."""
+    """Input, output, opset and exporter of an ONNX model."""
     dimensions = proto.graph.input[0].type.tensor_type.shape.dim
     shape = [dimension.dim_param or dimension.dim_value for dimension in dimensions]
     return {
@@ -222,7 +222,7 @@ def graph_facts(proto: Proto, module: Deployed) -> Report:
 
 
 def agreement_facts(agreement: Agreement) -> Report:
-    """What the comparison has found."""
+    """Result of the comparison."""
     import onnxruntime
 
     return {

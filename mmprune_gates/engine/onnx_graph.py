@@ -31,7 +31,7 @@ IMAGES, LOGITS, LABELS = 'images', 'logits', 'labels'
 DIMENSIONS = {0: 'batch', 2: 'height', 3: 'width'}  # of the images, which may vary
 TOLERANCE = 1e-4  # relative error of logits
 EQUAL = 0.999  # share of labels
-DRAWING = ('Random', 'Bernoulli', 'Multinomial')  # what names of operators begin with that draw random numbers
+DRAWING = ('Random', 'Bernoulli', 'Multinomial')  # beginnings of the names of operators that draw random numbers
 LARGEST = 2**31 - 2**20  # bytes of parameters: no ONNX file holds more than 2 GiB
 FIXED = re.compile(r'size\(\)\[(\d)\] as dynamic but your code specialized it to be a constant \((\d+)\)')
 UNTRANSLATED = re.compile(r'translating node %(\w+).*?target=(?:torch\.ops\.)?([\w.]+)')
@@ -42,12 +42,12 @@ Shape = tuple[int, int, int, int]
 
 
 class Deployed(nn.Module):
-    """What is exported of a model: (N, C, H, W) preprocessed images -> logits, or labels.
+    """The part of a model that is exported: (N, C, H, W) preprocessed images -> logits, or labels.
 
     Args:
         model: A segmentor or classifier.
-        labels: Give the int64 labels instead: of a segmentor a map (N, H, W).
-        forward: Makes logits of the model and images; by default those that it predicts with.
+        labels: Give the int64 labels instead; for a segmentor a map (N, H, W).
+        forward: Computes logits from the model and images; by default those used for predictions.
     """
 
     def __init__(self, model: nn.Module, labels: bool = False, forward: Forward | None = None) -> None:
@@ -61,7 +61,7 @@ class Deployed(nn.Module):
         """Logits, or labels.
 
         Raises:
-            ValueError: The model gives anything but one tensor.
+            ValueError: The model returns anything but one tensor.
         """
         logits = self.logits_of(self.model, images)
         if not isinstance(logits, Tensor):
@@ -72,7 +72,7 @@ class Deployed(nn.Module):
         return self.labels_of(logits) if self.labels else logits
 
     def labels_of(self, logits: Tensor) -> Tensor:
-        """The label at the largest logit; of a segmentor's single logit, whether it is above the head's threshold."""
+        """Label of the largest logit; of a segmentor's only logit, whether its sigmoid exceeds the head's threshold."""
         if is_segmentor(self.model) and logits.shape[1] == 1:
             threshold = as_list(self.model.decode_head)[-1].threshold
             return (logits.squeeze(1).sigmoid() > threshold).long()
@@ -80,10 +80,10 @@ class Deployed(nn.Module):
 
 
 def require_packages() -> None:
-    """Refuse to begin without what ONNX takes.
+    """Check that the packages that ONNX needs are installed.
 
     Raises:
-        ValueError: A package is missing; says which.
+        ValueError: A package is missing; names it.
     """
     missing = [name for name in PACKAGES if not compat.has_package(name)]
     if missing:
@@ -97,10 +97,10 @@ def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False, 
         module: The module.
         shape: (C, H, W) of the images.
         dynamic_size: Whether height and width may vary.
-        batch: How many images it takes at a time; None for any number.
+        batch: Batch size; None for any.
 
     Raises:
-        ValueError: The module cannot be captured or translated; says at which op.
+        ValueError: The module is too large, or cannot be captured or translated; says at which op.
     """
     held = sum(tensor.nbytes for tensor in module.state_dict().values())
     if held > LARGEST:
@@ -118,7 +118,7 @@ def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False, 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of the exporter, which are about itself."""
+    """Silence the exporter's warnings, which are about itself."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -138,11 +138,11 @@ def captured(module: Deployed, images: Tensor, varying: Sequence[int]) -> Export
 
     Args:
         module: The module.
-        images: Zeros.
-        varying: Dimensions of the images that may have other sizes.
+        images: (N, C, H, W) zeros.
+        varying: Dimensions of the images whose size may vary.
 
     Raises:
-        ValueError: Its code fixes a dimension that is to vary, or cannot be captured at all.
+        ValueError: Its code fixes a dimension that should vary, or cannot be captured at all.
     """
     dimensions = dict.fromkeys(varying, Dim.DYNAMIC)
     try:
@@ -161,9 +161,9 @@ def captured(module: Deployed, images: Tensor, varying: Sequence[int]) -> Export
 
 
 def refuse_pooling(program: ExportedProgram) -> None:
-    """Refuse pooling to several cells, as pyramid pooling does, of images of any size.
+    """Refuse pooling to several cells, as in pyramid pooling, if the image size may vary.
 
-    torch's exporter is right only about sizes that the number of cells divides, and can take an hour over it.
+    torch's exporter is correct only for sizes that the number of cells divides, and can take an hour over it.
 
     Raises:
         ValueError: A module does it; names it.
@@ -178,7 +178,7 @@ def refuse_pooling(program: ExportedProgram) -> None:
 
 
 def translated(program: ExportedProgram, output: str) -> Proto:
-    """A captured program in ONNX, optimised.
+    """A captured program as an optimised ONNX model.
 
     Raises:
         ValueError: An op has no translation; names it and the module that calls it.
@@ -193,10 +193,10 @@ def translated(program: ExportedProgram, output: str) -> Proto:
 
 
 def untranslated(error: BaseException) -> str:
-    """What to tell a person where torch's exporter has failed.
+    """The message for a user when torch's exporter has failed.
 
     Args:
-        error: What it has raised.
+        error: The error that it raised.
     """
     match = UNTRANSLATED.search(str(error))
     if match is None:
@@ -208,13 +208,13 @@ def untranslated(error: BaseException) -> str:
 
 
 def path_of_failed(error: BaseException, name: str) -> str:
-    """Path of the module that calls the op at which the exporter has failed; empty if that is not known.
+    """Path of the module that calls the op at which the exporter failed; empty if that is not known.
 
-    The exporter rewrites the graph before it translates it, so the op is looked for where the error comes from.
+    The exporter rewrites the graph before it translates it, so the op is looked up in the frames of the error.
 
     Args:
-        error: What the exporter has raised.
-        name: Of the op's node.
+        error: The error that the exporter raised.
+        name: Name of the op's node.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -227,13 +227,13 @@ def path_of_failed(error: BaseException, name: str) -> str:
 
 
 def first_lines(text: str, lines: int = 2) -> str:
-    """The beginning of a message of torch, which goes on with advice about torch."""
+    """The first lines of a message of torch; the rest is advice about torch."""
     told = [line.strip() for line in text.splitlines() if line.strip()]
     return ' '.join(told[:lines])
 
 
 def strip(proto: Proto) -> None:
-    """Take out what the exporter notes beside the graph: lines of code with the folders of this machine."""
+    """Remove the exporter's notes from the graph: lines of code with folders of this machine."""
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
@@ -242,7 +242,7 @@ def strip(proto: Proto) -> None:
 
 
 def name_dimensions(proto: Proto) -> None:
-    """Give the varying dimensions of the images their names, wherever they occur."""
+    """Name the varying dimensions of the images wherever they occur."""
     names = {}
     dimensions = proto.graph.input[0].type.tensor_type.shape.dim
     for number, name in DIMENSIONS.items():
@@ -260,13 +260,13 @@ def session_of(proto: Proto, threads: int = 1) -> Session:
 
     Args:
         proto: The ONNX model.
-        threads: That it computes with.
+        threads: Number of threads.
     """
     return open_session(proto.SerializeToString(), session_options(threads))
 
 
 def session_options(threads: int) -> Any:
-    """Options of an onnxruntime session that computes with so many threads."""
+    """Options of an onnxruntime session with a number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -284,7 +284,7 @@ def open_session(model: bytes, options: Any) -> Session:
 
 
 def run_session(session: Session, images: Tensor) -> Tensor:
-    """What onnxruntime makes of images."""
+    """Output of onnxruntime for images."""
     (found,) = session.run(None, {IMAGES: images.numpy()})
     return torch.from_numpy(found)
 
@@ -295,8 +295,8 @@ class Agreement:
 
     Attributes:
         shapes: (N, C, H, W) of the random images.
-        error: Largest difference of logits, relative to the largest logit; None of labels.
-        equal: Share of labels that are the same.
+        error: Largest difference of logits, relative to the largest logit; None for labels.
+        equal: Share of labels that are equal.
     """
 
     shapes: tuple[Shape, ...]
@@ -305,7 +305,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether the two are the same as far as rounding allows."""
+        """Whether the two agree within the tolerances."""
         return self.equal >= EQUAL and (self.error is None or self.error <= TOLERANCE)
 
     def __str__(self) -> str:
@@ -319,10 +319,10 @@ class Agreement:
 def compare(session: Session, module: Deployed, shapes: Sequence[Shape]) -> Agreement:
     """Run onnxruntime and the module side by side on random images of several shapes.
 
-    Code that squeezes may drop a batch of one (LeNet's does); its ONNX model keeps it, and that is no difference.
+    Code that squeezes may drop a batch of one (LeNet's does), which its ONNX model keeps; that is no difference.
 
     Raises:
-        ValueError: Outputs of another shape, or the module's own are not finite.
+        ValueError: Outputs have other shapes, or the module's own are not finite.
     """
     generator = torch.Generator().manual_seed(0)
     errors, same, count = [], 0, 0
@@ -350,7 +350,7 @@ def random_ops(proto: Proto) -> list[str]:
 
 
 def norms_left(proto: Proto) -> int:
-    """How many batch norms stand by themselves: those behind convolutions are folded."""
+    """Number of batch norms that remain: those behind convolutions are folded."""
     return sum(node.op_type == 'BatchNormalization' for node in proto.graph.node)
 
 

@@ -1,4 +1,4 @@
-"""GDP as an mmengine hook. What happens is :class:`~mmprune_gates.pruning.GDP`'s affair."""
+"""GDP as an mmengine hook; the method itself is :class:`~mmprune_gates.pruning.GDP`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class PolarizationHook(PruningHook):
     """Anneals and closes the gates of a ``GatedModel`` until a MACs target is met, then lets the model settle.
 
     Args:
-        target_macs: Kept MACs / original MACs, in (0, 1]; or, among the settings, ``target`` as a share of any
+        target_macs: Kept MACs / original MACs, in (0, 1]. Instead, the settings may hold ``target``, a share of any
             ``cost``, or ``target_ms``, see :class:`~mmprune_gates.budget.Goal`.
         update: ``waterline`` (this project's) or ``gradient`` (the paper's form).
         criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
         shrink: Whether closed channels leave the model when the gates have settled, so that the rest of the run costs
-            what the slim model costs. A number: also before, whenever that share of the MACs can go; a gate that is
-            closed at that moment cannot open again.
+            what the slim model costs. A number: also earlier, whenever that share of the MACs can go; a gate that is
+            closed then cannot open again.
         export: Whether ``WORK_DIR/slim`` is written when training ends.
         **settings: Further fields of :class:`~mmprune_gates.pruning.GDPSettings`, and arguments of the update.
 
     Raises:
-        ValueError: A value out of range; a model without gates; a target out of reach under the limits.
+        ValueError: A value is out of range, the model has no gates, or the limits put the target out of reach.
     """
 
     pruner: GDP
@@ -53,7 +53,7 @@ class PolarizationHook(PruningHook):
             target_macs=target_macs, update=update, criterion=criterion, cost=cost, options=options, **settings
         )
         with self.own_errors():
-            GDPSettings(**self.settings)  # refuses what is wrong before anything is built
+            GDPSettings(**self.settings)  # refuses bad values before anything is built
 
     def make_pruner(self, runner) -> GDP:
         """GDP on the model and optimiser of a run."""

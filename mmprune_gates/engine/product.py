@@ -1,8 +1,8 @@
-"""The folder of a slim model: its files are written together, and what a killed run has left is cleaned up.
+"""The folder of a slim model: its files are written together, and the remains of a killed run are cleaned up.
 
-New files gather in a folder inside, so that the folder itself may be a mount point. When all are whole it gets another
-name, and they are moved to their places. A run that is killed before leaves the earlier product as it was; one that is
-killed while they are moved is completed by the next.
+New files gather in a subfolder, so that the folder itself may be a mount point. Once all are complete, the subfolder is
+renamed, and the files are moved to their places. A run killed before the renaming leaves the earlier product as it was;
+the moves of one killed later are completed by the next run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ALLOWED = (*FILES, WRITING, WHOLE, '__pycache__')
 
 
 def prepare_folder(out_dir: Path) -> None:
-    """Ask, before any work, whether a product can be written; clean up what an earlier run has left.
+    """Check, before any work, that a product can be written; clean up what an earlier run has left.
 
     Raises:
         OSError: The folder holds something else, or cannot be written to; nothing has changed then.
@@ -45,11 +45,11 @@ def write_product(out_dir: Path, contents: Mapping[str, bytes]) -> None:
     """Write the files of a product, all or none.
 
     Args:
-        out_dir: Its folder, as :func:`prepare_folder` has left it.
-        contents: Name of each file -> what it holds.
+        out_dir: Its folder, after :func:`prepare_folder`.
+        contents: Name of each file -> its contents.
 
     Raises:
-        OSError: They cannot be written; an earlier product is as it was.
+        OSError: They cannot be written; an earlier product is unchanged.
     """
     made = topmost_missing(out_dir)
     writing = out_dir / WRITING
@@ -64,7 +64,7 @@ def write_product(out_dir: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def complete(out_dir: Path) -> None:
-    """Move the files that are whole to their places."""
+    """Move the files of a complete product to their places."""
     whole = out_dir / WHOLE
     if whole.is_dir():
         for file in whole.iterdir():
@@ -73,7 +73,7 @@ def complete(out_dir: Path) -> None:
 
 
 def topmost_missing(path: Path) -> Path | None:
-    """The highest folder that has to be made for ``path`` to be there; None if it is."""
+    """The highest folder that has to be created for ``path``; None if ``path`` exists."""
     path = path.absolute()
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     return missing[-1] if missing else None

@@ -1,4 +1,4 @@
-"""What every pruning hook does: give the run's gates to a pruner, keep its state, say what a person should know."""
+"""The base of the pruning hooks: it gives the run's gates to a pruner, keeps its state, and informs the user."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ SHRINK = Rule(
     'True, False, or a share of the MACs in (0, 1)',
     lambda value: isinstance(value, bool) or (is_number(value) and 0 < value < 1),
 )
-LOOK_EVERY = 10  # iterations between two looks at what could leave the model
-TIMED = 50  # iterations whose time is stated
+LOOK_EVERY = 10  # iterations between two checks of what could leave the model
+TIMED = 50  # iterations whose mean time is logged
 BYPASSING = 'efficient_conv_bn_eval'  # computes convolution and norm at once, past the gates on either
 
 
@@ -43,11 +43,11 @@ class PruningHook(Hook):
     """Base of the pruning hooks: an adapter between a runner and a pruner.
 
     Attributes:
-        pruner: What prunes; None before training.
-        loaded: State of a checkpoint, until it is known whether the run resumes.
-        left_at: Iteration in which channels last left the model, until the log has said what that gained.
-        shrink: Whether closed channels leave the model once no further ones will close; a number: also before, whenever
-            that share of the MACs can go.
+        pruner: The pruner; None before training.
+        loaded: State from a checkpoint, until it is known whether the run resumes.
+        left_at: Iteration in which channels last left the model; None once the log has said what that gained.
+        shrink: Whether closed channels leave the model once no further ones will close; a number: also earlier,
+            whenever that share of the MACs can go.
         export: Whether the slim product is written when training ends.
     """
 
@@ -59,7 +59,7 @@ class PruningHook(Hook):
 
     @contextmanager
     def own_errors(self) -> Iterator[None]:
-        """Say which hook has refused something."""
+        """Prefix errors about bad values with the name of the hook."""
         try:
             yield
         except ValueError as error:
@@ -70,7 +70,7 @@ class PruningHook(Hook):
         raise NotImplementedError
 
     def before_run(self, runner) -> None:
-        """Follow modules that were replaced since the model was built; before training, make the pruner.
+        """Let gates follow modules replaced since the model was built; before training, create the pruner.
 
         Raises:
             ValueError: The method refuses the model, or a config key bypasses gates.
@@ -97,7 +97,7 @@ class PruningHook(Hook):
         """Refuse a config key that lets the model compute past its gates.
 
         Raises:
-            ValueError: It is set.
+            ValueError: The key is set.
         """
         if runner.cfg.get(BYPASSING) is not None:
             raise ValueError(
@@ -106,7 +106,7 @@ class PruningHook(Hook):
             )
 
     def refuse_sharding(self, runner) -> None:
-        """Refuse a wrapper that cuts parameters into pieces.
+        """Refuse a model wrapper other than DistributedDataParallel, such as one that shards parameters.
 
         Raises:
             ValueError: The model has one.
@@ -119,10 +119,10 @@ class PruningHook(Hook):
             )
 
     def refuse_static_accumulation(self, runner) -> None:
-        """Refuse a wrapper whose static graph torch cannot learn, as the first iteration does not reduce gradients.
+        """Refuse a static graph with accumulated gradients: torch cannot learn it if the first iteration reduces none.
 
         Raises:
-            ValueError: The model has one.
+            ValueError: The run has both.
         """
         if has_static_graph(runner) and accumulates(runner.optim_wrapper):
             raise ValueError(
@@ -131,7 +131,7 @@ class PruningHook(Hook):
             )
 
     def before_train(self, runner) -> None:
-        """Restore a resumed run's state, and ask whether the gates are where they should be."""
+        """Restore the state of a resumed run, and check that the gates are in their places."""
         if self.loaded is not None and self.resumes(runner):
             self.restore(self.loaded)
             before, now = self.loaded['target'], self.pruner.controller.target
@@ -146,7 +146,7 @@ class PruningHook(Hook):
         """Continue from a saved state.
 
         Raises:
-            ValueError: It is not one of this method, or of other gates.
+            ValueError: The state belongs to another method, or to other gates.
         """
         try:
             self.pruner.load_state_dict(state)
@@ -157,15 +157,15 @@ class PruningHook(Hook):
             ) from error
 
     def resumes(self, runner) -> bool:
-        """Whether a run goes on from a saved state."""
+        """Whether the run resumes from a saved state."""
         return self.loaded is not None and runner.iter > 0
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Tell the pruner what gradients are scaled with."""
+        """Tell the pruner the factor by which gradients are scaled."""
         self.pruner.loss_scale = loss_scale(runner.optim_wrapper)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """One step of the pruner; publish its figures; where a checkpoint follows, ask whether all ranks agree.
+        """One step of the pruner; log its figures; if a checkpoint follows, check that all ranks agree.
 
         Raises:
             GatesDoNotAct, Diverged, RanksDiffer: The run cannot go on.
@@ -184,7 +184,7 @@ class PruningHook(Hook):
             self.pruner.check_ranks()
 
     def is_time_to_leave(self) -> bool:
-        """Whether channels shall leave the model now."""
+        """Whether channels should leave the model now."""
         if self.shrink is False:
             return False
         kept = self.pruner.controller.kept
@@ -194,7 +194,7 @@ class PruningHook(Hook):
         return looks and self.pruner.leaving() >= self.shrink
 
     def let_channels_leave(self, runner) -> None:
-        """Remove closed channels from the model of the run; if the optimiser cannot follow, go on without that."""
+        """Remove closed channels from the model of the run; if the optimiser cannot follow, warn and keep them."""
         try:
             self.pruner.check_optimizer()
         except ValueError as error:
@@ -212,7 +212,7 @@ class PruningHook(Hook):
         self.left_at = runner.iter
 
     def after_train(self, runner) -> None:
-        """Write the slim product of the last checkpoint, and of the best ones, if it is wanted."""
+        """If requested, write the slim product of the last checkpoint, and of the best ones."""
         if not self.export or not is_main_process():
             return
         last, work_dir = find_latest_checkpoint(runner.work_dir), Path(runner.work_dir)
@@ -234,7 +234,7 @@ class PruningHook(Hook):
         raise NotImplementedError
 
     def after_train_epoch(self, runner) -> None:
-        """Ask whether all ranks agree.
+        """Check that all ranks agree.
 
         Raises:
             RanksDiffer: They do not.
@@ -249,10 +249,10 @@ class PruningHook(Hook):
         return is_last or self.every_n_train_iters(runner, hook.interval, hook.save_begin)
 
     def prove(self, runner, act) -> Any:
-        """Do something for which gates must act.
+        """Call a function that requires the gates to act.
 
         Raises:
-            GatesDoNotAct: They do not; names modules, and the keys of the config that may have done it.
+            GatesDoNotAct: They do not; names modules, and config keys that may be the cause.
         """
         try:
             return act()
@@ -267,13 +267,13 @@ class PruningHook(Hook):
             runner.message_hub.update_scalar(f'train/{name}', value)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Save what a resumed run needs, if the gates act."""
+        """Check that the gates act, and save what a resumed run needs."""
         if self.pruner is not None:
             self.prove(runner, self.pruner.check)
             checkpoint[STATE] = self.pruner.state_dict()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Give the model its shape, and keep the saved state until it is known whether the run resumes."""
+        """Give the model the checkpoint's shape, and keep the saved state until it is known whether the run resumes."""
         self.loaded = checkpoint.get(STATE)
         if self.loaded is not None:
             reshape_run(runner, self.pruner, self.loaded)
@@ -290,7 +290,7 @@ def seconds_per_iteration(runner) -> str:
 
 
 def forget_best(runner) -> None:
-    """Let the search for the best checkpoint begin anew: what was best until now is no pruned model."""
+    """Restart the search for the best checkpoint: the best one so far is not a pruned model."""
     for hook in best_savers(runner):
         for key in ('best_score', *(f'best_score_{metric}' for metric in hook.key_indicators)):
             runner.message_hub.pop_info(key, None)
@@ -302,7 +302,7 @@ def best_savers(runner) -> list[CheckpointHook]:
 
 
 def best_checkpoints(runner) -> list[str]:
-    """Paths of the best checkpoints that the run has saved by some metric, of which each is there."""
+    """Paths of the best checkpoints, by any metric, that the run has saved and that exist."""
     paths = []
     for hook in best_savers(runner):
         by_metric = getattr(hook, 'best_ckpt_path_dict', {})

@@ -1,4 +1,4 @@
-"""Keep the history of the gates of a run, for pictures and reports."""
+"""Records the history of a run's gates, for pictures and reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEYS = {'iter', 'closed', 'histogram', 'open'}
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a history that are whole; of a killed run the last may be cut. Empty if there is no file."""
+    """The complete lines of a history; in a killed run the last may be cut. Empty if there is no file."""
     path = Path(path)
     history = []
     for text in path.read_text(errors='replace').splitlines() if path.is_file() else []:
@@ -41,7 +41,7 @@ class GateRecordHook(Hook):
     """Appends one line of JSON per ``interval`` iterations to ``gates.jsonl`` in the work directory.
 
     Each line has ``iter``, ``histogram`` (counts of gate values in 20 equal bins over [0, 1]; exact zeros are
-    counted apart, in ``closed``), and ``open`` (group name -> channels whose gate is not exactly 0). When training
+    counted in ``closed`` instead), and ``open`` (group name -> channels whose gate is not exactly 0). When training
     ends, the last histogram also goes as an image, ``gates``, to the backends of the run's visualizer.
 
     Args:
@@ -63,24 +63,24 @@ class GateRecordHook(Hook):
 
     @master_only
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Append a line if it is time."""
+        """Append a line if one is due."""
         if self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters:
             self.append(runner, runner.iter + 1)
 
     @master_only
     def after_train(self, runner) -> None:
-        """See that the last iteration has a line, and hand its histogram to the visualizer."""
+        """Make sure that the last iteration has a line, and pass its histogram to the visualizer."""
         history = read_history(self.path(runner))
-        if not history or history[-1]['iter'] < runner.iter:  # epochs can be shorter than they were thought to be
+        if not history or history[-1]['iter'] < runner.iter:  # epochs can be shorter than expected
             history.append(self.append(runner, runner.iter))
         runner.visualizer.add_image('gates', pixels(histograms(history[-1:])), runner.iter)
 
     def append(self, runner, iteration: int) -> dict[str, Any]:
-        """Append a line for the gates as they are after some iterations; returns it."""
+        """Append a line for the current gates, after a number of iterations; returns it."""
         gates = gates_of(unwrapped(runner))
         value = gates.values()
         free = torch.cat(list(value.values())).float().cpu()
-        opened = {group.name: 0 for group in gates.whole.free}  # what has left the model was closed
+        opened = {group.name: 0 for group in gates.whole.free}  # channels that have left the model were closed
         opened.update({name: int((own != 0).sum()) for name, own in value.items()})
         line = {
             'iter': iteration,
@@ -94,5 +94,5 @@ class GateRecordHook(Hook):
 
     @staticmethod
     def path(runner) -> Path:
-        """Where the history of a run is."""
+        """The file of a run's history."""
         return Path(runner.work_dir) / NAME

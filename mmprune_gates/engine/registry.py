@@ -1,6 +1,6 @@
 """Registries of the package, scope ``mmprune_gates``: models, gates and hooks beside mmengine's, criteria and costs.
 
-A gate type, hook, criterion or cost of one's own is registered here; its file is named in ``custom_imports``.
+Custom gate types, hooks, criteria and costs are registered here; ``custom_imports`` names their files.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ for cost in (budget.MACs, budget.Parameters, budget.Latency):
 
 
 def built(registry: Registry, config: Any) -> Any:
-    """What a config describes; anything but a config as it is.
+    """The object that a config describes; anything but a config is returned as it is.
 
     Raises:
         ValueError: Its type is not registered, or does not take its arguments.

@@ -1,4 +1,4 @@
-"""From which checkpoint a run goes on."""
+"""The checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PARTS = {'meta': Mapping, 'message_hub': Mapping}  # of a checkpoint of a run, b
 def latest_checkpoint(folder: str | Path) -> str | None:
     """The last checkpoint of a work folder; None if there is none.
 
-    A run that was killed while it wrote a checkpoint has the one before it as its last. One that was killed while it
-    noted which is the last has left an empty note; then the newest whole checkpoint in the folder is taken.
+    After a run was killed while writing a checkpoint, that is the checkpoint before. A run killed while noting which is
+    the last leaves an empty note; then the newest complete checkpoint in the folder is taken.
 
     Raises:
-        ValueError: The note is empty, and there is no whole checkpoint.
+        ValueError: The note is empty, and there is no complete checkpoint.
     """
     note = Path(folder, POINTER)
     if not note.is_file():
@@ -45,7 +45,7 @@ def latest_checkpoint(folder: str | Path) -> str | None:
 
 
 def is_of_a_run(path: Path) -> bool:
-    """Whether a file is a whole checkpoint that a run can go on from."""
+    """Whether a file is a complete checkpoint that a run can resume from."""
     try:
         read_run(path)
     except (OSError, ValueError):
@@ -54,10 +54,10 @@ def is_of_a_run(path: Path) -> bool:
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint that a run can go on from.
+    """The contents of a checkpoint that a run can resume from.
 
     Raises:
-        OSError, ValueError: It is missing, broken, or none of a training run.
+        OSError, ValueError: It is missing, broken, or not from a training run.
     """
     checkpoint = read_checkpoint(path)
     absent = [key for key in PARTS if key not in checkpoint]

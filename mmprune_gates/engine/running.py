@@ -1,4 +1,4 @@
-"""What hooks and tools ask a runner for."""
+"""Questions that hooks and tools ask about a runner."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def accumulates(optim_wrapper: BaseOptimWrapper) -> bool:
 
 
 def has_static_graph(runner) -> bool:
-    """Whether the model is wrapped for distributed training by a wrapper that takes its graph to be always the same."""
+    """Whether the model is in a distributed wrapper that assumes its graph never changes."""
     return is_model_wrapper(runner.model) and bool(getattr(runner.model, 'static_graph', False))
 
 
 def loss_scale(optim_wrapper: BaseOptimWrapper) -> float:
-    """What a loss is multiplied by before its backward: gradient accumulation and mixed precision."""
+    """Factor of a loss before its backward, from gradient accumulation and mixed precision."""
     scaler = getattr(optim_wrapper, 'loss_scaler', None)
     return float(optim_wrapper.scale_loss(torch.ones(()))) * (scaler.get_scale() if scaler else 1.0)

@@ -1,4 +1,4 @@
-"""Channels leave the model of a run, and what mmengine keeps beside it: averaged copies, a distributed wrapper."""
+"""Removes channels from the model of a run, its averaged copies and its distributed wrapper."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from mmprune_gates.pruning.shrink import shrink, still_to_leave
 
 
 def shrink_run(runner, pruner: Pruner) -> dict[str, Any]:
-    """Let closed channels leave the model of a run; all ranks have to do it at the same step.
+    """Remove closed channels from the model of a run; all ranks have to do it at the same step.
 
     Args:
         runner: The run.
-        pruner: What has closed them.
+        pruner: The pruner that closed them.
 
     Returns:
-        What :meth:`~mmprune_gates.pruning.Pruner.shrink` does.
+        The report of :meth:`~mmprune_gates.pruning.Pruner.shrink`.
 
     Raises:
         RanksDiffer: Ranks would remove different channels.
         RuntimeError: The model's output would change.
-        ValueError: The optimiser has state that cannot become narrower.
+        ValueError: The optimiser has state that cannot be narrowed.
     """
     pruner.check_ranks()
     kept, device = pruner.controller.staying(), next(pruner.model.parameters()).device
@@ -69,16 +69,16 @@ def reshape_run(runner, pruner: Pruner | None, state: Mapping[str, Any]) -> None
 
 
 def shrunk_in(state: Any) -> list[torch.Tensor]:
-    """What a saved state says of channels that had left; nothing if it is no state of ours."""
+    """The removals recorded in a saved state; empty if it is not a state of this package."""
     shrunk = state.get('shrunk') if isinstance(state, Mapping) else None
     return shrunk if isinstance(shrunk, list) else []
 
 
 def reshape_model(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Remove from a model what had left it when a state was saved; nothing where nothing had, or there are no gates.
+    """Remove from a model the channels that had left it when a state was saved; does nothing to a model without gates.
 
     Raises:
-        ValueError: The state is of another model.
+        ValueError: The state belongs to another model.
     """
     if not has_gates(model):
         return
@@ -87,18 +87,18 @@ def reshape_model(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def averaged_models(runner) -> list[BaseAveragedModel]:
-    """The averaged models that hooks of a run keep."""
+    """The averaged models of a run's hooks."""
     hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model')]
     return [hook.ema_model for hook in hooks]
 
 
 def follow_module(averaged: BaseAveragedModel) -> None:
-    """Let an averaged model average what its module has now; it keeps the tensors that it began with."""
+    """Let an averaged model average the current tensors of its module; it holds those that it began with."""
     module = averaged.module
     averaged.avg_parameters = module.state_dict() if averaged.update_buffers else dict(module.named_parameters())
 
 
 def wrap_again(runner) -> None:
-    """Wrap the model anew for distributed training: a wrapper holds the parameters that it was made with."""
+    """Wrap the model again for distributed training: a wrapper holds the parameters that it was created with."""
     if is_model_wrapper(runner.model):
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), runner.model.module)

@@ -1,4 +1,4 @@
-"""The data of Gate Decorator's Ticks: a fixed part of the training data, in turn with all of it."""
+"""The data of Gate Decorator's Ticks: a fixed part of the training data, alternating with all of it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Subset
 
 
 def subset_loader(runner, dataset, share: float) -> DataLoader:
-    """A loader like the run's own, of a random part of its data set; the same part in every run.
+    """A loader like the run's own for a random part of its data set, which is the same in every run.
 
     Args:
         runner: The runner; its config says how data is loaded.
         dataset: Its training data, a data set with a length.
-        share: Share of the samples, in (0, 1]; at least one batch.
+        share: Share of the samples, in (0, 1]; at least one batch is taken.
 
     Raises:
         ValueError: The runner was given a loader that it did not build from a config.
@@ -35,13 +35,13 @@ def subset_loader(runner, dataset, share: float) -> DataLoader:
 
 
 def epoch_length(loader: DataLoader) -> int:
-    """Iterations in which all ranks together see a data set once; an endless sampler does not know its share."""
+    """Iterations in which all ranks together see a data set once; endless samplers count the samples of all ranks."""
     ranks = get_world_size() if isinstance(loader.sampler, InfiniteSampler) else 1
     return ceil(len(loader) / ranks)
 
 
 def endless(loader: DataLoader) -> Iterator[Any]:
-    """Batches of a loader, epoch after epoch, each shuffled anew."""
+    """Batches of a loader, epoch after epoch, shuffled again in each."""
     epoch = 0
     while True:
         if hasattr(loader.sampler, 'set_epoch'):
@@ -51,16 +51,16 @@ def endless(loader: DataLoader) -> Iterator[Any]:
 
 
 class Alternating:
-    """Batches of one of two endless iterators.
+    """Draws each batch from one of two endless iterators.
 
-    A resumed loop first takes as many batches as it has had: each of the two gives as many as it gave.
+    A resumed loop first draws as many batches as it had before: each iterator gives as many as it had given.
 
     Args:
         full: Batches of all data.
         part: Batches of a part.
         in_part: Whether the next batch is one of the part.
-        given: Batches given so far, before a run was resumed.
-        given_part: Those of the part.
+        given: Batches given before the run was resumed.
+        given_part: How many of them were of the part.
     """
 
     def __init__(
@@ -74,6 +74,6 @@ class Alternating:
         return next(past or (self.part if self.in_part() else self.full))
 
     def skip_iter(self, num_iters: int) -> None:
-        """Give away what a run had before it was resumed; loops of onedl ask for it, others take it themselves."""
+        """Skip the batches drawn before the run was resumed; onedl's loops call this, others draw them."""
         for _ in range(num_iters):
             next(self)

@@ -1,4 +1,4 @@
-"""The methods as objects that any training loop can drive."""
+"""The pruning methods as objects that any training loop can drive."""
 
 from mmprune_gates.pruning.gate_decorator import GateDecorator, GateDecoratorSettings
 from mmprune_gates.pruning.gdp import GDP, GDPSettings

@@ -1,4 +1,4 @@
-"""Has training diverged? Asked now and then, and before anything is settled or saved."""
+"""Detects diverged training: checked now and then, and before anything is settled or saved."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mmprune_gates.gates import listed
 
 
 class Diverged(RuntimeError):
-    """A model with parameters that are not finite: it cannot recover, and nothing can be chosen by its gradients."""
+    """The model has parameters that are not finite: it cannot recover, and its gradients cannot guide any choice."""
 
 
 class Divergence:
-    """Notes when gradients cease to be finite, and asks whether parameters have.
+    """Records when gradients stop being finite, and checks whether parameters are finite.
 
-    A mini-batch without finite gradients alone is none: mixed precision skips its step.
+    A mini-batch without finite gradients alone is no divergence: mixed precision skips its step.
 
     Args:
         model: The model, without a distributed wrapper.
@@ -23,19 +23,19 @@ class Divergence:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.first: Tensor | None = None  # step of the first gradient that was not finite, since parameters were
+        self.first: Tensor | None = None  # step of the first non-finite gradient since parameters were finite
 
     def note(self, finite: Tensor, step: int) -> None:
-        """Take in whether the gradients of one step are finite, a scalar bool; nothing waits for a GPU."""
+        """Record whether the gradients of one step are finite, a scalar bool, without waiting for a GPU."""
         never = torch.full((), torch.inf, dtype=torch.double, device=finite.device)
         now = torch.where(finite, never, step)
         self.first = now if self.first is None else torch.minimum(self.first.to(now.device), now)
 
     def check(self, step: int) -> None:
-        """Ask whether all parameters are finite.
+        """Check that all parameters are finite.
 
         Args:
-            step: Steps that are done.
+            step: Number of steps done.
 
         Raises:
             Diverged: They are not; names the step and the parameters.

@@ -1,7 +1,7 @@
 """Gate Decorator in any training loop.
 
 You et al., Gate Decorator: Global Filter Pruning Method for Accelerating Deep Convolutional Neural Networks,
-NeurIPS 2019, arXiv 1909.08174. What is the paper's and what is this project's choice stands in docs/gate_decorator.md.
+NeurIPS 2019, arXiv 1909.08174. docs/gate_decorator.md says what comes from the paper and what is this project's choice.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ RULES = {
 
 @dataclass(frozen=True)
 class GateDecoratorSettings:
-    """What decides a run of Gate Decorator; checked at once. Defaults are the paper's, but for floor and divisor.
+    """Settings of a run of Gate Decorator, checked at once. Defaults are the paper's, except for floor and divisor.
 
     Attributes:
-        target_macs, target, target_ms: How much stays; one of them, see :class:`~mmprune_gates.budget.Goal`.
+        target_macs, target, target_ms: How much is kept; one of them, see :class:`~mmprune_gates.budget.Goal`.
         fraction: Share of all filters that a Tick closes; the paper has 0.002 for ResNets, 0.01 for VGG and FCN.
         tick, tock: Lengths of the phases.
-        ticks: Ticks after each Tock.
+        ticks: Number of Ticks after each Tock.
         tick_lr: Learning rate in a Tick.
         tock_lr: Learning rate at both ends and in the middle of a Tock, and of the fine-tune.
         penalty: Weight of the L1 penalty on the gates in a Tock.
         macs_exponent: Power of a channel's marginal cost that divides its importance; 0 as in the paper.
-        floor, divisor, exclude: What stays; see :class:`~mmprune_gates.budget.Limits`.
+        floor, divisor, exclude: Limits on what may close; see :class:`~mmprune_gates.budget.Limits`.
         classifier: Shell patterns, or one, of the modules that learn in a Tick besides the gates; by default the layers
             whose output is an output of the model (``conv_seg`` of every head, ``fc``).
-        cost: What the target is a share of; multiply-accumulates by default.
-        criterion: What is gathered in a Tick; the paper's Taylor importance by default.
+        cost: The cost that the target is a share of; multiply-accumulates by default.
+        criterion: What a Tick gathers; the paper's Taylor importance by default.
 
     Raises:
-        ValueError: One is out of range.
+        ValueError: A value is out of range.
     """
 
     target_macs: float | None = None
@@ -87,11 +87,11 @@ class GateDecoratorSettings:
         check_all(vars(self), RULES)
         self.goal.check_cost(self.cost)
         patterns('classifier', self.classifier)
-        _ = self.cycle, self.limits  # refuse what is out of range
+        _ = self.cycle, self.limits  # refuse values out of range
 
     @property
     def goal(self) -> Goal:
-        """How much stays."""
+        """How much of the model is kept."""
         return Goal.of(vars(self))
 
     @property
@@ -101,20 +101,20 @@ class GateDecoratorSettings:
 
     @property
     def limits(self) -> Limits:
-        """What stays."""
+        """Limits on what may close."""
         return Limits(self.floor, self.divisor, self.exclude)
 
 
 class GateDecorator(Pruner):
     """A Tock first, then Ticks and a Tock in turn until a target is met; the rest of the run is the fine-tune.
 
-    It sets the learning rates and what learns. Which data a Tick sees is the loop's affair: ask :attr:`phase`.
+    It sets the learning rates and which parameters learn. The loop chooses the data of a Tick by asking :attr:`phase`.
 
     Args:
         model, example_inputs, optimizer: As in :class:`Pruner`.
-        total_steps: Length of the run; None where each :meth:`step` is told what is left.
+        total_steps: Length of the run; None if each :meth:`step` is told how many are left.
         trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``, ``attention``.
-        cycle: Lengths of the phases in steps, where they are not those of the settings.
+        cycle: Lengths of the phases in steps, if they are not those of the settings.
         begin: Whether the gates take over the affine of norms now; if not, call :meth:`begin` before training.
         **settings: Fields of :class:`GateDecoratorSettings`.
     """
@@ -156,7 +156,7 @@ class GateDecorator(Pruner):
         return self.controller.phase
 
     def begin(self) -> None:
-        """Let the gates take over the affine of norms, once the weights are those that training begins with."""
+        """Let the gates take over the affine of norms; call this once the model has its initial weights."""
         take_over_affine(self.gates)
         self.prepare()
 
@@ -164,7 +164,7 @@ class GateDecorator(Pruner):
         """Phase -> names of the parameters that learn in it.
 
         Raises:
-            ValueError: The classifier is not found.
+            ValueError: No classifier is found.
         """
         wanted = patterns('classifier', self.settings.classifier) or self.gates.graph.classifiers
         if not (heads := matching_modules(self.model, wanted)):
@@ -178,11 +178,11 @@ class GateDecorator(Pruner):
         return {TICK: tick, TOCK: self.trained - replaced, FINETUNE: self.trained - replaced}
 
     def leaving(self) -> float:
-        """As of every pruner; nothing in a Tick: a distributed wrapper made then would never share what is frozen."""
+        """As in every pruner; 0 in a Tick: a distributed wrapper made then would never synchronise what is frozen."""
         return 0.0 if self.phase == TICK else super().leaving()
 
     def altered(self, name: str, grad: Tensor) -> Tensor:
-        """With the penalty's gradient in a Tock; none for what is closed, which would count in the norm of all."""
+        """Adds the penalty's gradient in a Tock; 0 for closed gates, which would otherwise add to the gradient norm."""
         theta = self.gates[name].theta.detach()
         if self.phase == TOCK:
             grad = grad + self.loss_scale * self.settings.penalty * theta.sign()
@@ -192,7 +192,7 @@ class GateDecorator(Pruner):
         """One step of the cycle. Gates close only if they have acted.
 
         Args:
-            remaining: Steps that are left of the run; known where ``total_steps`` is.
+            remaining: Steps left of the run; not needed where ``total_steps`` is known.
 
         Returns:
             The phase that has ended, if one has.
@@ -210,24 +210,24 @@ class GateDecorator(Pruner):
         return before if ended else None
 
     def left(self) -> int:
-        """Steps that are left of the run.
+        """Steps left of the run.
 
         Raises:
-            TypeError: Its length is not known.
+            TypeError: The length of the run is not known.
         """
         if self.total_steps is None:
             raise TypeError(f'{type(self).__name__}: give total_steps, or tell each step what remains')
         return self.total_steps - self.done
 
     def prepare(self) -> None:
-        """Set what learns in the next step, and how fast."""
+        """Set which parameters learn in the next step, and the learning rates."""
         learning = self.learning[self.phase]
         for name, parameter in self.model.named_parameters():
             if name not in self.trained:
                 continue
             learns = name in learning
             if parameter.requires_grad and not learns:
-                parameter.grad = None  # else the optimiser would go on with it
+                parameter.grad = None  # else the optimiser would use it again
             parameter.requires_grad_(learns)
         low, high = self.settings.tock_lr
         rate = self.settings.tick_lr

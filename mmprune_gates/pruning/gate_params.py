@@ -1,4 +1,4 @@
-"""The gates' parameters in an optimiser, and which of a model's other parameters learn."""
+"""The gates' parameters in an optimiser, and the lookup of modules by path patterns."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mmprune_gates.gates.attach import NAME
 
 
 def take_out(optimizer: torch.optim.Optimizer, gates: GateSet) -> None:
-    """Take the gates' parameters out of an optimiser.
+    """Remove the gates' parameters from an optimiser.
 
-    Learning rate schedulers go over the groups they know, so no group is taken away, even if it is left empty.
+    Learning rate schedulers iterate over the groups they know, so no group is removed, even if it becomes empty.
     """
     own = {id(parameter) for parameter in gates.parameters()}
     for group in optimizer.param_groups:
@@ -29,7 +29,7 @@ def take_out(optimizer: torch.optim.Optimizer, gates: GateSet) -> None:
 def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> None:
     """Move the gates' parameters to a group of their own, without weight decay.
 
-    Where groups name their parameters (layer-wise decay), all do.
+    If other groups name their parameters (layer-wise decay), this one does too.
     """
     take_out(optimizer, gates)
     own = dict(gates.named_parameters(prefix=NAME))
@@ -43,7 +43,7 @@ def matching_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Modul
     """The modules whose path matches one of the shell patterns.
 
     Raises:
-        ValueError: A pattern that matches none.
+        ValueError: A pattern matches no module.
     """
     modules = dict(model.named_modules())
     found = {}

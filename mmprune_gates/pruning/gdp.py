@@ -1,7 +1,7 @@
 """GDP in any training loop.
 
 Guo et al., GDP: Stabilized Neural Network Pruning via Gates with Differentiable Polarization, ICCV 2021,
-arXiv 2109.02220. What is the paper's and what is this project's choice stands in docs/gdp.md.
+arXiv 2109.02220. docs/gdp.md says what comes from the paper and what is this project's choice.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ RULES = {
 
 @dataclass(frozen=True)
 class GDPSettings:
-    """What decides a run of GDP; checked at once.
+    """Settings of a run of GDP, checked at once.
 
     Attributes:
-        target_macs, target, target_ms: How much stays; one of them, see :class:`~mmprune_gates.budget.Goal`.
+        target_macs, target, target_ms: How much is kept; one of them, see :class:`~mmprune_gates.budget.Goal`.
         update: ``waterline`` (this project's) or ``gradient`` (the paper's form).
         begin, end, settle, eps: Phases as shares of the run; see :class:`~mmprune_gates.budget.Schedule`.
-        floor, divisor, exclude: What stays; see :class:`~mmprune_gates.budget.Limits`.
-        cost: What the target is a share of; multiply-accumulates by default.
-        criterion: What a channel is worth, with ``update='waterline'``.
+        floor, divisor, exclude: Limits on what may close; see :class:`~mmprune_gates.budget.Limits`.
+        cost: The cost that the target is a share of; multiply-accumulates by default.
+        criterion: Scores channels, with ``update='waterline'``.
         options: Further arguments of the update.
 
     Raises:
-        ValueError: One is out of range.
+        ValueError: A value is out of range.
     """
 
     target_macs: float | None = None
@@ -72,7 +72,7 @@ class GDPSettings:
         if self.criterion is not None and 'criterion' not in inspect.signature(UPDATES[self.update]).parameters:
             raise ValueError(f'update={self.update!r} ranks by the gates themselves and takes no criterion')
         UPDATES[self.update].check_options(**(self.options or {}))
-        _ = self.schedule(share=1.0), self.limits  # refuse what is out of range
+        _ = self.schedule(share=1.0), self.limits  # refuse values out of range
 
     @staticmethod
     def known_options(update: str) -> set[str]:
@@ -82,16 +82,16 @@ class GDPSettings:
 
     @property
     def goal(self) -> Goal:
-        """How much stays."""
+        """How much of the model is kept."""
         return Goal.of(vars(self))
 
     def schedule(self, share: float) -> Schedule:
-        """Phases, and the share of the cost at their end."""
+        """The phases, and the share of the cost that is kept at their end."""
         return Schedule(share, self.begin, self.end, self.settle, self.eps)
 
     @property
     def limits(self) -> Limits:
-        """What stays."""
+        """Limits on what may close."""
         return Limits(self.floor, self.divisor, self.exclude)
 
 
@@ -128,11 +128,11 @@ class GDP(Pruner):
         take_out(optimizer, self.gates)
 
     def altered(self, name: str, grad: Tensor) -> Tensor:
-        """None once the gates have settled."""
+        """Zero once the gates have settled."""
         return torch.zeros_like(grad) if self.controller.settled else grad
 
     def phase_at(self, progress: float) -> int:
-        """0 while scores gather, 1 while gates move, 2 when they settle."""
+        """0 while scores accumulate, 1 while gates move, 2 when they settle."""
         return sum(progress >= edge for edge in (self.settings.begin, self.settings.settle))
 
     def step(self) -> None:

@@ -1,9 +1,11 @@
 """One pruner for any training loop: it watches the gates' gradients, moves them after each step, and slims at the end.
 
-pruner = GDP(model, example_inputs, optimizer, total_steps=10_000, target_macs=0.4)
-for x, y in batches:
-criterion(model(x), y).backward(); optimizer.step(); optimizer.zero_grad(); pruner.step()
-report = pruner.finish()
+Example::
+
+    pruner = GDP(model, example_inputs, optimizer, total_steps=10_000, target_macs=0.4)
+    for x, y in batches:
+        criterion(model(x), y).backward(); optimizer.step(); optimizer.zero_grad(); pruner.step()
+    report = pruner.finish()
 """
 
 from __future__ import annotations
@@ -29,24 +31,24 @@ from mmprune_gates.pruning.shrink import refuse_unknown_state, shrink, still_to_
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
 
-LOOK = 50  # steps between two looks at whether training has diverged
+LOOK = 50  # steps between two checks for divergence
 
 
 class Pruner:
-    """Base of the methods; a subclass makes its controller and says what a step does.
+    """Base of the pruning methods; a subclass creates its controller and implements :meth:`step`.
 
     Args:
-        model: The model that trains, without a distributed wrapper. Gates are attached unless it has some.
+        model: The model in training, without a distributed wrapper. Gates are attached unless it has some.
         example_inputs: As in :func:`~mmprune_gates.trace_channels`; not needed where gates are attached, and
             :meth:`finish` is not called.
         optimizer: The optimiser of the model.
         forward, train_forward, units, attention: As in :func:`~mmprune_gates.trace_channels`.
-        exclude: Shell patterns of module paths that stay whole.
+        exclude: Shell patterns of module paths that are kept whole.
 
     Attributes:
         gates: The gates.
-        controller: What closes them.
-        loss_scale: What the loss of the next backward is multiplied with: set it where a gradient scaler is used.
+        controller: Closes the gates.
+        loss_scale: Factor of the loss in the next backward; set it where a gradient scaler is used.
 
     Raises:
         ValueError: Gates of another kind, gates that something else moves, or layers that the trace has missed.
@@ -85,25 +87,25 @@ class Pruner:
         self.watch_gates()
 
     def watch_gates(self) -> None:
-        """Keep the gradients of all gates from now on."""
+        """Record the gradients of all gates from now on."""
         for handle in self.handles:
             handle.remove()
         free = self.gates.graph.free
         self.handles = [self.gates[group.name].theta.register_hook(self.watch(group.name)) for group in free]
 
     def shrink(self) -> dict[str, Any]:
-        """Remove the channels that are closed from the model, the optimiser's state and all that follows.
+        """Remove the closed channels from the model, the optimiser's state and everything that depends on them.
 
-        The run pays for what is left only. Once the method has settled it goes on as it would have; before, what is
-        closed for the moment leaves as well and cannot open again. Under a distributed wrapper the model has to be
-        wrapped again.
+        From then on the run pays only for the remaining channels. Once the method has settled, training continues as it
+        would have; before, channels closed at the moment leave as well and cannot open again. Under a distributed
+        wrapper the model has to be wrapped again.
 
         Returns:
             MACs and parameters before and after, and the parity error; None where no example inputs are known.
 
         Raises:
             RuntimeError: Nothing is closed, or the output has changed.
-            ValueError: The optimiser has state that cannot become narrower; nothing has changed then.
+            ValueError: The optimiser has state that cannot be narrowed; nothing has changed then.
         """
         kept, options = self.controller.staying(), self.options
         if kept.vector.all():
@@ -127,20 +129,20 @@ class Pruner:
         }
 
     def leaving(self) -> float:
-        """Share of the MACs of the model as it is now that :meth:`shrink` would remove."""
+        """Share of the current model's MACs that :meth:`shrink` would remove."""
         graph = self.gates.graph
         return 1 - graph.macs(self.controller.staying()) / graph.macs()
 
     def check_optimizer(self) -> None:
-        """Ask whether channels can leave the state of the optimiser.
+        """Check that channels can be removed from the optimiser's state.
 
         Raises:
-            ValueError: It has state that cannot become narrower; names it.
+            ValueError: It has state that cannot be narrowed; names it.
         """
         refuse_unknown_state(self.optimizer, self.model)
 
     def narrow(self, kept: Kept) -> None:
-        """Remove what is not kept, and go on with the gates that are left."""
+        """Remove the channels that are not kept, and continue with the remaining gates."""
         self.gates = shrink(self.model, kept, self.optimizer)
         self.controller.narrow(self.gates, kept)
         self.evidence = Evidence(self.model, self.gates)
@@ -148,19 +150,19 @@ class Pruner:
         self.grads = {}
 
     def reshape(self, shrunk: Sequence[Tensor]) -> None:
-        """Give the model the shape it had when a state was saved; its weights are loaded after that.
+        """Give the model the shape it had when a state was saved; its weights are loaded afterwards.
 
         Args:
             shrunk: What was kept each time that channels left it, as in :meth:`state_dict`.
 
         Raises:
-            ValueError: The state is of another model.
+            ValueError: The state belongs to another model.
         """
         for kept in still_to_leave(self.model, shrunk):
             self.narrow(kept)
 
     def watch(self, name: str):
-        """A hook that keeps the gradient of a group's gate."""
+        """A hook that records the gradient of a group's gate."""
 
         def keep(grad: Tensor) -> Tensor:
             own = grad.detach() / self.loss_scale
@@ -170,14 +172,14 @@ class Pruner:
         return keep
 
     def altered(self, name: str, grad: Tensor) -> Tensor:
-        """The gradient of a group's gate as the optimiser shall see it."""
+        """The gradient of a group's gate that the optimiser should see."""
         return grad
 
     def taken_grads(self) -> dict[str, Tensor]:
-        """The gradients of this step, which end with it; they are evidence.
+        """Take the gradients recorded since the last step, and note them as evidence that the gates act.
 
         Raises:
-            Diverged: Parameters are not finite; asked every ``LOOK`` steps.
+            Diverged: Parameters are not finite; checked every ``LOOK`` steps.
         """
         grads, self.grads = self.grads, {}
         finite = self.evidence.note(grads)
@@ -187,33 +189,33 @@ class Pruner:
         return grads
 
     def step(self) -> str | None:
-        """Go on after a step of the optimiser.
+        """Act after a step of the optimiser.
 
         Returns:
             The phase that has ended, if the method has named phases and one has.
 
         Raises:
-            GatesDoNotAct: The gates have no effect, or no finite gradient; asked before gates move.
+            GatesDoNotAct: The gates have no effect, or no finite gradient; checked before gates move.
         """
         raise NotImplementedError
 
     def check(self) -> None:
-        """Ask whether the model is finite, the gates act, and what is closed is what was chosen, within the limits.
+        """Check that the model is finite, the gates act, and the closed channels are those chosen, within the limits.
 
         Raises:
             Diverged: Parameters are not finite.
             GatesDoNotAct: Gates do not act.
-            RuntimeError: What is closed is not what was chosen.
+            RuntimeError: The closed channels are not those chosen.
         """
         self.divergence.check(self.done)
         self.evidence.check()
         self.controller.check()
 
     def check_ranks(self) -> None:
-        """Ask whether all ranks of a distributed run have the same gates and state; all have to ask.
+        """Check that all ranks of a distributed run have the same gates and state; every rank has to call this.
 
         Raises:
-            RanksDiffer: They have not.
+            RanksDiffer: They differ.
         """
         check_ranks({**self.state_dict(), **self.gates.state_dict(prefix='gates.')})
 
@@ -225,20 +227,20 @@ class Pruner:
         Args:
             cost: The cost; multiply-accumulates by default.
             criterion: The criterion, if any.
-            reduce: What makes the mean over ranks of what each has observed; nothing where gradients are means already.
+            reduce: Averages over ranks what each has observed; does nothing where gradients are means already.
         """
         cost = (cost or MACs()).bind(self.gates.graph, self.model)
         return cost, criterion and criterion.bind(self.gates, self.model, reduce)
 
     def finish(self) -> dict[str, Any]:
-        """Fold the gates into the weights, remove what is closed, in place, and prove that nothing else has changed.
+        """Fold the gates into the weights and remove closed channels, in place, after checking the output of a copy.
 
         Returns:
-            Cost and parameters before and after, the parity error, what is kept of each group, and the specification
-            that ``SlimModel`` takes.
+            MACs and parameters before and after, the parity error, the channels kept of each group, and the
+            specification that ``SlimModel`` takes.
 
         Raises:
-            RuntimeError: The slim model's output differs, or the gates have not settled; the model is as it was.
+            RuntimeError: The slim model's output differs, or the gates have not settled; the model is unchanged.
             ValueError: No example inputs were given.
         """
         if self.options is None:
@@ -268,13 +270,13 @@ class Pruner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """State to resume from, besides those of model and optimiser; tensors and plain values only."""
+        """State to resume from, apart from those of model and optimiser; tensors and plain values only."""
         return {'step': self.done, 'shrunk': list(self.gates.shrunk), **self.controller.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state; the model's and the optimiser's are loaded apart, and after it.
+        """Continue from a saved state; load those of model and optimiser separately, afterwards.
 
-        A model of which channels had left gets its shape here.
+        Channels that had left the saved model leave this one here.
         """
         self.reshape(state.get('shrunk', []))
         self.done = int(state['step'])
@@ -282,7 +284,7 @@ class Pruner:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Parameters of a model, gates not counted."""
+    """Number of parameters of a model, gates not counted."""
     return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith(f'{NAME}.'))
 
 
@@ -290,7 +292,7 @@ def check_kind(gates: GateSet, method: type[Pruner]) -> None:
     """Refuse gates of a kind that a method does not move.
 
     Raises:
-        ValueError: They are.
+        ValueError: There are such gates.
     """
     kinds = {type(gate).__name__ for gate in gates.by_group.values() if gate.per_module != method.gate.per_module}
     if kinds:
@@ -301,10 +303,10 @@ def check_kind(gates: GateSet, method: type[Pruner]) -> None:
 
 
 def check_reached(model: nn.Module, gates: GateSet, exclude: Sequence[str]) -> None:
-    """Refuse a model with parameters that train and that no traced pass has met.
+    """Refuse a model with trainable parameters that no traced pass has reached.
 
     Raises:
-        ValueError: It has; names the modules.
+        ValueError: There are such parameters; names the modules.
     """
 
     def trains(path: str) -> bool:

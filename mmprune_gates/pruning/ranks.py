@@ -1,4 +1,4 @@
-"""The ranks of a distributed run: means over them, and whether they agree. In any other run nothing happens."""
+"""Means over the ranks of a distributed run, and a check that they agree. In any other run both do nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RanksDiffer(RuntimeError):
 
 
 def count_ranks() -> int:
-    """Ranks of the run; 1 if it is not distributed."""
+    """Number of ranks of the run; 1 if it is not distributed."""
     running = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if running else 1
 
@@ -33,10 +33,10 @@ def mean_over_ranks(tensor: Tensor) -> None:
 
 
 def check_ranks(state: Mapping[str, Any]) -> None:
-    """Ask whether all ranks have the same state, bit by bit; all have to ask.
+    """Check that all ranks have the same state, bit by bit; every rank has to call this.
 
     Raises:
-        RanksDiffer: They have not; names the entries, on every rank.
+        RanksDiffer: They differ; names the entries, on every rank.
     """
     if count_ranks() == 1:
         return

@@ -1,7 +1,7 @@
-"""Channels leave a model that trains: its parameters, the state of its optimiser, and its gates become narrower.
+"""Removes channels from a model in training: its parameters, the state of its optimiser and its gates become narrower.
 
-What is left computes what it computed before, and goes on training as it would have: what was closed had neither output
-nor gradient.
+The remaining model computes the same output and trains as it would have: closed channels had neither output nor
+gradient.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Cut = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Replaced:
-    """A parameter that another has taken the place of.
+    """A parameter that was replaced by a narrow one.
 
     Attributes:
-        old: The wide one.
-        new: The narrow one; None if it has gone with a block.
-        cut: Makes of a tensor of the old shape one of the new shape.
+        old: The wide parameter.
+        new: The narrow parameter; None if it has gone with a block.
+        cut: Cuts a tensor of the old shape to the new shape.
     """
 
     old: nn.Parameter
@@ -37,20 +37,20 @@ class Replaced:
 
 
 def shrink(model: nn.Module, kept: Kept, optimizer: torch.optim.Optimizer | None = None) -> GateSet:
-    """Remove what is not kept from a model with gates, in place, and from all that follows its parameters.
+    """Remove the channels that are not kept from a model with gates, in place, and from its optimiser.
 
-    Parameters that lose nothing stay the same objects; so do the open gates' values.
+    Parameters that lose nothing stay the same objects; the values of open gates do not change.
 
     Args:
-        model: The model, its gates attached; what is not kept is closed.
-        kept: What stays, of the graph that the gates know.
+        model: The model, its gates attached; the channels that are not kept are closed.
+        kept: The channels to keep, in the graph of the gates.
         optimizer: The optimiser of the model, if it trains.
 
     Returns:
-        The model's gates, for what is left.
+        The gates of the remaining channels.
 
     Raises:
-        ValueError: The optimiser has state of which nothing tells how it becomes narrower; nothing has changed then.
+        ValueError: The optimiser has state that cannot be narrowed; nothing has changed then.
     """
     gates = gates_of(model)
     if optimizer is not None:
@@ -76,11 +76,11 @@ def shrink(model: nn.Module, kept: Kept, optimizer: torch.optim.Optimizer | None
 
 
 def narrow_in_place(model: nn.Module, kept: Kept) -> GateSet:
-    """Remove what is not kept from a model with gates; returns the gates of what is left, which act on it."""
+    """Remove the channels that are not kept from a model with gates; returns the remaining gates, attached to it."""
     gates = gates_of(model)
     for scale in gates.scales:
         if any(block.holds(scale.placement.module) for block in kept.emptied):
-            scale.fold()  # the constant that is left has no gate
+            scale.fold()  # the constant left in its place has no gate
     detach_gates(model)
     spec = slim_model(model, gates.graph, kept)
     graph = narrowed(gates.graph, kept, list(spec['removed']))
@@ -90,14 +90,14 @@ def narrow_in_place(model: nn.Module, kept: Kept) -> GateSet:
 
 
 def still_to_leave(model: nn.Module, shrunk: Sequence[Tensor]) -> Iterator[Kept]:
-    """What a model with gates has to keep, one time after the other, to get the shape that a saved state speaks of.
+    """Selections that a model with gates has to keep, one after another, to get the shape of a saved state.
 
     Args:
-        model: The model; whoever asks removes what is not kept before the next one.
+        model: The model; the caller removes the channels that are not kept before asking for the next selection.
         shrunk: What was kept each time that channels left the saved model: (num_channels,) bool of its graph then.
 
     Raises:
-        ValueError: The state is of another model.
+        ValueError: The state belongs to another model.
     """
     for vector in shrunk[len(gates_of(model).shrunk) :]:
         graph = gates_of(model).graph
@@ -111,15 +111,15 @@ def still_to_leave(model: nn.Module, shrunk: Sequence[Tensor]) -> Iterator[Kept]
 
 
 def dims_cut(masks: dict[int, Tensor]) -> Cut:
-    """Cuts a tensor by one mask per dimension."""
+    """A function that cuts a tensor by one mask per dimension."""
     return lambda tensor: cut(tensor, masks)
 
 
 def refuse_unknown_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Refuse an optimiser whose state is not one number, or one of the parameter's shape, per parameter.
+    """Refuse an optimiser with state that is neither a single number nor of its parameter's shape.
 
     Raises:
-        ValueError: It has other state; names it.
+        ValueError: It has such state; names it.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
@@ -133,7 +133,7 @@ def refuse_unknown_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> 
 
 
 def follow_parameters(optimizer: torch.optim.Optimizer, replaced: list[Replaced]) -> None:
-    """Let an optimiser go on with narrow parameters in the place of wide ones, with their part of its state."""
+    """Replace wide parameters by narrow ones in an optimiser, with the matching part of its state."""
     by_old = {one.old: one for one in replaced}
     for group in optimizer.param_groups:
         names = group.get('param_names')
@@ -155,6 +155,6 @@ def follow_parameters(optimizer: torch.optim.Optimizer, replaced: list[Replaced]
 
 
 def narrow_state(value: Any, one: Replaced) -> Any:
-    """An entry of an optimiser's state for a narrow parameter."""
+    """An entry of an optimiser's state, cut to the narrow parameter if it has the shape of the wide one."""
     is_wide = isinstance(value, Tensor) and value.shape == one.old.shape
     return one.cut(value) if is_wide else value

@@ -1,4 +1,4 @@
-"""What a report says in words: figures at a glance, provenance, commands."""
+"""The text of a report: key figures, provenance, commands."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mmprune_gates.engine.model_config import stock_model
 from mmprune_gates.report.run import Data, Run, scalar_files
 from mmprune_gates.version import __version__
 
-COUNTED = {'macs': 'MACs', 'params': 'parameters', 'channels': 'channels'}  # key of slim.json -> what people call it
-PARTS = ('backbone', 'decode_head', 'head')  # of a model, by which people call it
+COUNTED = {'macs': 'MACs', 'params': 'parameters', 'channels': 'channels'}  # key of slim.json -> its usual name
+PARTS = ('backbone', 'decode_head', 'head')  # of a model, by which it is usually named
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure at a glance."""
+    """A key figure."""
 
     name: str
     value: str
@@ -25,7 +25,7 @@ class Tile:
 
 
 def tiles_of(run: Run) -> list[Tile]:
-    """The figures that matter, as far as they are known."""
+    """The key figures, as far as they are known."""
     tiles = slim_tiles(run, run.slim) if run.slim else gated_tiles(run)
     points = run.measured()
     if points and run.metric:
@@ -39,7 +39,7 @@ def tiles_of(run: Run) -> list[Tile]:
 
 
 def slim_tiles(run: Run, slim: Data) -> list[Tile]:
-    """MACs, parameters, channels and latency of the slim model, beside the dense one's, as far as they are known."""
+    """MACs, parameters, channels and latency of the slim model next to those of the dense one, as far as known."""
     tiles = []
     for key, name in COUNTED.items():
         row = slim.get(key)
@@ -58,7 +58,7 @@ def slim_tiles(run: Run, slim: Data) -> list[Tile]:
 
 
 def gated_tiles(run: Run) -> list[Tile]:
-    """MACs and channels of the gated model, from the last that was recorded."""
+    """MACs and channels of the gated model, as last recorded."""
     tiles = []
     logged = run.with_macs()
     if logged:
@@ -75,7 +75,7 @@ def gated_tiles(run: Run) -> list[Tile]:
 
 
 def quantity(value: float) -> str:
-    """A number with three digits and a unit, 43.1 M; below a million all its digits."""
+    """A number with three digits and a unit, 43.1 M; below a million with all its digits."""
     if value >= 1e9:
         return f'{value / 1e9:.3g} G'
     if value >= 1e6:
@@ -105,7 +105,7 @@ def without_scope(kind: object) -> str:
 
 
 def facts_of(run: Run) -> dict[str, object]:
-    """Where the page and the models come from."""
+    """Provenance of the page and the models."""
     facts: dict[str, object] = {'work directory': run.folder}
     if run.config is not None:
         randomness = run.config.get('randomness') or {}
@@ -126,7 +126,7 @@ def facts_of(run: Run) -> dict[str, object]:
 
 
 def facts_of_slim(run: Run, slim: Data) -> dict[str, object]:
-    """Where a slim model comes from."""
+    """Provenance of a slim model."""
     made = slim['provenance']
     macs = slim['macs']
     params = slim['params']
@@ -148,7 +148,7 @@ def change(row: dict[str, int]) -> str:
 
 
 def commands_of(run: Run) -> str:
-    """Commands that train, slim and test again."""
+    """Commands that repeat training, slimming and testing."""
     config = run.config_path
     slim = run.slim_dir
     if config is None:
@@ -165,13 +165,13 @@ def commands_of(run: Run) -> str:
 
 
 def checkpoint_of(run: Run) -> Path | None:
-    """The checkpoint that the slim model was made from or, where there is none, can be made from."""
+    """The checkpoint that the slim model was made from or, if there is none, can be made from."""
     if run.slim:
         return run.folder / run.slim['provenance']['checkpoint']
     return run.checkpoint
 
 
 def command(tool: str, *arguments: object) -> str:
-    """A line for a shell."""
+    """A shell command."""
     words = [str(argument) for argument in arguments]
     return f'python tools/{tool} {shlex.join(words)}'

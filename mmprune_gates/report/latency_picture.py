@@ -1,4 +1,4 @@
-"""What a table of latencies knows of a model: predicted against measured, and the costliest layers."""
+"""The picture of a latency table for a model: predicted against measured latency, and the costliest layers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Pairs = Sequence[tuple[float, float]]  # predicted and measured milliseconds
 
 
 def latency_picture(cost: Latency, table: Table, fitted: Pairs, checked: Pairs) -> Figure:
-    """Two panels.
+    """The picture, in two panels.
 
     Args:
         cost: Looks up the ops of the model.
         table: The table.
-        fitted: Of the selections that scale and offset were fitted to.
-        checked: Of further ones.
+        fitted: Pairs of the selections that scale and overhead were fitted to.
+        checked: Pairs of further selections.
     """
     figure = Figure(figsize=(10.5, 4.5), layout='constrained')
     left, right = figure.subplots(1, 2)
@@ -51,7 +51,7 @@ def draw_predictions(axes: Axes, fitted: Pairs, checked: Pairs) -> None:
 
 
 def draw_staircases(axes: Axes, cost: Latency, table: Table) -> None:
-    """What the costliest layers take as they make fewer channels, all that they read kept."""
+    """Time of the costliest layers over the channels that they make, with all channels that they read kept."""
     for (signature, layer), colour in zip(costliest(cost, table).items(), COLOURS, strict=False):
         curve = table.curves[signature]
         widths, ms = staircase(curve, table.step)
@@ -65,7 +65,7 @@ def draw_staircases(axes: Axes, cost: Latency, table: Table) -> None:
 
 
 def costliest(cost: Latency, table: Table) -> dict[str, str]:
-    """Signature of each of the ops that together take longest -> the layer that is first to use it.
+    """Signature of the layers that take longest in total -> the first layer with it.
 
     Args:
         cost: Looks up the ops of the model.
@@ -85,7 +85,7 @@ def costliest(cost: Latency, table: Table) -> dict[str, str]:
 
 
 def staircase(curve: Curve, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Widths that a layer can make, and the milliseconds it is priced at."""
+    """Widths that a layer can make, and the milliseconds that each is priced at."""
     widths = torch.arange(1, curve.makes[-1] + 1).double()
     looked_up = Curves([curve] * len(widths), [step] * len(widths))
     all_read = torch.full_like(widths, curve.reads[-1])

@@ -1,4 +1,4 @@
-"""Width and cost of every layer before and after a run, from the channel graph and what the run has kept."""
+"""Width and cost of every layer before and after a run, from the channel graph and the channels kept."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Network:
     """A model before and after.
 
     Attributes:
-        widths: Of every convolution and linear layer that inference uses, in order of execution.
+        widths: Widths of every convolution and linear layer that inference uses, in order of execution.
         costs: Stage -> MACs before and after, in order of execution.
         blocks: Names of the residual blocks that can go.
         gone: Names of those that are gone.
         input_shape: (C, H, W) that MACs are stated for.
-        source: Where what is kept comes from.
+        source: Where the kept channels are read from.
     """
 
     widths: list[Width]
@@ -47,10 +47,10 @@ class Network:
 
 
 def network_of(run: Run) -> Network:
-    """Trace the model of a run and compare it with what is left of it.
+    """Trace the model of a run and compare it with what the run has kept of it.
 
     Raises:
-        Absent: No config, nothing recorded of what is kept, or a record of another model.
+        Absent: There is no config, no record of the kept channels, or only a record of another model.
     """
     config = run.need_config()
     if run.slim is None and not run.history:
@@ -79,16 +79,16 @@ def network_of(run: Run) -> Network:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error is and says, in one line."""
+    """Type and first line of an error."""
     text = f'{type(error).__name__}: {str(error).strip()}'
     return text.split('\n')[0]
 
 
 def from_slim(graph: ChannelGraph, slim: Mapping) -> Tensor:
-    """(num_channels,) 1 for what is kept and 0 for what is not, from ``slim.json``.
+    """(num_channels,) 1 for kept channels and 0 for others, from ``slim.json``.
 
     Raises:
-        Absent: It is of another model.
+        Absent: It belongs to another model.
     """
     free = {group.name: group for group in graph.free}
     value = torch.ones(graph.num_channels, dtype=torch.double)
@@ -103,10 +103,10 @@ def from_slim(graph: ChannelGraph, slim: Mapping) -> Tensor:
 
 
 def from_history(graph: ChannelGraph, opened: Mapping[str, int]) -> Tensor:
-    """(num_channels,) the share of its group that is open, from a line of ``gates.jsonl``.
+    """(num_channels,) for each channel the open share of its group, from a line of ``gates.jsonl``.
 
     Raises:
-        Absent: It is of another model.
+        Absent: It belongs to another model.
     """
     free = {group.name: group for group in graph.free}
     value = torch.ones(graph.num_channels, dtype=torch.double)
@@ -119,7 +119,7 @@ def from_history(graph: ChannelGraph, opened: Mapping[str, int]) -> Tensor:
 
 
 def without_blocks(graph: ChannelGraph, value: Tensor, removed: Container[str] = ()) -> Tensor:
-    """``value`` with zeros for what is inside residual blocks that are gone, by name or because they are empty."""
+    """``value`` with zeros inside residual blocks that are gone: removed by name, closed, or emptied."""
     value = value.clone()
     kept = graph.keeping(value != 0)
     gone = {*kept.closed, *kept.emptied}
@@ -146,7 +146,7 @@ def widths_of(graph: ChannelGraph, value: Tensor, gone: Container[str]) -> list[
 
     Args:
         graph: The graph.
-        value: (num_channels,) 1 for what is kept, 0 for what is not, or a share.
+        value: (num_channels,) 1 for kept channels, 0 for others, or a share.
         gone: Names of the blocks whose layers are gone.
     """
     removed = [block for block in graph.blocks if block.name in gone]
@@ -163,12 +163,12 @@ def widths_of(graph: ChannelGraph, value: Tensor, gone: Container[str]) -> list[
 
 
 def made_by(graph: ChannelGraph, layer: Layer) -> Tensor | None:
-    """(out_channels,) channels that a layer makes, -1 for none; None if it is not known."""
+    """(out_channels,) channels that a layer makes, -1 for none; None if they are not known."""
     made = set(layer.out_groups)
     if not made:
         return None
     slots = graph.slots.get(f'{layer.name}.weight', {})
-    for dimension in sorted(slots):  # the first but for transposed convolutions
+    for dimension in sorted(slots):  # the first, except for transposed convolutions
         index = slots[dimension]
         held = {group.name for group in graph.groups if inside(index, group).any()}
         if made <= held:

@@ -35,12 +35,12 @@ class Section:
 
 
 class Sections:
-    """Makes the sections of one run; each method raises :class:`Absent` if what it needs is not there.
+    """Makes the sections of one run; each method raises :class:`Absent` if something it needs is missing.
 
     Args:
         run: The run.
-        images: Images to show of a segmentor.
-        samples: Images to classify at most.
+        images: Number of images to show for a segmentor.
+        samples: Largest number of images to classify.
     """
 
     def __init__(self, run: Run, images: int, samples: int) -> None:
@@ -50,7 +50,7 @@ class Sections:
 
     @cached_property
     def found(self) -> Network | Absent:
-        """The model before and after, or why there is none; traced once."""
+        """The model before and after, or the reason why it is missing; traced once."""
         try:
             return network_of(self.run)
         except Absent as reason:
@@ -70,7 +70,7 @@ class Sections:
         return Drawn(note, pictures.gates_over_time(self.run.history))
 
     def histograms(self) -> Drawn:
-        """Gates at the start, in the middle and at the end of what is recorded."""
+        """Gates at the start, in the middle and at the end of the record."""
         history = self.run.history
         if not history:
             raise Absent(NO_HISTORY)
@@ -133,12 +133,12 @@ class Sections:
         return Drawn(note, items=tuple(network.gone))
 
     def predictions(self) -> Drawn:
-        """What the slim or gated model predicts."""
+        """Predictions of the slim or gated model."""
         return predictions_of(self.run, self.images, self.samples)
 
 
 def half_closed(history: Sequence[Line]) -> int:
-    """The first record with at least half of the gates closed that are closed in the last one."""
+    """Index of the first record with at least half as many gates closed as in the last one."""
     closed = [line['closed'] for line in history]
     half = closed[-1] / 2
     return next(place for place, count in enumerate(closed) if count >= half)
@@ -161,12 +161,12 @@ def write_report(run: Run, out: str | Path, images: int = 4, samples: int = 1000
 
     Args:
         run: The run.
-        out: Folder to write to; what an earlier report wrote there is replaced.
-        images: Images to show of a segmentor.
-        samples: Images to classify at most.
+        out: Folder to write to; an earlier report there is replaced.
+        images: Number of images to show for a segmentor.
+        samples: Largest number of images to classify.
 
     Returns:
-        The page, and title -> reason for what it leaves out.
+        Path of the page, and title -> reason for what it leaves out.
     """
     out = Path(out)
     maker = Sections(run, images, samples)
@@ -184,7 +184,7 @@ def write_report(run: Run, out: str | Path, images: int = 4, samples: int = 1000
 
 
 def section_of(key: str, title: str, drawn: Drawn, out: Path) -> Section:
-    """A section, its picture written to the folder ``out``."""
+    """A section, with its picture written to the folder ``out``."""
     picture = b''
     if drawn.figure is not None:
         picture = png_of(drawn.figure, DPI)
@@ -194,7 +194,7 @@ def section_of(key: str, title: str, drawn: Drawn, out: Path) -> Section:
 
 
 def html_of(run: Run, sections: list[Section], missing: dict[str, str]) -> str:
-    """The page as text; it needs no other file."""
+    """The page as HTML that needs no other file."""
     title, subtitle = title_of(run)
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding='utf-8'))
     return template.render(

@@ -28,7 +28,7 @@ Points = Sequence[tuple[int, float]]  # iterations, and what was measured there
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a section of the page shows: a picture or a list, with a sentence above it."""
+    """Content of a section of the page: a picture or a list, with a sentence above it."""
 
     note: str = ''
     figure: Figure | None = None
@@ -48,12 +48,12 @@ def wide(height: float) -> Figure:
 
 
 def values_of(lines: Sequence[Line], key: str) -> np.ndarray:
-    """(N,) the numbers that N lines have under a key."""
+    """(N,) the values of N lines under a key."""
     return np.array([line[key] for line in lines])
 
 
 def shares_of(history: Sequence[Line]) -> np.ndarray:
-    """(1 + bins, N) share of the gates that are exactly zero, and in each bin of value, at N times."""
+    """(1 + bins, N) share of the gates that are exactly zero, and of those in each bin of value, at N times."""
     closed = values_of(history, 'closed')
     others = values_of(history, 'histogram')
     counts = np.column_stack([closed, others])
@@ -61,13 +61,13 @@ def shares_of(history: Sequence[Line]) -> np.ndarray:
 
 
 def from_zero(axes: Axes) -> None:
-    """Let the horizontal axis, that of iterations, begin with 0, and draw a grid."""
+    """Let the horizontal axis, that of iterations, start at 0, and draw a grid."""
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
 
 
 def draw_gates(axes: Axes, history: Sequence[Line]) -> None:
-    """Share of gates in each bin of value, over the iterations; exact zeros are a row of their own.
+    """Draw the share of gates in each bin of value, over the iterations; exact zeros have a row of their own.
 
     Args:
         axes: Where to draw.
@@ -99,7 +99,7 @@ def gates_over_time(history: Sequence[Line]) -> Figure:
 
 
 def macs_over_time(lines: Sequence[Line], target: float | None, slim: float | None) -> Figure:
-    """Share of MACs over the iterations, the target, and what the slim model has.
+    """Share of MACs over the iterations, the target, and the share of the slim model.
 
     Args:
         lines: Scalars with ``iter`` and ``macs_ratio``.
@@ -147,7 +147,7 @@ def losses(train: Sequence[Line], metric: str, points: Points) -> Figure:
 
 
 def draw_metric(axes: Axes, metric: str, points: Points) -> None:
-    """A metric over the iterations, its last value in figures."""
+    """Draw a metric over the iterations, with its last value in figures."""
     iters, values = zip(*points, strict=True)
     axes.plot(iters, values, color=GREEN, marker='o', markersize=4)
     text = f'{values[-1]:.2f}'
@@ -158,13 +158,13 @@ def draw_metric(axes: Axes, metric: str, points: Points) -> None:
 
 
 def draw_widths(axes: Axes, names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:
-    """One bar of kept channels per name, the dense width drawn behind it."""
+    """Draw one bar of kept channels per name, in front of the dense width."""
     draw_bars(axes, before, after, 0.6)
     axes.set_yticks(range(len(names)), names, fontsize=7)
 
 
 def draw_bars(axes: Axes, before: Sequence[float], after: Sequence[float], height: float) -> BarContainer:
-    """Horizontal bars at 0, 1, 2 and so on, downwards: grey ones, and blue ones of some height before them.
+    """Draw horizontal bars at 0, 1, 2 and so on, downwards: grey ones, and blue ones of some height in front of them.
 
     Returns:
         The grey ones.
@@ -268,7 +268,7 @@ def costs(network: Network) -> Figure:
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
-    """Confusion matrix, a row per true class, in percent of the row; counts are written where there is room.
+    """Confusion matrix, a row per true class, in percent of the row; non-zero counts are written in the cells.
 
     Args:
         matrix: (K, K) counts, true class by predicted class.

@@ -1,4 +1,4 @@
-"""What the slim model, or the gated one where there is none, makes of a few images of the test set."""
+"""Predictions of the slim model, or of the gated one if there is none, for images of the test set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmprune_gates.report.network import first_line
 from mmprune_gates.report.pictures import Drawn, confusion, side_by_side
 from mmprune_gates.report.run import Absent, Run
 
-SHOWN = 20  # classes of a confusion matrix that can be read
+SHOWN = 20  # most classes of a readable confusion matrix
 VOID = (1.0, 1.0, 1.0)
 
 
@@ -29,11 +29,11 @@ def predictions_of(run: Run, images: int, samples: int) -> Drawn:
 
     Args:
         run: The run.
-        images: Images to show of a segmentor.
-        samples: Images to classify at most.
+        images: Number of images to show for a segmentor.
+        samples: Largest number of images to classify.
 
     Raises:
-        Absent: No config, no weights, no data, or a model of another kind.
+        Absent: Config, weights or data are missing, or the model is of another kind.
     """
     config = run.need_config()
     if config.get('test_dataloader') is None:
@@ -82,7 +82,7 @@ def load(config: Config, weights: Path) -> nn.Module:
 
 @torch.no_grad()
 def predicted(model: Any, dataset: Any, index: int) -> tuple[Tensor, Any]:
-    """The image of a sample as the model is given it, and the sample with truth and prediction."""
+    """The image of a sample as the model receives it, and the sample with truth and prediction."""
     sample = dataset[index]
     image = sample['inputs']
     (result,) = model.test_step(pseudo_collate([sample]))
@@ -124,14 +124,14 @@ def segmentation(model: Any, dataset: Any, name: str, count: int) -> Drawn:
 
 
 def coloured(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """(H, W) class numbers to (H, W, 3) colours; what is no class is white."""
+    """(H, W, 3) colours of (H, W) class numbers; pixels of no class are white."""
     table = np.tile(VOID, (256, 1))
     table[: len(palette)] = palette
     return table[np.clip(mask, 0, 255)]
 
 
 def classification(model: Any, dataset: Any, name: str, count: int) -> Drawn:
-    """Confusion matrix over images of the test set; of many classes those with the most errors."""
+    """Confusion matrix over images of the test set; with many classes, of those with the most errors."""
     true = []
     found = []
     for index in spread(dataset, count):

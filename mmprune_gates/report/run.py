@@ -1,4 +1,4 @@
-"""What the work directory of a run says: config, gates, scalars, checkpoints, and the slim model made from it."""
+"""The contents of a run's work directory: config, gates, scalars, checkpoints, and the slim model made from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmprune_gates.cli.arguments import load_config
 from mmprune_gates.engine.model_config import GATED, is_ours
 from mmprune_gates.engine.record_hook import NAME, read_history
 
-METRICS = ('mIoU', 'accuracy/top1')  # the first that there is
+METRICS = ('mIoU', 'accuracy/top1')  # the first one found is shown
 NO_METRIC = {'step', 'iter', 'epoch', 'time', 'data_time', 'memory', 'lr'}
 NUMBERED = re.compile(r'(iter|epoch)_(\d+)\.pth')
 SLIM_KEYS = {'macs', 'params', 'groups', 'blocks', 'provenance'}  # of slim.json, as far as a page needs them
@@ -28,7 +28,7 @@ Scalars = list[Data]  # lines of a log
 
 
 class Absent(Exception):
-    """Something that a section needs is not there; the text says what, and what to do."""
+    """Something that a section needs is missing; the text says what, and what to do."""
 
 
 class Progress(NamedTuple):
@@ -46,15 +46,16 @@ class Run:
     Attributes:
         folder: Its work directory.
         config_path: The config that the run wrote there; None if there is none.
-        config: What it holds; None if it cannot be read.
+        config: Its contents; None if it cannot be read.
         config_error: Why ``config`` is None.
         history: Lines of ``gates.jsonl``.
         train: Scalars of the training iterations, each with ``iter``.
         val: Scalars of the validations; ``iter`` is where in training they happened.
         checkpoint: The last one; None if there is none.
-        slim_dir: Where the slim model is looked for.
+        slim_dir: Folder in which the slim model is looked up.
         slim: Contents of its ``slim.json``; None if there is none.
         slim_error: Why ``slim`` is None.
+        doubts: What the user should know before trusting the page.
     """
 
     folder: Path
@@ -141,7 +142,7 @@ class Run:
 
 
 def read_run(folder: str | Path, slim_dir: str | Path | None = None) -> Run:
-    """Read what there is.
+    """Read a work directory.
 
     Args:
         folder: Work directory of the run.
@@ -183,7 +184,7 @@ def find_config(folder: Path) -> tuple[Path | None, Config | None, str]:
     """The config that a run wrote into its work directory, the latest of a gated model if there are several.
 
     Returns:
-        Path and config, each None if there is none or it cannot be read, and why.
+        Path and config, each None if it is missing or cannot be read, and why.
     """
     written = sorted(folder.glob('*.py'), key=modified, reverse=True)
     logged = sorted(folder.glob('*/vis_data/config.py'), reverse=True)
@@ -214,12 +215,12 @@ def modified(path: Path) -> float:
 
 
 def scalar_files(folder: Path) -> list[Path]:
-    """The files of scalars in the work directory of a run, one of each start, in order."""
+    """The files of scalars in the work directory of a run, one per start, in order."""
     return sorted(folder.glob('*/vis_data/scalars.json'))
 
 
 def read_scalars(folder: Path) -> tuple[Scalars, Scalars]:
-    """Scalars of training and of validation, from all starts of a run; a later start replaces what it repeats."""
+    """Scalars of training and of validation, from all starts of a run; a later start replaces lines that it repeats."""
     train: Scalars = []
     val: Scalars = []
     for path in scalar_files(folder):
@@ -239,12 +240,12 @@ def read_scalars(folder: Path) -> tuple[Scalars, Scalars]:
 
 
 def lines_before(begin: int, lines: Scalars) -> Scalars:
-    """The lines of iterations before one."""
+    """The lines of the iterations before ``begin``."""
     return [line for line in lines if line['iter'] < begin]
 
 
 def parsed(text: str) -> Data | None:
-    """A line of JSON as a dictionary; None if it is cut or is none."""
+    """A line of JSON as a dictionary; None if it is cut off, or no dictionary."""
     try:
         line = json.loads(text)
     except json.JSONDecodeError:
@@ -268,7 +269,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def saved_at(checkpoint: Path | None, unit: str) -> int:
-    """The number in the name of a checkpoint, 0 if it counts something else."""
+    """The number in the name of a checkpoint; 0 if it counts another unit."""
     if checkpoint is None:
         return 0
     found = NUMBERED.fullmatch(checkpoint.name)
@@ -278,7 +279,7 @@ def saved_at(checkpoint: Path | None, unit: str) -> int:
 
 
 def read_slim(folder: Path) -> tuple[Data | None, str]:
-    """Contents of ``slim.json``, or None and why."""
+    """Contents of ``slim.json``, or None and the reason."""
     path = folder / 'slim.json'
     if not path.is_file():
         return None, f'{path} does not exist: write it with tools/slim.py, and name its folder with --slim'
@@ -289,7 +290,7 @@ def read_slim(folder: Path) -> tuple[Data | None, str]:
 
 
 def doubts_about(run: Run) -> list[str]:
-    """What a person should know before believing the page."""
+    """What the user should know before trusting the page."""
     doubts = []
     if run.slim:
         made = run.slim['provenance']

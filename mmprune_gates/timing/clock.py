@@ -1,4 +1,4 @@
-"""The clock that latencies are read from."""
+"""The clock for latencies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 Call = Callable[[], None]
 Clock = Callable[[], float]
 REPEATS = (5, 40)  # at least and at most
-ENOUGH_MS = 300  # of one call, after which it is made no more often than at least
+ENOUGH_MS = 300  # total time of a call, after which it is repeated only the least number of times
 
 
 def clock_of(device: str, threads: int) -> Clock:
-    """Seconds, from a clock that other processes disturb as little as possible.
+    """A clock in seconds that other processes disturb as little as possible.
 
-    On one CPU thread the time that the process computes is what it takes on a machine that does nothing else.
+    On one CPU thread it counts processor time, which is the time on a machine that does nothing else.
     """
     if device != 'cpu':
 
@@ -30,7 +30,7 @@ def clock_of(device: str, threads: int) -> Clock:
 
 
 def medians(calls: Sequence[Call], now: Clock) -> list[float]:
-    """Median milliseconds of each of several calls, made in turn, after a warm-up; short ones are made more often.
+    """Median milliseconds of several calls, made in turn, after a warm-up; short calls are repeated more often.
 
     Args:
         calls: The calls.

@@ -40,7 +40,7 @@ class Eager:
                     continue
                 try:
                     took = self.once(op)
-                except (RuntimeError, ValueError, TypeError, IndexError):  # the op does not bear the width
+                except (RuntimeError, ValueError, TypeError, IndexError):  # the op does not accept the width
                     broken.add(number)
                     continue
                 if repeat:  # the first is a warm-up
@@ -58,7 +58,7 @@ class Eager:
         return took
 
     def call(self, model: nn.Module, images: Tensor) -> Call:
-        """A call of a model on (N, C, H, W) images."""
+        """A function that runs a model on (N, C, H, W) images."""
         model, images = model.to(self.device).eval(), images.to(self.device)
 
         @torch.inference_mode()

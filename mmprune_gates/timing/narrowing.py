@@ -14,7 +14,7 @@ from mmprune_gates.channels.labels import Shape
 from mmprune_gates.channels.workload import Operand, Work
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of the full width, at which an op is measured
-GROUPS = 6  # place of the number of groups among a convolution's arguments
+GROUPS = 6  # position of the number of groups among a convolution's arguments
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Narrowed:
     Attributes:
         work: The op.
         reads: Channels that a layer reads; 1 for other ops.
-        makes: Channels that a layer makes; elements of the largest tensor of other ops.
-        shapes: Of its tensor arguments, in order.
+        makes: Channels that a layer makes; for other ops, the elements of their largest tensor.
+        shapes: Shapes of its tensor arguments, in order.
     """
 
     work: Work
@@ -34,7 +34,7 @@ class Narrowed:
     shapes: tuple[Shape, ...]
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """What the op is called with.
+        """Positional and keyword arguments of the op.
 
         Args:
             tensors: One for each of its shapes.
@@ -57,7 +57,7 @@ def conv_groups(work: Work) -> int:
 
 
 def is_depthwise(work: Work) -> bool:
-    """Whether a convolution has a group for each channel that it reads."""
+    """Whether a convolution has a group for each channel that it reads, and more than one."""
     groups = conv_groups(work)
     return groups > 1 and groups == work.operands[0].shape[1]
 
@@ -100,12 +100,12 @@ def _widths(operand: Operand, dim: int, step: int, groups: int) -> list[int]:
 
 
 def _in_steps(width: float, unit: int, most: int) -> int:
-    """A width rounded up to a multiple."""
+    """A width rounded up to a multiple of ``unit``, at most ``most``."""
     return min(most, ceil(width / unit) * unit)
 
 
 def _layer(work: Work, reads: int, makes: int, batch: int) -> Narrowed:
-    """A layer at a width."""
+    """A layer at a width read and a width made."""
     x, weight, *biases = work.operands
     dim, groups = channel_dim(work), conv_groups(work)
     before, behind = x.shape[:dim], x.shape[dim + 1 :]
@@ -120,7 +120,7 @@ def _layer(work: Work, reads: int, makes: int, batch: int) -> Narrowed:
 
 
 def _shrunk(work: Work, share: float, step: int, batch: int) -> Narrowed:
-    """Another op, with a share of the channels of each of its tensors, in steps where there are several."""
+    """An op other than a layer, with a share of the channels of each tensor, in steps where there are several."""
 
     def shape(operand: Operand) -> Shape:
         sizes = list(operand.shape)
@@ -138,5 +138,5 @@ def _shrunk(work: Work, share: float, step: int, batch: int) -> Narrowed:
 
 
 def _batched(shape: Shape, batch: int) -> Shape:
-    """The shape of so many samples."""
+    """The shape for a number of samples."""
     return (shape[0] * batch, *shape[1:]) if shape else shape

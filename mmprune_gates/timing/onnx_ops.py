@@ -1,4 +1,4 @@
-"""Ops and models of onnxruntime; ops by its own profile of many in one graph, each with inputs of its own."""
+"""Ops and models in onnxruntime; its own profiler times many ops in one graph, each with inputs of its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mmprune_gates.timing.narrowing import Narrowed
 
 REPEATS = 8  # runs after the first, which warms up
 ELEMENTS = 2**26  # of all tensors of one graph, at most
-RESULT = 'result'  # and its number: name of what an op makes
+RESULT = 'result'  # and a number: name of an op's result
 REORDERS = ('ReorderInput', 'ReorderOutput')  # between layouts; in a whole model few are left
 
 
@@ -42,7 +42,7 @@ class Onnxruntime:
         target: Device and threads.
 
     Raises:
-        ValueError: A package is missing, or the device is another one.
+        ValueError: A package is missing, or the device is not the CPU.
     """
 
     def __init__(self, target: Target) -> None:
@@ -54,7 +54,7 @@ class Onnxruntime:
         torch.set_num_threads(target.threads)
 
     def call(self, model: nn.Module, images: Tensor) -> Call:
-        """A call of a model on (N, C, H, W) images."""
+        """A function that runs a model on (N, C, H, W) images."""
         module = Deployed(model, forward=inference_forward)
         session = session_of(onnx_of(module, images.shape[1:]), self.threads)
 
@@ -109,7 +109,7 @@ class Onnxruntime:
 
 
 def runs(op: Narrowed) -> bool:
-    """Whether an op takes tensors of its shapes."""
+    """Whether an op accepts tensors of its shapes."""
     args, kwargs = op.arguments([torch.empty(shape, device='meta') for shape in op.shapes])
     try:
         op.work.target(*args, **kwargs)
@@ -119,7 +119,7 @@ def runs(op: Narrowed) -> bool:
 
 
 def translated(side: Side) -> bytes:
-    """Ops as an ONNX model whose results are numbered."""
+    """Ops as an ONNX model with numbered results."""
     inputs = side.inputs()
     names = [f'input{number}' for number in range(len(inputs))]
     results = [f'{RESULT}{number}' for number in range(len(side.ops))]
@@ -133,7 +133,7 @@ def translated(side: Side) -> bytes:
 
 
 class Side(nn.Module):
-    """Ops side by side; constants are its buffers.
+    """Runs ops side by side; their constants are its buffers.
 
     Args:
         ops: The ops.
@@ -155,7 +155,7 @@ class Side(nn.Module):
                 number += 1
 
     def inputs(self) -> list[Tensor]:
-        """All tensors that are no constants."""
+        """All tensors that are not constants."""
         return [torch.ones(shape) for _, shape, constant in self.tensors() if not constant]
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -191,7 +191,7 @@ def parts(ops: Sequence[Narrowed]) -> Iterator[list[Narrowed]]:
 
 
 def nodes_of(model: Any) -> dict[str, str]:
-    """Name of each node of an optimised graph -> the result that it helps to make."""
+    """Name of each node of an optimised graph -> the result to which it contributes."""
     makers = {name: node for node in model.graph.node for name in node.output}
     found: dict[str, str] = {}
     for result in model.graph.output:
@@ -208,7 +208,7 @@ def fastest(events: Sequence[Mapping[str, Any]], owners: Mapping[str, int], coun
     """Least milliseconds of each op, from a profile of several runs: other processes only ever add to them.
 
     Args:
-        events: What onnxruntime has noted.
+        events: Events recorded by onnxruntime.
         owners: Node -> number of the op that it is part of.
         count: Number of ops.
     """

@@ -1,7 +1,7 @@
-"""In which steps of width a machine becomes faster: small residual networks at many widths.
+"""Finds the steps of width in which a machine becomes faster, with small residual networks at many widths.
 
-Whole networks and not single layers: onnxruntime, for instance, keeps channels in blocks from layer to layer, and moves
-them where a width does not fill its blocks.
+Whole networks rather than single layers: onnxruntime, for instance, keeps channels in blocks from layer to layer, and
+moves them where a width does not fill its blocks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmprune_gates.timing.clock import Call, Clock, medians
 STEPS = (2, 4, 8, 16, 32)
 WIDTHS = range(44, 65)
 INPUT = (1, 3, 32, 32)
-SLOWER = 1.04  # times, at most, that widths rounded up twice as far may take
+SLOWER = 1.04  # factor by which time may grow when widths are rounded up twice as far
 
 
 class Probe(nn.Module):
@@ -35,7 +35,7 @@ class Probe(nn.Module):
 
     @staticmethod
     def branch(width: int) -> nn.Sequential:
-        """What a block adds to its input."""
+        """The branch that a block adds to its input."""
         return nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
@@ -45,7 +45,7 @@ class Probe(nn.Module):
         )
 
     def forward(self, images: Tensor, mode: str = 'tensor') -> Tensor:
-        """Features of images; ``mode`` is that of OpenMMLab's models."""
+        """Features of images; ``mode``, which OpenMMLab's models take, is ignored."""
         features = self.stem(images)
         for block in self.blocks:
             features = torch.relu(features + block(features))
@@ -53,12 +53,12 @@ class Probe(nn.Module):
 
 
 def step_of(call: Callable[[nn.Module, Tensor], Call], now: Clock) -> int:
-    """Multiples to which widths can be rounded up at no cost, 1 where there are none.
+    """The largest step to whose multiples widths can be rounded up at no cost, 1 if there is none.
 
     A step is doubled as long as rounding up further takes no longer.
 
     Args:
-        call: Makes a call of a model on images.
+        call: Makes a function that runs a model on images.
         now: The clock.
     """
     images = torch.ones(INPUT)
@@ -74,5 +74,5 @@ def step_of(call: Callable[[nn.Module, Tensor], Call], now: Clock) -> int:
 
 
 def slowdown(took: Mapping[int, float], step: int) -> float:
-    """How much longer a width rounded up to a multiple of a step takes, on average over those that are none."""
+    """Time at a width rounded up to a multiple of ``step`` over that at the width, mean over widths that are none."""
     return mean(took[ceil(width / step) * step] / took[width] for width in took if width % step)

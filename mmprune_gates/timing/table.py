@@ -1,4 +1,4 @@
-"""Measure what a model's ops take at several widths, and how their sum becomes the model's latency."""
+"""Measures the ops of a model at several widths, and fits their sum to the model's latency."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from mmprune_gates.timing.narrowing import Narrowed, at_widths
 from mmprune_gates.timing.onnx_ops import Onnxruntime
 from mmprune_gates.timing.probe import step_of
 
-AT_A_TIME = 8  # ops between two moments at which the table is written
+AT_A_TIME = 8  # ops measured before the table is written again
 SELECTIONS = 10
-SUM, NUMBER = Fit(1.0, 0.0, []), Fit(0.0, 1.0, [])  # of what ops take alone, and of the ops themselves
+SUM, NUMBER = Fit(1.0, 0.0, []), Fit(0.0, 1.0, [])  # the sum of the ops' times, and the number of ops
 SHARES = (0.1, 0.9)  # of the MACs that random selections keep
 Show = Callable[[Sequence[Any], str], Iterable[Any]]  # a progress bar
 
 
 class Backend(Protocol):
-    """What times ops and models."""
+    """Times ops and models."""
 
     now: Clock
 
@@ -39,23 +39,23 @@ class Backend(Protocol):
         """Milliseconds of each op; None for those that do not run at their width."""
 
     def call(self, model: nn.Module, images: Tensor) -> Call:
-        """A call of a model on (N, C, H, W) images."""
+        """A function that runs a model on (N, C, H, W) images."""
 
 
 def backend_of(target: Target) -> Backend:
-    """What measures for a target."""
+    """The backend that measures for a target."""
     return Eager(target) if target.backend == 'torch' else Onnxruntime(target)
 
 
 def measure(
     table: Table, graph: ChannelGraph, backend: Backend, batch: int, save: Callable[[], None], show: Show
 ) -> None:
-    """Add the ops of a model that a table lacks.
+    """Measure the ops of a model that a table lacks, and add them to it.
 
     Args:
         table: The table.
         graph: Channel graph of the model.
-        backend: What times them.
+        backend: Times the ops.
         batch: Images at a time.
         save: Writes the table; called now and then.
         show: Shows progress.
@@ -77,7 +77,7 @@ def curves_of(works: Sequence[Work], backend: Backend, step: int, batch: int) ->
 
     Args:
         works: The ops.
-        backend: What times them.
+        backend: Times the ops.
         step: Widths are multiples of it.
         batch: Images at a time.
     """
@@ -93,7 +93,7 @@ def curves_of(works: Sequence[Work], backend: Backend, step: int, batch: int) ->
 
 
 def curve_of(grid: Sequence[Sequence[Narrowed]], took: Sequence[Sequence[float | None]]) -> Curve:
-    """A curve from what was measured; an op that does not run by itself at a width is taken to be proportional.
+    """A curve from measured times; where the op did not run, its time is taken to be proportional to reads times makes.
 
     Args:
         grid: The op at several widths.
@@ -124,14 +124,14 @@ def fit(
     show: Show,
     count: int = SELECTIONS,
 ) -> Fit:
-    """How the sum over ops becomes the latency of whole models, by random selections: least relative errors.
+    """Fit the sum over ops to the latencies of randomly pruned models, by least squares of relative errors.
 
     Args:
         table: The table, complete.
         graph: Channel graph of the model.
         model: The model.
-        images: (N, C, H, W) what it is called with.
-        backend: What times it.
+        images: (N, C, H, W) images that it is called with.
+        backend: Times the model.
         cost: Looks up ops; its fit is changed.
         show: Shows progress.
         count: Number of selections.
@@ -164,9 +164,9 @@ def random_selections(graph: ChannelGraph, step: int, count: int, seed: int) -> 
 
     Args:
         graph: The channel graph.
-        step: Groups shrink to multiples of it.
-        count: How many.
-        seed: Of the random numbers.
+        step: Layer widths shrink to multiples of it.
+        count: Number of selections.
+        seed: Seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     candidates = Candidates.of(graph, Limits(divisor=step))
@@ -198,9 +198,9 @@ def latencies(
     Args:
         model: The whole model.
         graph: Its channel graph.
-        chosen: What each keeps.
-        images: (N, C, H, W) what they are called with.
-        backend: What times them.
+        chosen: The selection of each slim model.
+        images: (N, C, H, W) images that they are called with.
+        backend: Times the models.
         show: Shows progress.
     """
     calls = []

@@ -1,4 +1,4 @@
-"""Whether a model that was pruned to a latency is as fast as it was to become."""
+"""Whether a model pruned to a latency is as fast as intended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmprune_gates.timing.table import backend_of
 
 
 def latency_cost(config: Config) -> tuple[Latency, Goal] | None:
-    """The latency that a config prunes to, and how much of it is to stay; None if it prunes to another cost."""
+    """The latency that a config prunes to, and its goal; None if it prunes to another cost."""
     for hook in config.get('custom_hooks') or []:
         if is_ours(hook) and hook.get('cost') is not None:
             cost = built(COSTS, hook['cost'])
@@ -36,11 +36,11 @@ def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> 
 
     Args:
         config: Config of the pruning run.
-        slim_dir: The product.
+        slim_dir: Folder of the slim model.
         report: Its ``slim.json``.
 
     Returns:
-        None if the run had no latency for a target.
+        Platform, target, and latencies; None if the run did not prune to a latency.
     """
     wanted = latency_cost(config)
     if wanted is None:
@@ -64,12 +64,12 @@ def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> 
 
 
 def compared(before: float, after: float) -> dict[str, float]:
-    """Two figures, and the share that is left."""
+    """Two figures, and the share that is kept."""
     return {'before': before, 'after': after, 'kept': after / before}
 
 
 def kept_in(graph: ChannelGraph, report: Mapping[str, Any]) -> Kept:
-    """What a product has kept, as its report says."""
+    """The channels that a product has kept, according to its report."""
     masks = {}
     for name, group in report['groups'].items():
         mask = torch.zeros(group['size'], dtype=torch.bool)

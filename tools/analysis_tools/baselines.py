@@ -45,7 +45,7 @@ def check_pair(start: Config, prune: Config) -> None:
     """Refuse configs that are not a dense start and a gated run of the same architecture.
 
     Raises:
-        ValueError: They are not.
+        ValueError: They are no such pair.
     """
     if prune.model.get('type') != GATED:
         raise ValueError(f'PRUNE_CONFIG {prune.filename}: model.type is {prune.model.get("type")!r}, not {GATED!r}')
@@ -67,7 +67,7 @@ def run_length(config: Config) -> tuple[int, str]:
     """How long a config trains: a number, and 'iterations' or 'epochs'.
 
     Raises:
-        ValueError: Its train_cfg does not say, or no number.
+        ValueError: Its train_cfg does not say, or gives no positive whole number.
     """
     for key, unit in UNITS.items():
         if value := (config.get('train_cfg') or {}).get(key):
@@ -103,7 +103,7 @@ def stretch_times(value: Any, factor: Fraction) -> Any:
 
 
 def scaled(value: Any, factor: Fraction) -> Any:
-    """A time, or several, multiplied and rounded; None and mmengine's infinity remain."""
+    """A time, or several, multiplied and rounded; None and mmengine's infinity stay as they are."""
     if isinstance(value, (list, tuple)):
         return type(value)(scaled(item, factor) for item in value)
     return value if value is None or value >= FOREVER else round(value * factor)
@@ -160,7 +160,7 @@ def choose_width(graph: ChannelGraph, target: int) -> tuple[float, int]:
 
 
 def width_steps(sizes: set[int]) -> list[float]:
-    """Ascending shares, one for each table of widths that rounding can make of groups of these sizes."""
+    """Ascending shares, one for each distinct rounding of the widths of groups of these sizes."""
     edges = {Fraction(2 * count + 1, 2 * size) for size in sizes for count in range(size)}
     borders = [Fraction(0), *sorted(edges), Fraction(1)]
     return [float((low + high) / 2) for low, high in pairwise(borders)]

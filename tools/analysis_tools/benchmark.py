@@ -1,12 +1,12 @@
-"""What gates cost in training: a gated model against the same one without gates.
+"""Measure what gates cost in training: a gated model against the same one without gates.
 
 Both take training steps (forward, losses, backward, optimiser) in turn, in one process; the gated step includes the
 config's pruning hooks, in the phase in which they move the gates (GDP) or in a Tock or Tick (Gate Decorator). Reports
 the ratio of the times of each pair, the bytes of activations that the forward saves for the backward, and the peak
-memory of a step. On one CPU thread the time is that which the process computes, so that other processes hardly matter.
+memory of a step. On one CPU thread, times are processor time, so that other processes hardly matter.
 
 With --shrunk, a checkpoint of a run whose channels have left the model (shrink=True) is a third model, in turn with the
-other two: what a step costs from then on. With --site, all gates stand in front of the readers of their channels, on
+other two: what a step costs from then on. With --site, all gates stand in front of the consumers of their channels, on
 their input or their weight, instead of where they cost least.
 """
 
@@ -57,7 +57,7 @@ class Trainee:
     Attributes:
         model: The model.
         optim: Its optimiser wrapper.
-        runner: What hooks see of a runner.
+        runner: The part of a runner that hooks see.
         hooks: Pruning hooks.
         now: The clock.
         seconds: Time of each step.
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = cli.config_parser(__doc__)
     parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
@@ -129,7 +129,7 @@ def report_of(args: argparse.Namespace) -> dict:
 
 
 def compare(config: Config, args: argparse.Namespace) -> dict:
-    """Figures of the gated and the ungated model, from steps in turn: each goes first every other time."""
+    """Figures of the gated and the ungated model, from alternating steps; each goes first every other time."""
     gated, ungated, shape = pair(config, args)
     models = {'gated': gated, 'ungated': ungated}
     if args.shrunk:
@@ -162,7 +162,7 @@ def compare(config: Config, args: argparse.Namespace) -> dict:
 
 
 def time_ratio(times: list[float], others: list[float]) -> dict[str, Any]:
-    """How much longer steps take than others at the same turn: median, quartiles and range of the ratios."""
+    """Ratios of the times of steps to those of others at the same turn: median, quartiles and range."""
     ratios = sorted(a / b for a, b in zip(times, others, strict=True))
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {'median': middle, 'quartiles': [low, high], 'range': [ratios[0], ratios[-1]]}
@@ -172,7 +172,7 @@ def shrunk(config: Config, shape: tuple[int, ...], args: argparse.Namespace) -> 
     """The gated model of a checkpoint after channels have left it.
 
     Raises:
-        OSError, ValueError: The checkpoint is broken, is of another model, or nothing has left the model in it.
+        OSError, ValueError: The checkpoint is broken, belongs to another model, or no channels have left it.
     """
     contents = read_checkpoint(args.shrunk)
     if not shrunk_in(contents.get(STATE)):
@@ -234,7 +234,7 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
     )
     hooks = [HOOKS.build(hook) for hook in pruning_hooks(config)] if gated else []
     for hook in hooks:
-        hook.shrink = False  # the steps that are timed have one width
+        hook.shrink = False  # all timed steps have the same widths
         hook.before_run(runner)
         hook.before_train(runner)
         if isinstance(hook, GateDecoratorHook):
@@ -248,12 +248,12 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
 
 
 def move_gates(model: nn.Module, site: str, config: dict) -> None:
-    """Put all gates in front of what reads their channels, wherever else they could stand.
+    """Put all gates in front of the consumers of their channels, wherever else they could stand.
 
     Args:
         model: A gated model; its gates are made anew.
-        site: ``input`` or ``weight`` of the readers. Where a reader has no such place, the other one is taken.
-        config: Of the gates.
+        site: ``input`` or ``weight`` of the consumers. Where a consumer has no such place, the other one is taken.
+        config: Config of the gates.
     """
     graph = detach_gates(model)
     size = 0 if site == WEIGHT else sys.maxsize  # the smaller of the two has the gate
@@ -262,7 +262,7 @@ def move_gates(model: nn.Module, site: str, config: dict) -> None:
 
 
 def pruning_hooks(config: Config) -> Iterator[dict]:
-    """Configs of the hooks that move gates; a phase of Gate Decorator's lasts as long as the benchmark."""
+    """Configs of the hooks that move gates; phases of Gate Decorator last as long as the benchmark."""
     for hook in config.get('custom_hooks') or []:
         if str(hook['type']).endswith('.PolarizationHook'):
             yield hook

@@ -1,6 +1,6 @@
-r"""Compare a pruned model with what the same training could have bought without pruning, over several seeds.
+r"""Compare a pruned model with what the same training achieves without pruning, over several seeds.
 
-START_CONFIG trains the dense start, PRUNE_CONFIG (a GatedModel) goes on from it. Every seed gives four models, all
+START_CONFIG trains the dense start, PRUNE_CONFIG (a GatedModel) continues it. Every seed gives four models, all
 trained for as long as both configs together:
 
     dense    the start, trained on without gates
@@ -9,7 +9,7 @@ trained for as long as both configs together:
     scratch  the pruned architecture, from scratch
 
 The last two follow the recipe of START_CONFIG, its schedule stretched. Writes comparison.json, .md and .png to the work
-directory, beside one folder per seed with every config that was run. Called again, it goes on where it ended.
+directory, beside one folder per seed with every config that was run. Called again, it continues where it ended.
 
 Example::
 
@@ -48,12 +48,12 @@ class Comparison(Jobs):
     Args:
         start: Config of the dense start.
         prune: Config of the gated run.
-        seeds: One row of four models each.
-        work_dir: Where everything goes.
+        seeds: The seeds; each gives four models.
+        work_dir: Folder for all output.
         at_once: How many processes run at a time.
 
     Raises:
-        ValueError: Configs that do not belong together.
+        ValueError: The configs do not belong together.
     """
 
     def __init__(self, start: Config, prune: Config, seeds: list[int], work_dir: Path, at_once: int) -> None:
@@ -124,7 +124,7 @@ class Comparison(Jobs):
         self.run(f'seed_{seed}/slim', 'slim.py', self.work_dir / f'{name}.py', self.last(name), self.slim_dir(seed))
 
     def test(self, seed: int, kind: str) -> None:
-        """Test one model; its result is the metrics and the MACs."""
+        """Test one model, and write its metrics and its MACs."""
         name = f'seed_{seed}/{kind}'
         pair = [self.slim_dir(seed) / file for file in ('slim.py', 'slim.pth')]
         if kind != 'pruned':
@@ -154,7 +154,7 @@ class Comparison(Jobs):
 
 
 def write_config(path: Path, config: Config, in_use: bool) -> None:
-    """Write a config, complete or not at all.
+    """Write a config completely or not at all.
 
     Raises:
         ValueError: A finished run used another one under this name.
@@ -171,7 +171,7 @@ def write_config(path: Path, config: Config, in_use: bool) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('start_config', help='config of the dense start')
     parser.add_argument('prune_config', help='config of the gated run that goes on from it')
@@ -193,7 +193,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load(path: str, options: dict) -> Config:
-    """A config with overrides, after the checks that training and testing would make only when their turn comes.
+    """A config with overrides, after the checks that training and testing would otherwise make only later.
 
     Raises:
         ValueError: It cannot be read, one of our hooks refuses its arguments, or a data set is missing.

@@ -1,4 +1,4 @@
-"""What a comparison of baselines found: figures, table and picture."""
+"""Results of a comparison of baselines: figures, table and picture."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ MEANING = {
 def figures_of(
     start: Config, prune: Config, results: dict[int, dict[str, dict]], metric: str | None, title: str | None
 ) -> dict[str, Any]:
-    """Everything a comparison found, as plain values.
+    """All results of a comparison, as plain values.
 
     Args:
         start: Config of the dense start.
         prune: Config of the gated run.
         results: Seed -> kind -> ``macs`` and ``metrics``.
         metric: Key of the metrics to compare by; by default the first of :data:`METRICS` there is.
-        title: Of table and picture; by default model and data.
+        title: Title of table and picture; by default model and data.
 
     Returns:
         ``metric``, ``kinds`` (name -> mean, standard deviation and per seed) and where they come from.
@@ -73,7 +73,7 @@ def figures_of_kind(kind: str, results: dict[int, dict[str, dict]], metric: str)
 
 
 def config_name(seed: int, kind: str) -> str:
-    """Where the config of a model stands, from the work directory."""
+    """Path of a model's config in the work directory."""
     return f'seed_{seed}/slim/slim.py' if kind == 'pruned' else f'seed_{seed}/{kind}.py'
 
 

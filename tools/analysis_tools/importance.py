@@ -1,10 +1,10 @@
-"""Check Gate Decorator's importance against the truth: what the loss does when each gate is closed.
+"""Check Gate Decorator's importance against the truth: the change of the loss when each gate is closed.
 
 The importance of a gate is a first-order estimate (Taylor expansion) that one backward pass gives for all gates. Here
-each gate is also closed by itself, and the change of the loss of every batch measured; both are sums of magnitudes over
-the same training batches, in training mode as in a Tick. Reports Spearman's rank correlation of the two. CONFIG is one
-with ``gates=dict(type='DecoratorGate')``, CHECKPOINT of it or of its dense start. Takes one forward of all batches for
-each gate.
+each gate is also closed by itself, and the change of every batch's loss is measured; both are sums of magnitudes over
+the same training batches, in training mode as in a Tick. Reports Spearman's rank correlation of the two. CONFIG has
+``gates=dict(type='DecoratorGate')``; CHECKPOINT belongs to it or to its dense start. Takes one forward of all batches
+for each gate.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def gated_model(config: Config, checkpoint: str) -> nn.Module:
-    """The model at the beginning of its first Tick: weights loaded, gates in place of the affine's size.
+    """The model at the beginning of its first Tick: weights loaded, gates holding the size of the norms' affine.
 
     Raises:
-        OSError, ValueError: Gates of another kind or none; a checkpoint that is broken or does not fit.
+        OSError, ValueError: Gates are missing or of another kind, or the checkpoint is broken or does not fit.
     """
     init_default_scope(config.get('default_scope', 'mmengine'))
     settings = without_pretrained(config.model.to_dict())
@@ -80,7 +80,7 @@ def gated_model(config: Config, checkpoint: str) -> nn.Module:
     check_kind(gates, GateDecorator)
     contents = read_checkpoint(checkpoint)
     weights = {name.removeprefix('module.'): value for name, value in contents['state_dict'].items()}
-    if not any(name.startswith('gates.') for name in weights):  # a dense one: gates stay as they are
+    if not any(name.startswith('gates.') for name in weights):  # a dense checkpoint: gates stay as they are
         weights |= {f'gates.{name}': value for name, value in gates.state_dict().items()}
     load_weights(model, {'state_dict': weights}, checkpoint)
     take_over_affine(gates)
@@ -129,7 +129,7 @@ def batch_losses(model: nn.Module, batches: Sequence[dict]) -> Iterator[Tensor]:
 
 @contextmanager
 def as_in_a_tick(model: nn.Module) -> Iterator[None]:
-    """Training mode; afterwards the modes, the running statistics and the random generators are what they were."""
+    """Training mode; afterwards modes, running statistics and random generators are restored."""
     modes = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     with torch.random.fork_rng():
@@ -168,9 +168,9 @@ def brute_force(gates: GateSet, losses: Losses, progress: Callable[[Sequence], I
     """(num_channels,) magnitude of the loss's change when a gate alone is closed, summed over the batches.
 
     Args:
-        gates: The gates; they are what they were afterwards.
+        gates: The gates; they are restored afterwards.
         losses: The loss of each batch.
-        progress: Goes through a sequence and shows how far it is.
+        progress: Iterates over a sequence and shows progress.
     """
     usual = torch.stack(list(losses())).double()
     total = torch.zeros(gates.graph.num_channels, dtype=torch.double)

@@ -4,8 +4,8 @@ Example::
 
     python tools/analysis_tools/latency.py DENSE_CONFIG SLIM_CONFIG --shape 3 64 96 --backend both
 
-What is timed is what MACs are counted of: up to the logits of the head, before they are resized to the image. On one
-CPU thread the time is that which the process computes, so that other processes hardly matter.
+The timed part is the one whose MACs are counted: up to the logits of the head, before they are resized to the image. On
+one CPU thread, times are processor time, so that other processes hardly matter.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_device(name: str) -> None:
     """Refuse a device that is not there.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is not there.
     """
     try:
         torch.empty(0, device=name)
@@ -53,7 +53,7 @@ def check_device(name: str) -> None:
 
 @torch.no_grad()
 def check_runs(path: str, model: nn.Module, inputs: torch.Tensor) -> None:
-    """Refuse an input that a model does not take.
+    """Check that a model accepts an input.
 
     Raises:
         ValueError: Its forward fails.
@@ -67,7 +67,7 @@ def check_runs(path: str, model: nn.Module, inputs: torch.Tensor) -> None:
 
 
 def seconds(once: Call, repeats: int, now: Clock) -> float:
-    """Mean seconds of one run."""
+    """Mean seconds of one call."""
     begin = now()
     for _ in range(repeats):
         once()
@@ -80,9 +80,9 @@ def compare(first: Call, second: Call, pairs: int, now: Clock, repeats: int = 5)
     Args:
         first: A.
         second: B.
-        pairs: How often.
+        pairs: Number of pairs.
         now: The clock.
-        repeats: Runs in a row of which the mean counts.
+        repeats: Calls in a row whose mean counts.
 
     Returns:
         Median milliseconds of both, and the ratio first / second of each pair: median and quartiles.
@@ -102,7 +102,7 @@ def compare(first: Call, second: Call, pairs: int, now: Clock, repeats: int = 5)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('first', help='config of a model, usually the dense one')
     parser.add_argument('second', help='config of another, usually slim.py')

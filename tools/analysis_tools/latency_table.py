@@ -1,7 +1,7 @@
-"""Measure on this machine what the ops of a model take, so that ``cost=dict(type='Latency')`` can prune for speed.
+"""Time the ops of a model on this machine, so that ``cost=dict(type='Latency')`` can prune for speed.
 
 Each op is timed at several widths, then the sum over ops is fitted to the latency of randomly pruned models. The table
-grows with every model that is measured; what is in it is not measured again, so a run that was stopped goes on.
+grows with every model that is measured; its ops are not measured again, so an interrupted run continues.
 
 Example::
 
@@ -35,7 +35,7 @@ CHECK_SEED = 1  # of selections that nothing was fitted to
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = cli.config_parser(__doc__)
     parser.add_argument('--backend', choices=BACKENDS, default=Target.backend)
     parser.add_argument('--device', default=Target.device)
@@ -94,7 +94,7 @@ def table_at(path: Path, target: Target) -> Table:
     """The table in a file, or an empty one.
 
     Raises:
-        ValueError: It is one of another machine or other settings.
+        ValueError: It was measured on another machine or with other settings.
     """
     facts = target.facts()
     if not path.is_file():

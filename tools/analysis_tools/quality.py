@@ -1,8 +1,8 @@
-r"""Train the same dense starts on by several methods: to the same MACs, in as many steps, over several seeds.
+r"""Continue training the same dense starts by several methods: to the same MACs, in as many steps, over several seeds.
 
-Every run writes one JSON file below WORK_DIR/runs, so that a run that was stopped goes on where it was. A plan names
-the runs: ``peers`` compares with Torch-Pruning (the extra ``benchmark``), training from scratch and DCFP, ``quick``
-asks of all methods only whether they work. :mod:`quality_table` makes table and picture of a plan.
+Every run writes one JSON file below WORK_DIR/runs, so that an interrupted benchmark continues. A plan names the runs:
+``peers`` compares with Torch-Pruning (the extra ``benchmark``), training from scratch and DCFP, ``quick`` only checks
+that all methods work. :mod:`quality_table` makes table and picture of a plan.
 
 Example::
 
@@ -33,7 +33,7 @@ from rich.progress import track
 
 
 def quiet() -> None:
-    """One thread, and no log of what mmengine does."""
+    """Use one thread, and silence mmengine's log."""
     torch.set_num_threads(1)
     MMLogger.get_instance('quality', log_level='ERROR')
 
@@ -63,7 +63,7 @@ def carry_out(run: Run, work_dir: Path) -> None:
 
 
 def from_before(run: Run, folder: Path) -> dict[str, Any]:
-    """What a run takes over from the one that it follows: the channels kept."""
+    """Options that a run takes from the run it follows: the channels kept."""
     return {'kept': cli.read_json(folder / f'{run.after}.json')['kept']} if run.after else {}
 
 
@@ -74,10 +74,10 @@ def prepare(task: str, seed: int, work_dir: Path) -> None:
 
 
 def waves(runs: list[Run]) -> list[list[Run]]:
-    """The runs in their order, parted in front of those that follow one of the part so far.
+    """The runs in their order, split into waves: a new one begins before a run that follows one of the current wave.
 
     Raises:
-        ValueError: One follows a run that the plan does not have before it.
+        ValueError: A run follows one that the plan does not have before it.
     """
     parts: list[list[Run]] = [[]]
     before: set[str] = set()
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def wait_for(tasks: list[Future], title: str) -> None:
-    """Wait until all are done; after an error no further one begins, and it is raised."""
+    """Wait for all tasks; after an error no further one starts, and it is raised."""
     try:
         for done in track(as_completed(tasks), title, len(tasks)):
             done.result()

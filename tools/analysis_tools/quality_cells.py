@@ -1,4 +1,4 @@
-"""The cells of a table of the quality benchmark: what the runs of a task, a method and a cut have found."""
+"""The cells of the quality benchmark's tables: results of the runs of a task, a method and a cut."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mmprune_gates import cli  # cures come before the imports below
 from quality_plans import ARMS, Run
 
 ARM_OF = {(arm.method, arm.label): arm for arm in ARMS}
-Results = list[tuple[Run, dict[str, Any]]]  # what each run's file holds
+Results = list[tuple[Run, dict[str, Any]]]  # runs and the contents of their files
 
 
 def read_runs(plan: str, runs: Iterable[Run], folder: Path) -> tuple[Results, list[str]]:
-    """What the files of a plan's runs hold, and the names of the runs that have none.
+    """The contents of the files of a plan's runs, and the names of the runs without a file.
 
     Raises:
-        ValueError: None of them is there.
+        ValueError: None of the files is there.
     """
     results, missing = [], []
     for run in runs:
@@ -41,7 +41,7 @@ def title_of(run: Run) -> str:
 
 
 def family_of(run: Run) -> str:
-    """Which methods its method is shown with."""
+    """The family of methods that a run's method is shown with."""
     arm = ARM_OF.get((run.method, run.label))
     return arm.family if arm else ''
 
@@ -60,20 +60,20 @@ def cells_of(runs: Iterable[Run], results: Results) -> list[dict[str, Any]]:
 
 
 def complete_rates(runs: Sequence[Run], found: Mapping[str, dict]) -> int:
-    """How many of a cell's learning rates, in the order of the plan, have all seeds, up to the first that lacks one."""
+    """Number of a cell's learning rates, in the order of the plan, before the first that lacks a seed."""
     rates = list(dict.fromkeys(run.rate_scale for run in runs))
     lacking = {run.rate_scale for run in runs if run.name not in found}
     return next((place for place, rate in enumerate(rates) if rate in lacking), len(rates))
 
 
 def cell_of(runs: Sequence[Run], found: Mapping[str, dict], alike: int) -> dict[str, Any]:
-    """The figures of one cell: those of the best of the learning rates that compete, and the others.
+    """The figures of one cell: those of the best competing learning rate, and the others.
 
     Args:
-        runs: All that are planned; they differ in seed and learning rate.
-        found: Name of a run -> what its file holds, of those that are there.
-        alike: How many rates, in the order of the plan, compete: as many for every method of the task at this cut. Of
-            a cell that lacks runs the rate with the most seeds counts.
+        runs: All planned runs; they differ in seed and learning rate.
+        found: Name of a run -> contents of its file, of those that are there.
+        alike: How many rates, in the order of the plan, compete: as many for every method of the task at this cut. If a
+            cell lacks runs, its rate with the most seeds counts.
     """
     by_rate: dict[float, dict[int, dict]] = {}
     for run in runs:
@@ -99,7 +99,7 @@ def cell_of(runs: Sequence[Run], found: Mapping[str, dict], alike: int) -> dict[
 
 
 def column_of(by_seed: Mapping[int, dict]) -> dict[str, Any]:
-    """Mean, spread (standard deviation of a sample) and every value of the runs that differ in the seed alone."""
+    """Mean, spread (standard deviation of a sample) and all values of runs that differ only in the seed."""
     scores = {str(seed): by_seed[seed]['score'] for seed in sorted(by_seed)}
     values = list(scores.values())
     kept = [found['macs']['after'] / found['macs']['before'] for found in by_seed.values()]

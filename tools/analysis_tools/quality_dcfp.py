@@ -1,13 +1,13 @@
-"""DCFP's recipe on this project's graph, as its authors' code has it (Wang et al., DCFP, TCSVT 2024).
+"""DCFP's recipe on this project's graph, following its authors' code (Wang et al., DCFP, TCSVT 2024).
 
 Theirs: while the dense model trains for a tenth of the run (4k of 40k iterations), each norm's channels are scored by a
-running mean (0.999) of abs(dL/dgamma), in which gradients that would make gamma grow do not count. Then one cut: of
-the backbone's channels and of all others the same percentage goes, each part ranked for itself; channels that depend on
-each other stay if one of them does; at least 2 % of each layer stay. The rest of the run trains what is left.
+running mean (0.999) of abs(dL/dgamma), in which gradients that would make gamma grow do not count. Then one cut removes
+the same percentage of the backbone's channels and of all others, each part ranked by itself; channels that depend on
+each other stay if one of them does; at least 2 % of each layer stay. The rest of the run trains the remaining network.
 
-Ours: the percentage is the least that meets the target (theirs grows in steps of 2), what still fits then opens again,
-as after every selection of this project; what removed channels added to the means of the norms behind them is left to
-the training that follows; and the optimiser keeps what it knew of the weights that are left, where theirs begins anew.
+Ours: the percentage is the least that meets the target (theirs grows in steps of 2), and channels that still fit then
+reopen, as after every selection of this project; the contribution of removed channels to the means of later norms is
+left to the further training; and the optimiser keeps its state for the remaining weights, where theirs starts afresh.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ BACKBONE = 'backbone.'
 
 
 class DCFP(Method):
-    """Dense for a part of the run (option ``dense``), one cut, the rest training."""
+    """Dense training for a part of the run (option ``dense``), one cut, and further training."""
 
     def begin(self, training: Training) -> None:
-        """Begin to score."""
+        """Start to score."""
         super().begin(training)
         self.graph = training.data.graph(training.model)
         self.cut_after = max(1, round(self.options.get('dense', 0.1) * training.recipe.steps))
@@ -43,7 +43,7 @@ class DCFP(Method):
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        """Score."""
+        """Update the scores."""
         for name, mean in self.scores.items():
             gamma = self.training.model.get_submodule(name).weight
             if gamma.grad is not None:
@@ -64,7 +64,7 @@ class DCFP(Method):
         self.kept = kept.indices()
 
     def channel_scores(self) -> Tensor:
-        """(num_channels,) the best percentile, within its part, that a norm of the channel has; 0 without a norm."""
+        """(num_channels,) the best percentile, within its part, among a channel's norms; 0 without a norm."""
         total = torch.zeros(self.graph.num_channels, dtype=torch.double)
         for in_backbone in (True, False):
             names = [name for name in self.scores if name.startswith(BACKBONE) == in_backbone]
@@ -79,10 +79,10 @@ class DCFP(Method):
         return total
 
     def finish(self) -> dict[str, Any]:
-        """What was kept."""
+        """The channels kept."""
         return {'kept': self.kept}
 
 
 def scored_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Module path -> batch norm."""
+    """Module path -> batch norm with an affine."""
     return {name: module for name, module in model.named_modules() if isinstance(module, NORMS) and module.affine}

@@ -13,16 +13,16 @@ from mmprune_gates.budget import Cycle
 
 TICKS = 20
 TOCKS = 4
-LEAST = 1e-3  # share of the filters that a Tick closes
+LEAST = 1e-3  # least share of the filters that a Tick closes
 
 
 class Decorator(Pruned):
     """Gate Decorator; rates and lengths of its phases follow from the recipe and the target.
 
-    A Tick's rate is a tenth of the recipe's, a Tock's rises from that to the recipe's and falls again, as the paper's
-    do (1e-3, and 1e-3 to 1e-2 to 1e-3). The target shall be met after ``until`` of the run, an option: the paper closes
-    the same number of filters in each Tick and trains until it is met; here each Tick closes what would meet it in
-    the Ticks that are left if all groups shrank alike.
+    A Tick's rate is a tenth of the recipe's, a Tock's rises from that to the recipe's and falls again, as in the paper
+    (1e-3, and 1e-3 to 1e-2 to 1e-3). The target should be met after a share ``until`` (an option) of the run. The paper
+    closes the same number of filters in each Tick and trains until the target is met; here each Tick closes as many as
+    would meet it in the remaining Ticks if all groups shrank alike.
     """
 
     kind = GateDecorator
@@ -41,10 +41,10 @@ class Decorator(Pruned):
         return {**own, 'cycle': cycle_of(until * self.training.recipe.steps)}
 
     def before_step(self, step: int) -> None:
-        """The pruner sets the learning rate."""
+        """Nothing: the pruner sets the learning rate."""
 
     def after_step(self, step: int) -> None:
-        """Go on in the cycle; once the target is met, let channels leave."""
+        """Advance the cycle; once the target is met, remove the closed channels."""
         controller = self.pruner.controller
         controller.cycle = replace(controller.cycle, fraction=self.fraction())
         self.pruner.step()

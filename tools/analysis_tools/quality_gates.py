@@ -1,9 +1,9 @@
-r"""What a plan's runs of GDP say of their gates: a table in markdown, one row for each task, cut and label.
+r"""Print what a plan's runs of GDP recorded of their gates: a Markdown table, one row for each task, cut and label.
 
-    mean and each value     of the metric; in front of them those of the dense model, trained on
+    mean and each value     of the metric; the first row is that of the dense model, trained on
     relaxed                 share of the MACs by gate values just before the gates settle
-    between, decided        gates neither closed nor open then, and those on the other side after the rounding
-    late                    gates on the other side after the rounding than when the target reached its end
+    between, decided        gates neither closed nor open then, and those that rounding moves to the other side
+    late                    gates that end on the other side of where they were when the target reached its end
     at settling             the metric just before and just after it
     step                    how far the loss of the 25 steps after settling lies above that of the 25 before, in
                             standard deviations of such differences elsewhere in the run
@@ -36,11 +36,11 @@ HEAD = (
 
 
 def loss_step(losses: Sequence[float], step: int) -> float:
-    """How far the loss rises at a step, in standard deviations of what it does elsewhere.
+    """Rise of the loss at a step, in standard deviations of its rises elsewhere.
 
     Args:
-        losses: Of every step.
-        step: The first one after the event.
+        losses: Loss of every step.
+        step: The first step after the event.
     """
 
     def rise(place: int) -> float:
@@ -60,7 +60,7 @@ def rows_of(results: Results) -> list[list[str]]:
 
 
 def row_of(key: tuple[str, float, str], cell: list[tuple[Any, dict]], dense: dict[tuple[str, int], dict]) -> list[str]:
-    """One row: the runs that differ in the seed alone."""
+    """One row: runs that differ only in the seed."""
     task, share, name = key
     found = [figures for _, figures in cell]
     scores = [figures['score'] for figures in found]
@@ -87,7 +87,7 @@ def row_of(key: tuple[str, float, str], cell: list[tuple[Any, dict]], dense: dic
 
 
 def most(found: list[dict], key: str) -> str:
-    """The largest of the runs' shares, as a percentage; nothing where they have none."""
+    """The largest of the runs' shares, as a percentage; empty where they have none."""
     values = [own[key] for own in found if key in own]
     return f'≤ {max(values):.1%}' if values else ''
 

@@ -1,4 +1,4 @@
-"""What polarization is compared with: an L1 penalty on the scale of every norm, and a cut by that scale."""
+"""A baseline for polarization: an L1 penalty on the scale of every norm, and a cut by that scale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PlainL1(Method):
     """
 
     def begin(self, training: Training) -> None:
-        """Learn which channels there are."""
+        """Find the channels and the scales."""
         super().begin(training)
         self.graph = training.data.graph(training.model)
         self.scales = [module.weight for module in training.model.modules() if isinstance(module, NORMS)]
@@ -33,7 +33,7 @@ class PlainL1(Method):
                 scale.grad.add_(scale.detach().sign(), alpha=self.options['penalty'])
 
     def after_step(self, step: int) -> None:
-        """At its time, cut, and go on with a new optimiser."""
+        """When it is time, cut, and continue with a new optimiser."""
         if step != self.cut_at:
             return
         training, model = self.training, self.training.model
@@ -48,5 +48,5 @@ class PlainL1(Method):
         }
 
     def finish(self) -> dict[str, Any]:
-        """What the cut has done."""
+        """The metric before and after the cut."""
         return self.figures

@@ -26,10 +26,10 @@ class GatesGDP(Pruned):
 
     kind = GDP
     pruner: GDP
-    at_target: Tensor | None = None  # (num_channels,) gates when the target has reached its end
+    at_target: Tensor | None = None  # (num_channels,) gates when the target reached its end
 
     def after_step(self, step: int) -> None:
-        """Move gates; once they have settled, let channels leave."""
+        """Move gates; once they have settled, remove the closed channels."""
         controller, gates = self.pruner.controller, self.pruner.gates
         progress = step / self.training.recipe.steps
         if controller.settled or progress < controller.schedule.settle:
@@ -50,19 +50,19 @@ class GatesGDP(Pruned):
         self.let_channels_leave()
 
     def finish(self) -> dict[str, Any]:
-        """Adds the least share that is kept of a group."""
+        """Adds the least kept share of any group."""
         figures, whole = super().finish(), self.pruner.gates.whole
         shares = [len(figures['kept'][group.name]) / group.size for group in whole.free]
         return {**figures, 'least_kept': min(shares)}
 
 
 def settling(gates: GateSet, before: Tensor, kept: Kept) -> dict[str, float]:
-    """What the last step decided, of all gates.
+    """What the last step has decided, over all gates.
 
     Args:
         gates: The gates.
         before: (num_channels,) their values before it.
-        kept: What it has kept.
+        kept: The channels that it kept.
 
     Returns:
         Shares of the gates that were neither closed nor open, and that ended on the other side; the soft share of the
@@ -78,22 +78,22 @@ def settling(gates: GateSet, before: Tensor, kept: Kept) -> dict[str, float]:
 
 
 def other_side(gates: GateSet, values: Tensor, kept: Kept) -> float:
-    """Share of the gates that had one side of one half and were set to the other.
+    """Share of the gates that were on one side of 0.5 and were set to the other.
 
     Args:
         gates: The gates.
-        values: (num_channels,) what they were.
-        kept: What was kept in the end.
+        values: (num_channels,) their earlier values.
+        kept: The channels kept in the end.
     """
     return share_of_free(gates, (values >= UNDECIDED[1]) != kept.vector.to(values.device))
 
 
 def share_of_free(gates: GateSet, which: Tensor) -> float:
-    """Share of the gates of groups that may shrink.
+    """Share of the gates of free groups for which ``which`` is true.
 
     Args:
         gates: The gates.
-        which: (num_channels,) true for those that are meant.
+        which: (num_channels,) bool.
     """
     free = torch.cat([torch.arange(group.start, group.span.stop) for group in gates.graph.free])
     return float(which[free].float().mean())

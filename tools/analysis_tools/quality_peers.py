@@ -1,10 +1,10 @@
 """The peers from the package Torch-Pruning (Fang et al., DepGraph, CVPR 2023), by its public classes.
 
 As in its own reproduction script: small steps of the pruning ratio until the target is met, on the model in eval mode,
-the layers that make outputs ignored. Targets are met by this benchmark's counter. As one step of one ratio for all
-layers may remove a tenth of a small network, the last steps are taken group by group: one that would end farther from
-the target is left out. A peer may so keep a little more than the target, which ours never do. The
-optimiser keeps what it knew of the weights that are left, as ours does; the package by itself would leave a fresh one.
+with the layers that make outputs ignored. This benchmark's counter decides whether a target is met. Since one step of
+one ratio for all layers may remove a tenth of a small network, the last steps are taken group by group: a group that
+would end farther from the target is left out. So a peer may keep a little more than the target, which ours never do.
+The optimiser keeps its state for the remaining weights, as ours does; the package itself would leave a fresh one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from mmprune_gates.engine.forwards import training_forward
 RATIO_STEPS = 100  # from nothing to all of each layer; no layer of the tasks is wider, so more make no difference
 TAYLOR_BATCHES = 10  # whose gradients are summed, as in the package's own example
 LAST_STEPS = 5  # of the ratio that follow the first group left out
-NEAR = 0.01  # of the target: no further group is looked for
-FAR = 0.02  # of the whole model's MACs, and no more than a quarter of the target: it is not met
+NEAR = 0.01  # relative distance above the target at which no further group is tried
+FAR = 0.02  # of the whole model's MACs: largest distance from the target, but at most a quarter of the target
 CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     'magnitude': ('GroupMagnitudeImportance', {'p': 2}),  # of all weights of a group
     'taylor': ('GroupTaylorImportance', {}),  # weights times gradients (Molchanov et al., CVPR 2019)
@@ -36,7 +36,7 @@ SHRINKAGE = 0.12  # sum of learning rate times regularisation in the package's o
 
 
 class Counter:
-    """Counts the MACs of a model whose layers get narrower, without tracing it anew.
+    """Counts the MACs of a model whose layers get narrower, without tracing it again.
 
     Args:
         model: The whole model.
@@ -53,7 +53,7 @@ class Counter:
         return self.share_without(model, {})
 
     def share_without(self, model: nn.Module, left: Mapping[nn.Module, float]) -> float:
-        """The same, where of the weights of some layers only a part is left."""
+        """The same, if only a part of the weights of some layers is left."""
         total = 0.0
         for name, cost in self.per_weight.items():
             layer = model.get_submodule(name)
@@ -75,7 +75,7 @@ class TorchPruning(Method):
         self.cut(self.share)
 
     def prepare(self) -> None:
-        """Learn what the whole model costs, and which layers make its outputs."""
+        """Set up the counter, the layers that make outputs, and the package's pruner."""
         graph = self.training.data.graph(self.training.model)
         self.outputs, self.counter = graph.classifiers, Counter(self.training.model, graph)
         self.data_order = self.training.data.batches(self.training.seed + 1)
@@ -95,10 +95,10 @@ class TorchPruning(Method):
         self.training.renew_optimizer(places)
 
     def prune_to(self, share: float) -> None:
-        """Remove channels until the model costs about a share of the whole one; a further call goes on from there.
+        """Remove channels until the model costs about a share of the whole one; a further call continues from there.
 
         Raises:
-            ValueError: The package does not come near enough to the last target; on the way there is no such limit.
+            ValueError: The package does not come near enough to the final target; earlier ones have no such limit.
         """
         model, cutter = self.training.model, self.cutter
         now, last = self.counter.share(model), RATIO_STEPS
@@ -111,22 +111,22 @@ class TorchPruning(Method):
                 now = self.counter.share(model)
             else:
                 last = min(last, cutter.current_step)
-        cutter.current_step = min(last, cutter.current_step) - 1  # what was left out of this step comes first
+        cutter.current_step = min(last, cutter.current_step) - 1  # groups left out of this step come first
         if share <= self.share * (1 + NEAR) and abs(now - share) > min(FAR, share / 4):
             raise ValueError(
                 f'Torch-Pruning ({self.options}) ends with {now:.4f} of the MACs; {share:.4f} were asked for'
             )
 
     def groups(self) -> Iterator[tuple[Any, dict[nn.Module, float]]]:
-        """What the package would remove, in its order: each is pruned, or left out, before the next.
+        """The groups that the package would remove, in its order; each is pruned or left out before the next.
 
         Yields:
-            Group of channels, and what it would leave of the weight of each layer.
+            Group of channels, and the share of each layer's weight that pruning it would leave.
         """
-        torch.manual_seed(self.training.seed)  # of random importance
+        torch.manual_seed(self.training.seed)  # for random importance
         while self.cutter.current_step < RATIO_STEPS:
             for group in self.cutter.step(interactive=True):
-                if len(group[0].idxs):  # with one threshold for all it names groups of which nothing goes
+                if len(group[0].idxs):  # with one threshold for all it also yields groups that lose nothing
                     yield group, left_by(group, self.cutter.DG)
 
     def pruner(self, model: nn.Module) -> Any:
@@ -146,20 +146,20 @@ class TorchPruning(Method):
         }
 
     def sum_gradients(self) -> None:
-        """Leave the sum of the gradients of some mini-batches in the model; statistics of norms stay."""
+        """Sum the gradients of some mini-batches in the model; statistics of norms do not change."""
         self.training.model.zero_grad()
         for _ in range(self.options.get('batches', TAYLOR_BATCHES)):
             loss_of(self.training.model, next(self.data_order)).backward()
 
 
 class Iterative(TorchPruning):
-    """Several cuts while it trains, on the ramp of GDP's target. Further options: ``begin``, ``end``, ``cuts``.
+    """Several cuts during training, on the ramp of GDP's target. Further options: ``begin``, ``end``, ``cuts``.
 
-    One pruner makes all cuts, as the package means it: its ratios are of the channels that layers had at first.
+    One pruner makes all cuts, as the package intends: its ratios refer to the original widths of the layers.
     """
 
     def begin(self, training: Training) -> None:
-        """Find the steps after which it cuts."""
+        """Set the steps after which it cuts, and their targets."""
         Method.begin(self, training)
         self.prepare()
         begin, end = self.options.get('begin', Schedule.begin), self.options.get('end', Schedule.end)
@@ -171,19 +171,20 @@ class Iterative(TorchPruning):
             self.targets[max(1, round(progress * steps))] = schedule.target_at(progress)
 
     def after_step(self, step: int) -> None:
-        """Cut to the target of the moment."""
+        """Cut to the current target."""
         if step in self.targets:
             self.cut(self.targets[step])
 
 
 class SparseNorms(TorchPruning):
-    """BN scales, made sparse by the package's regularisation for a part of the run, the option ``sparse``, then cut.
+    """One cut by BN scales that the package's regularisation made sparse for a part of the run, the option ``sparse``.
 
-    The regularisation is as strong as the sum over the sparse steps asks for: its own recipe has many more steps.
+    The regularisation is so strong that its sum over the sparse steps is that of the package's own recipe, which has
+    many more steps.
     """
 
     def begin(self, training: Training) -> None:
-        """Begin with regularisation."""
+        """Start with regularisation."""
         Method.begin(self, training)
         self.prepare()
         self.sparse_steps = max(1, round(self.options.get('sparse', 0.5) * training.recipe.steps))
@@ -195,7 +196,7 @@ class SparseNorms(TorchPruning):
         return package().pruner.BNScalePruner(model, reg=reg, **self.settings(model))
 
     def after_backward(self) -> None:
-        """Regularise."""
+        """Add the gradient of the regularisation."""
         if self.regularizer is not None:
             self.regularizer.regularize(self.training.model)
 
@@ -207,7 +208,7 @@ class SparseNorms(TorchPruning):
 
 
 def left_by(group: Any, graph: Any) -> dict[nn.Module, float]:
-    """Layer -> the part of its weight that is left once a group of the package is pruned."""
+    """Layer -> the share of its weight that is left once a group of the package is pruned."""
     left: dict[nn.Module, float] = {}
     for dependency, channels in group:
         layer = dependency.target.module
@@ -219,7 +220,7 @@ def left_by(group: Any, graph: Any) -> dict[nn.Module, float]:
 
 
 def package() -> Any:
-    """Torch-Pruning.
+    """The package Torch-Pruning.
 
     Raises:
         ImportError: It is not installed; says how to.
@@ -232,6 +233,6 @@ def package() -> Any:
 
 
 def importance(criterion: str) -> Any:
-    """The package's importance of a name in :data:`CRITERIA`."""
+    """The package's importance for a name in :data:`CRITERIA`."""
     name, options = CRITERIA[criterion]
     return getattr(package().importance, name)(**options)

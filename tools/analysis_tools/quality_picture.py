@@ -1,6 +1,6 @@
 """The picture of a table of the quality benchmark: the metric over the MACs removed, one line for each method.
 
-Methods are drawn with their family, a panel each, and the first method of all in every panel.
+Each family of methods has a panel; the first method is drawn in every panel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLOURS = ('#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 STYLES = ('-', '--', '-.')
 MARKERS = 'sD^vP*X'
 GREY = '#5a5a5a'
-SPAN = 3.0  # times what the first method loses is shown; numbers stand for the points below
+SPAN = 3.0  # times the loss of the first method is shown; points below are written as numbers
 LEAST_SPAN = 4.0  # of the metric
 Cells = Sequence[Mapping[str, Any]]
 
@@ -72,7 +72,7 @@ def draw(path: Path, task: str, figures: Mapping[str, Any]) -> None:
 
 
 def those_run(cells: Iterable[Mapping[str, Any]]) -> Cells:
-    """The cells that have a run."""
+    """The cells with a run."""
     return [cell for cell in cells if cell['mean'] is not None]
 
 
@@ -80,7 +80,7 @@ def limits(first: Cells, cells: Cells) -> tuple[float, float]:
     """Ends of the metric's axis.
 
     Args:
-        first: Cells of the first method; without any, all counts.
+        first: Cells of the first method; if there are none, all count.
         cells: All cells.
     """
     best = max(cell['mean'] + (cell['spread'] or 0) for cell in cells)
@@ -101,14 +101,14 @@ def place_cuts(axes: Axes, cells: Cells) -> None:
 
 
 def draw_panel(axes: Axes, title: str, first: Cells, cells: Cells, dense: Cells) -> None:
-    """One panel.
+    """Draw one panel.
 
     Args:
-        axes: Where to.
+        axes: Where to draw.
         title: Its title.
         first: Cells of the first method.
-        cells: Those of the others.
-        dense: Those of the dense model.
+        cells: Cells of the others.
+        dense: Cells of the dense model.
     """
     for cell in dense:
         axes.axhline(cell['mean'], color=GREY, linewidth=1, linestyle=(0, (6, 3)), label=cell['method'])
@@ -124,12 +124,12 @@ def draw_panel(axes: Axes, title: str, first: Cells, cells: Cells, dense: Cells)
 
 
 def draw_line(axes: Axes, cells: Cells, **look: Any) -> None:
-    """The line of one method, from the smallest cut to the largest.
+    """Draw the line of one method, from the smallest cut to the largest.
 
     Args:
-        axes: Where to.
+        axes: Where to draw.
         cells: Its cells.
-        look: Of the line.
+        look: Style of the line.
     """
     label = cells[0]['method']
     cells = sorted(those_run(cells), key=lambda cell: -cell['macs_share'])
@@ -146,7 +146,7 @@ def draw_line(axes: Axes, cells: Cells, **look: Any) -> None:
 
 
 def write_below(axes: Axes) -> None:
-    """Write the values of points that lie below the panel at its lower end, right of their cut, one above the other."""
+    """Write the values of points below the panel at its lower end, right of their cut, one above the other."""
     bottom, top = axes.get_ylim()
     heights: dict[float, float] = {}
     for line in axes.get_lines():

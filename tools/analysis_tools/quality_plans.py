@@ -1,4 +1,4 @@
-"""Which runs answer which question."""
+"""The plans of the quality benchmark: which runs answer which question."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
-FRESH = (0, 1, 2)  # seeds that tables are made of
-TUNING = (100, 101)  # seeds that choices were made by
-PRUNING_RATES = (1.0, 3.0)  # times the recipe's; of all that goes on from a dense start
-SCRATCH_RATES = (1.0, 0.3)  # the recipe's is that of the dense start, the highest that it bears
+FRESH = (0, 1, 2)  # seeds of the tables
+TUNING = (100, 101)  # seeds by which choices were made
+PRUNING_RATES = (1.0, 3.0)  # times the recipe's; of all methods that continue a dense start
+SCRATCH_RATES = (1.0, 0.3)  # times that of the dense start, the highest at which it trains
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Run:
     Attributes:
         task, method: Their names.
         share: MACs to keep / MACs of the whole model.
-        seed: Of weights and data order.
-        label: What the options mean, in a few letters.
-        options: Of the method.
-        rate_scale: What the learning rate is multiplied with.
-        after: Name of the run whose kept channels this one takes over; it is carried out before.
+        seed: Seed of weights and data order.
+        label: Short name of the options.
+        options: Options of the method.
+        rate_scale: Factor of the learning rate.
+        after: Name of the run whose kept channels this one takes over; that one has to run before.
     """
 
     task: str
@@ -38,13 +38,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of its file."""
+        """The name of its file."""
         label = f'-{self.label}' if self.label else ''
         rate = '' if self.rate_scale == 1 else f'-x{self.rate_scale:g}'
         return f'{self.task}-{self.method}{label}{rate}-{self.share:g}-{self.seed}'
 
     def facts(self) -> dict[str, Any]:
-        """What it is, for its file."""
+        """Its fields, for its file."""
         return asdict(self)
 
 
@@ -53,12 +53,12 @@ class Arm:
     """A method as a table compares it.
 
     Attributes:
-        method, label, options: Of its runs.
-        title: Of its row.
-        family: Which methods it is drawn with.
-        rates: What the learning rate is multiplied with; the best counts.
-        shares: MACs kept, where they are not all of the plan's.
-        follows: Whether it takes over what the run of GDP with the same seed and share has kept.
+        method, label, options: Fields of its runs.
+        title: Title of its row.
+        family: Family of methods that it is drawn with.
+        rates: Factors of the learning rate; the best one counts.
+        shares: MACs kept, if they are not those of the plan.
+        follows: Whether it takes over the channels kept by the run of GDP with the same seed and share.
     """
 
     method: str
@@ -76,13 +76,13 @@ class Arm:
         return [self.run(task, share, seed, rate) for share, seed, rate in cells]
 
     def run(self, task: str, share: float, seed: int, rate: float) -> Run:
-        """One of them."""
+        """One of its runs."""
         after = Run(task, GDP.method, share, seed, GDP.label).name if self.follows else ''
         return Run(task, self.method, share, seed, self.label, self.options, rate, after)
 
 
 def torch_pruning(method: str, criterion: str, title: str, family: str) -> list[Arm]:
-    """Arms of the package: one ratio for all layers, and one threshold for all."""
+    """Arms of Torch-Pruning: one ratio for all layers, and one threshold for all."""
     kinds = (('local', 'one ratio', False), ('global', 'one threshold', True))
     return [
         Arm(f'torch_pruning{method}', f'{criterion}_{kind}', f'Torch-Pruning, {title}, {words}',
@@ -109,7 +109,7 @@ PEERS = (
 
 
 def from_scratch(label: str, title: str, **options: Any) -> list[Arm]:
-    """Arms of a network trained from scratch: for as many iterations, and for as many MACs."""
+    """Arms of a network trained from scratch: for the same iterations, and for the same training MACs."""
     lengths = (('', 'same iterations', {}), ('_macs', 'same training MACs', {'same_macs': True}))
     return [
         Arm('scratch', f'{label}{suffix}', f'{title} from scratch, {words}', own, SCRATCH_RATES,
@@ -132,8 +132,8 @@ class Stage:
     Attributes:
         task: Its task.
         shares: MACs kept.
-        arms: What is compared.
-        rates: Which of each arm's learning rates, by place; the recipe's is 0.
+        arms: The arms to compare.
+        rates: Positions of the learning rates among those of each arm; the recipe's is 0.
     """
 
     task: str
@@ -175,7 +175,7 @@ STAGES = (
 def peers() -> list[Run]:
     """Every method on fresh seeds, the most important runs first.
 
-    Thinned out, so that it takes some four core-hours: the digits have two cuts, 85 and 95 %, and two learning rates;
+    Thinned out to about four core-hours: the digits have two cuts, 85 and 95 %, and two learning rates;
     the scenes have one learning rate, the recipe's, for all methods alike, and at 70 and 95 % no random pruning, no
     training of GDP's widths and no longer training from scratch. No seed is thinned out.
     """
@@ -184,7 +184,7 @@ def peers() -> list[Run]:
 
 
 def quick() -> list[Run]:
-    """Every method once, in a minute or two: whether all of it works, not which is better."""
+    """Every method once, in a minute or two: whether all of them work, not which is better."""
     arms = [replace(arm, rates=(1.0,), shares=(1.0,) if arm is DENSE else (0.3,)) for arm in ARMS]
     return [run for arm in arms for run in arm.runs('digits_quick', (), FRESH[:1])]
 
@@ -212,7 +212,7 @@ def schedules() -> list[Run]:
 
 
 def updates() -> list[Run]:
-    """The two updates of the gates with the same schedule, and a penalty on the scales of norms instead of gates."""
+    """The two updates of the gates with the same schedule, and a penalty on the norms' scales instead of gates."""
     runs = []
     for task in SCHEDULES:
         runs += dense(task)
@@ -225,12 +225,12 @@ def updates() -> list[Run]:
 
 
 def divisors() -> list[Run]:
-    """What it costs that widths are multiples of something, by default of what they are wide."""
+    """The cost of rounding widths: any widths against multiples of ``divisor='auto'``."""
     runs = []
     for task, arms in (('digits', OURS), ('scenes', (GDP,))):
         runs += dense(task)
         for arm, share, seed in product(arms, (0.3, 0.15), FRESH):
-            runs.append(arm.run(task, share, seed, 1.0))  # of any widths, as in ``peers``
+            runs.append(arm.run(task, share, seed, 1.0))  # any widths, as in ``peers``
             label, options = f'{arm.label}-divisor-auto'.strip('-'), {**arm.options, 'divisor': 'auto'}
             runs.append(Run(task, arm.method, share, seed, label, options))
     return runs

@@ -1,4 +1,4 @@
-"""Where figures of a benchmark come from: machine, versions and commit."""
+"""Provenance of a benchmark's figures: machine, versions and commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What our methods share in the loop of the quality benchmark: a pruner; closed channels leave when it has settled."""
+"""The base of our methods in the quality benchmark: a pruner whose closed channels leave once it has settled."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Pruned(Method):
     """Base of our methods.
 
     Attributes:
-        kind: What prunes.
+        kind: Class of the pruner.
         pruner: The pruner of a training.
-        figures: What to keep of it.
+        figures: Figures to record.
     """
 
     kind: type[Pruner]
@@ -36,15 +36,15 @@ class Pruned(Method):
         self.figures: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:
-        """Further arguments of the pruner: any widths unless a run says otherwise, as those of the peers."""
+        """Further arguments of the pruner; like the peers it may choose any widths, unless a run says otherwise."""
         return {'divisor': 1, **self.options}
 
     def let_channels_leave(self) -> None:
-        """Remove what is closed, once the pruner has settled."""
+        """Remove closed channels, once the pruner has settled."""
         if not self.pruner.controller.kept.vector.all():
             self.pruner.shrink()
 
     def finish(self) -> dict[str, Any]:
-        """Slim, and say what was kept."""
+        """Slim the model; returns the figures and the channels kept."""
         report = self.pruner.finish()
         return {**self.figures, 'params': report['params'], 'kept': report['kept']}

@@ -27,12 +27,12 @@ LONGEST = 6.0  # times as many iterations, at most
 
 
 class Scratch(Method):
-    """A narrow network with random weights, by the recipe of the dense start, as long as start and further training.
+    """A narrow network trained from scratch by the recipe of the dense start, as long as start and further training.
 
     Options: ``kept``, group -> numbers of the channels of a pruned architecture; without it the widths are uniform.
-    ``same_macs``: whether it trains for as many MACs as the dense start and a GDP run together, where that are more
-    iterations, but at most ``longest`` times as many. ``settle``: the share of that run that has the cost of the whole
-    model; after it, that of what is kept.
+    ``same_macs``: whether it trains for as many MACs as the dense start and a GDP run together, if that takes more
+    iterations, but at most ``longest`` times as many. ``settle``: the share of the GDP run at the cost of the whole
+    model; the rest costs what is kept.
     """
 
     def begin(self, training: Training) -> None:
@@ -48,7 +48,7 @@ class Scratch(Method):
     def uniform(self, graph: ChannelGraph) -> dict[str, Tensor]:
         """The widest uniform network within the budget.
 
-        Where rounding of widths leaves some of it unused, the first groups that fit have the width of the next step.
+        If rounding leaves some of the budget unused, the first groups that fit get the next larger width.
         """
         target = int(self.share * graph.macs())
         width, _ = choose_width(graph, target)
@@ -78,10 +78,10 @@ class Scratch(Method):
 
 
 def masks(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Masks of what is kept, from the numbers of the channels, as a run's file has them.
+    """Masks from the numbers of the kept channels, as a run's file has them.
 
     Raises:
-        ValueError: A group that the graph does not have.
+        ValueError: The graph does not have one of the groups.
     """
     free = {group.name: group.size for group in graph.free}
     if unknown := sorted(kept.keys() - free):
@@ -94,7 +94,7 @@ def masks(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[str, T
 
 
 def narrow_from_scratch(data: TaskData, seed: int, graph: ChannelGraph, kept: Mapping[str, Tensor]) -> nn.Module:
-    """The stock model with the widths of what is kept, initialised for them."""
+    """The stock model with the widths of the kept channels, newly initialised."""
     spec = slim_model(data.model(seed), graph, kept)
     config: dict[str, Any] = data.config.model.to_dict()
     architecture = config.pop('type')

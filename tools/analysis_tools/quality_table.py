@@ -1,7 +1,7 @@
-r"""Tables and pictures of what a plan of the quality benchmark found: markdown, PNG and JSON.
+r"""Tables and pictures of the results of a plan of the quality benchmark: Markdown, PNG and JSON.
 
-A method's figure at a cut is that of the learning rate with the best mean over the seeds, of as many rates for every
-method. Cells without a run say so, cells that lack a seed say how many; the JSON file names the runs that are missing.
+A method's figure at a cut is that of the learning rate with the best mean over the seeds, out of as many rates for
+every method. Cells without a run say so, cells that lack seeds say how many; the JSON file names the missing runs.
 
 Example::
 
@@ -30,7 +30,7 @@ PACKAGES = ('torch', 'torch-pruning', 'mmengine', 'mmsegmentation', 'mmpretrain'
 
 
 def provenance(plan: str, results: Results) -> dict[str, Any]:
-    """Where the figures come from: machine, versions, commit, seeds, commands, time."""
+    """Provenance of the figures: machine, versions, commit, seeds, commands, time."""
     return {
         'machine': f'{machine()}, one thread a run',
         'versions': versions(PACKAGES),
@@ -107,10 +107,10 @@ def text_of(cell: Mapping[str, Any]) -> str:
 
 
 def figures_of(plan: str, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
-    """Everything that the runs of a plan found.
+    """All results of a plan.
 
     Raises:
-        ValueError: None of them is there.
+        ValueError: None of its runs is there.
     """
     results, missing = read_runs(plan, runs, folder)
     return {

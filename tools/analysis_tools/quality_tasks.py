@@ -40,7 +40,7 @@ def write_scenes(folder: Path) -> Path:
 
 
 def scenes_options() -> dict[str, Any]:
-    """What the scenes' size changes in the config of the demo."""
+    """Changes of the demo's config for the size of the scenes."""
     return {'model.data_preprocessor.size': (48, 64)}
 
 
@@ -61,7 +61,7 @@ class Recipe:
     Attributes:
         steps: Iterations.
         rate: Learning rate after the warm-up.
-        warm_up: Iterations of it.
+        warm_up: Iterations of the warm-up.
     """
 
     steps: int
@@ -78,7 +78,7 @@ class Task:
         config: File below ``configs/demo`` that describes model, data and optimiser.
         metric: Name of the metric, in percent.
         start: How the dense start is trained, from scratch.
-        further: How every method goes on from there.
+        further: How every method continues from there.
         shape: (C, H, W) of an image.
         write: Writes the data set into a folder.
         options: Changes of the config.
@@ -94,7 +94,7 @@ class Task:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def on(self, data: Path) -> TaskData:
-        """The task with its data set below a folder, written unless it is there."""
+        """The task with its data set below a folder, written unless it exists."""
         root = Path(self.write(data / self.name))
         config = Config.fromfile(CONFIGS / self.config)
         config.merge_from_dict(dict(self.options))
@@ -137,11 +137,11 @@ class TaskData:
         return trace_channels(model, (self.example,), **PASSES)
 
     def macs(self, model: nn.Module) -> int:
-        """Multiply-accumulates of a model of any widths, by the one counter that all methods are measured with."""
+        """Multiply-accumulates of a model of any widths, by the same counter for all methods."""
         return trace_channels(model, (self.example,), inference_forward, rehearsal=False).macs()
 
     def batches(self, seed: int) -> Iterator[Any]:
-        """Training batches without end, in an order that the seed decides."""
+        """Training batches without end, in an order set by the seed."""
         loader = Runner.build_dataloader(self.config.train_dataloader, seed=seed)
         while True:
             yield from loader

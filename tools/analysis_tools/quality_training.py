@@ -20,14 +20,14 @@ MOST_PLACES = 2**24  # that single precision tells apart
 
 @dataclass
 class Training:
-    """A model on its way.
+    """A model in training.
 
     Attributes:
         data: Its task.
         model, optimizer: The model, and its optimiser.
-        recipe: How long, how fast.
-        seed: Of weights and data order.
-        rate_scale: What the recipe's learning rate is multiplied with.
+        recipe: Length and learning rate.
+        seed: Seed of weights and data order.
+        rate_scale: Factor of the recipe's learning rate.
         losses: Loss of every step.
         seconds: Processor time of all steps.
     """
@@ -55,18 +55,18 @@ class Training:
         return self.recipe.rate * self.rate_scale
 
     def score_aside(self) -> float:
-        """The metric now; what it costs does not count."""
+        """The current metric; the time it takes is not counted."""
         begin = time.process_time()
         found = self.data.score(self.model)
         self.seconds -= time.process_time() - begin
         return found
 
     def renew_optimizer(self, places: nn.Module | None = None) -> None:
-        """Go on with an optimiser of the same kind that knows the model's parameters as they are now.
+        """Continue with a new optimiser of the same kind for the model's current parameters.
 
         Args:
-            places: What :func:`places_in` made before the model was cut, cut in the same way: what the optimiser knew
-                of the entries that are left stays. Without it, it knows nothing of the past.
+            places: A result of :func:`places_in` from before the model was cut, cut in the same way: it carries over
+                the state of the entries that are left. Without it, the optimiser starts without state.
         """
         before = self.optimizer
         self.optimizer = self.data.optimizer(self.model, self.rate)
@@ -83,10 +83,10 @@ class Training:
 
 
 def places_in(model: nn.Module) -> nn.Module:
-    """A copy of a model of which each parameter holds the places of its own entries, 0, 1, 2 and so on.
+    """A copy of a model in which each parameter holds the positions of its own entries: 0, 1, 2 and so on.
 
     Raises:
-        ValueError: A parameter is too large for places in single precision.
+        ValueError: A parameter is too large for positions in single precision.
     """
     places = copy.deepcopy(model)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def places_in(model: nn.Module) -> nn.Module:
 
 
 def is_like(value: Any, parameter: Tensor) -> bool:
-    """Whether a value of an optimiser's state belongs to a parameter's entries."""
+    """Whether a value of an optimiser's state has an entry for each entry of a parameter."""
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
@@ -106,15 +106,15 @@ class Method:
     """Base of the methods; this one prunes nothing.
 
     Args:
-        share: MACs of what is kept / MACs of the whole model.
-        options: What else a method takes.
+        share: MACs to keep / MACs of the whole model.
+        options: Further options of a method.
     """
 
     def __init__(self, share: float, **options: Any) -> None:
         self.share, self.options = share, options
 
     def begin(self, training: Training) -> None:
-        """Prepare a training that begins."""
+        """Prepare a training."""
         self.training = training
 
     def before_step(self, step: int) -> None:
@@ -168,13 +168,13 @@ def dense_start(data: TaskData, seed: int, folder: Path) -> dict[str, Tensor]:
 
 
 def further_training(data: TaskData, seed: int, starts: Path, rate_scale: float = 1.0) -> Training:
-    """A training that goes on from the dense start.
+    """A training that continues from the dense start.
 
     Args:
         data: The task.
-        seed: Of the start and of the data order.
+        seed: Seed of the start and of the data order.
         starts: Folder of the dense starts.
-        rate_scale: What the learning rate is multiplied with.
+        rate_scale: Factor of the learning rate.
     """
     model = data.model(seed)
     model.load_state_dict(dense_start(data, seed, starts))

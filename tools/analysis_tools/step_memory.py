@@ -1,4 +1,4 @@
-"""What a training step holds in memory: activations saved for the backward, and the most that is alive at a time."""
+"""Memory of a training step: activations saved for the backward, and the most bytes alive at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Any]) -> int:
 
 
 def peak_bytes(step: Callable[[], Any], device: str) -> int:
-    """Peak memory of a step above what is held before it: a GPU's as its allocator says, a CPU's by :class:`Alive`."""
+    """Peak memory of a step beyond that held before it: a GPU's by its allocator, a CPU's by :class:`Alive`."""
     if device == 'cpu':
         with Alive() as alive:
             step()
@@ -41,7 +41,7 @@ def peak_bytes(step: Callable[[], Any], device: str) -> int:
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that ops make, as long as each lives; what an op needs inside does not count.
+    """Counts the bytes of live tensors that ops have made; memory that an op needs inside does not count.
 
     Attributes:
         now: Bytes alive.
@@ -53,7 +53,7 @@ class Alive(TorchDispatchMode):
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an op, and follow what it makes."""
+        """Run an op, and track the storages that it makes."""
         result = func(*args, **(kwargs or {}))
         given = storages((args, kwargs))
         for key, storage in storages(result).items():
@@ -64,12 +64,12 @@ class Alive(TorchDispatchMode):
         return result
 
     def forget(self, size: int) -> None:
-        """A storage has gone."""
+        """Subtract a storage that was freed."""
         self.now -= size
 
 
 def storages(nested: Any) -> dict[int, UntypedStorage]:
-    """The storages of all tensors in something nested, each once."""
+    """The storages of all tensors in nested values, each once."""
     tensors = [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
     found = [tensor.untyped_storage() for tensor in tensors]
     return {id(storage): storage for storage in found}

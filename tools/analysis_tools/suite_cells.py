@@ -1,4 +1,4 @@
-"""What the pages of measurements have in common: cells that are measured once, and the page that is made of them."""
+"""Common parts of the pages of measurements: cells that are measured once, and the page made from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmprune_gates.timing.clock import Call, Clock
 PACKAGES = ('torch', 'onnxruntime', 'torch-pruning', 'mmengine', 'mmcv-lite', 'mmsegmentation', 'mmpretrain')
 QUICK, FULL, GPU = 'quick', 'full', 'gpu'
 SEED = 0  # of weights, images, and what is pruned
-Found = Sequence[Mapping[str, Any]]  # what the files of cells hold
+Found = Sequence[Mapping[str, Any]]  # contents of the files of cells
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # head and rows
 
 
@@ -33,7 +33,7 @@ class Cell:
     """One measurement.
 
     Attributes:
-        name: Of its file.
+        name: Name of its file.
         measure: Called with the settings; returns figures that JSON can hold.
         settings: Written to the file as well.
     """
@@ -50,9 +50,9 @@ class Page:
     Attributes:
         name: Its name.
         sizes: Size -> all its cells.
-        tables: Title -> table, of what was found.
-        picture: The picture of it.
-        notes: What stands below the tables.
+        tables: Makes title -> table from the results.
+        picture: Makes the picture from the results.
+        notes: Text below the tables.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Page:
 
 
 def carry_out(cell: Cell, folder: Path) -> None:
-    """Measure a cell, unless its file is there."""
+    """Measure a cell, unless its file exists."""
     path = folder / f'{cell.name}.json'
     if not path.is_file():
         begin = time.process_time()
@@ -86,24 +86,24 @@ def carry_out(cell: Cell, folder: Path) -> None:
 
 
 def place(settings: Mapping[str, Any]) -> str:
-    """Where figures were measured."""
+    """The machine on which figures were measured."""
     if settings.get('device', 'cpu') != 'cpu':
         return torch.cuda.get_device_name()
     return f'{machine()}, threads: {torch.get_num_threads()}'
 
 
 def write_page(page: Page, name: str, cells: Sequence[Cell], folder: Path, out: Path) -> None:
-    """Write JSON, markdown and picture.
+    """Write JSON, Markdown and picture.
 
     Args:
         page: The page.
-        name: Of its files.
-        cells: All that it should have.
-        folder: Of their files.
-        out: Where to write.
+        name: Name of its files.
+        cells: All cells that it should have.
+        folder: Folder of the cells' files.
+        out: Folder to write to.
 
     Raises:
-        ValueError: None of them is there.
+        ValueError: None of the cells' files is there.
     """
     files = [folder / f'{cell.name}.json' for cell in cells]
     found = [cli.read_json(file) for file in files if file.is_file()]
@@ -121,7 +121,7 @@ def write_page(page: Page, name: str, cells: Sequence[Cell], folder: Path, out: 
 
 
 def provenance(found: Found) -> dict[str, Any]:
-    """Where figures come from; what differs between cells is named side by side."""
+    """Provenance of the figures; values that differ between cells are listed side by side."""
     installed = [f'{package} {version}' for cell in found for package, version in cell['versions'].items() if version]
     return {
         'machine': listed(cell['machine'] for cell in found),
@@ -145,7 +145,7 @@ def in_turn(calls: Sequence[Call], now: Clock, rounds: int) -> list[list[float]]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 

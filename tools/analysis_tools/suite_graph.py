@@ -1,7 +1,7 @@
-"""The page on the channel graph: time until a model's groups are known, over that of ``torch.export`` alone.
+"""The page on the channel graph: time until a model's groups are known, relative to ``torch.export`` alone.
 
-In turn: ``torch.export``, the graph without the rehearsal on the model's code, the graph with it, and the groups of
-Torch-Pruning's ``DependencyGraph`` (the extra ``benchmark``). All of the inference pass.
+Timed in turn: ``torch.export``, the graph without the rehearsal on the model's code, the graph with it, and the groups
+of Torch-Pruning's ``DependencyGraph`` (the extra ``benchmark``). All of the inference pass.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NOTES = (
 
 
 class Inference(nn.Module):
-    """A model's inference as a plain call, which is what ``torch.export`` takes.
+    """A model's inference as a plain call, as ``torch.export`` requires.
 
     Args:
         model: The model.
@@ -76,12 +76,12 @@ def warm_up() -> None:
 
 
 def measure(model: str, size: int, rounds: int, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Seconds of each way to groups, in turn.
+    """Seconds of each way to the groups, measured in turn.
 
     Args:
         model: Name of a model, or a config.
         size: Height and width of images.
-        rounds: How often.
+        rounds: Number of rounds.
         options: Changes of the config.
     """
     warm_up()
@@ -141,12 +141,12 @@ def middle(own: Mapping[str, Any], way: str) -> float:
 
 
 def is_chain(own: Mapping[str, Any]) -> bool:
-    """Whether a cell is one of those whose depth or width is varied."""
+    """Whether a cell is one whose depth or width is varied."""
     return bool(own.get('options'))
 
 
 def varied(found: Found, kind: str) -> list[tuple[int, Mapping[str, Any]]]:
-    """Layers or channels, and the cell, of those whose depth or width is varied."""
+    """Layers or channels, and the cell, of each cell whose depth or width is varied."""
     own = [cell for cell in found if cell['cell'].startswith(f'{kind}-')]
     if kind == 'depth':
         return [(cell['layers'], cell) for cell in own]
@@ -163,7 +163,7 @@ def exponent(points: Sequence[tuple[int, Mapping[str, Any]]], way: str) -> float
 
 
 def tables(found: Found) -> dict[str, Table]:
-    """Models; depth and width."""
+    """Tables of the models, and of depth and width."""
     head = ['layers', EXPORT, READ, 'rehearsal', 'together', 'over torch.export', PEER, 'groups']
     models = [[own['model'], *row(own)] for own in found if not is_chain(own)]
     named = {'Models': (['model', *head], models)}
@@ -207,7 +207,7 @@ def picture(found: Found) -> Figure:
 
 
 def draw_models(axes: Axes, models: Found) -> None:
-    """All times of each model over that of torch.export."""
+    """All times of each model, relative to that of torch.export."""
     for place, own in enumerate(models):
         export = middle(own, EXPORT)
         for way, (colour, marker) in LOOKS.items():

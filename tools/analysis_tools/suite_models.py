@@ -1,4 +1,4 @@
-"""Models that the pages of measurements are of: those of our configs, without gates and without pretrained weights."""
+"""Models of the pages of measurements: those of our configs, without gates and without pretrained weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONFIG_OF = {
 
 
 def path_of(model: str) -> str:
-    """The config file of a model: one of :data:`CONFIG_OF`, or a file of one's own."""
+    """The config file of a model: one of :data:`CONFIG_OF`, or any other file."""
     return str(CONFIGS / CONFIG_OF.get(model, Path(model).absolute()))
 
 

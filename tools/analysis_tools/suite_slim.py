@@ -1,6 +1,6 @@
-"""The page on slim models: latency and throughput at several cuts over the same model whole, and over its MACs.
+"""The page on slim models: latency and throughput at several cuts, relative to the dense model and the ratio of MACs.
 
-Channels are chosen at random, some groups losing more than others, as pruning does; the same scores for all divisors.
+Channels are chosen at random, some groups losing more than others, as in pruning; all divisors have the same scores.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ def scores(graph: ChannelGraph) -> Tensor:
 
 
 def slim_model_of(model: str, shape: tuple[int, ...], divisor: int | str, cut: float) -> tuple[nn.Module, float] | None:
-    """A slim model, and the dense one's MACs over its own; None if the divisor leaves more than that.
+    """A slim model, and the dense model's MACs over its own; None if the divisor does not allow the cut.
 
     Args:
-        model: Name of the dense one, or its config.
+        model: Name of the dense model, or its config.
         shape: (C, H, W) of images.
-        divisor: Of :class:`~mmprune_gates.budget.Limits`.
-        cut: Share of the MACs that goes.
+        divisor: As in :class:`~mmprune_gates.budget.Limits`.
+        cut: Share of the MACs to remove.
     """
     dense, graph = whole(model, shape)
     try:
         kept = Candidates.of(graph, Limits(divisor=divisor)).choose(scores(graph), 1 - cut)
-    except ValueError:  # with all closed that may close it costs more
+    except ValueError:  # even with all closed that may close, it costs more
         return None
     slim = copy.deepcopy(dense)
     slim_model(slim, graph, kept)
@@ -91,9 +91,9 @@ def measure(
         model: Its name, or a config.
         size: Height and width of images.
         backend: ``torch`` or ``onnxruntime``.
-        batch: Images.
-        divisor: Of :class:`~mmprune_gates.budget.Limits`.
-        cuts: Shares of the MACs that go.
+        batch: Images at a time.
+        divisor: As in :class:`~mmprune_gates.budget.Limits`.
+        cuts: Shares of the MACs to remove.
         rounds: How often each runs.
         device: ``cpu`` or ``cuda``.
         dtype: ``fp32`` or ``bf16``, of weights and images.
@@ -134,13 +134,13 @@ def full() -> list[Cell]:
 
 
 def quick() -> list[Cell]:
-    """One cut of each model on either backend, in small."""
+    """One cut of each model on each backend, with small images."""
     kinds = product(SIZES, BACKENDS)
     return [cell(model, 64, backend, 1, 8, cuts=(0.7,), rounds=5) for model, backend in kinds]
 
 
 def on_gpu() -> list[Cell]:
-    """DeepLabV3+-R50 at its crop size, in either precision."""
+    """DeepLabV3+-R50 at its crop size, in both precisions."""
     kinds = product(('fp32', 'bf16'), (1, 'auto'))
     return [cell(R50, 512, 'torch', 16, divisor, device='cuda', dtype=dtype) for dtype, divisor in kinds]
 
@@ -170,7 +170,7 @@ def text_of(slim: Mapping[str, Any]) -> str:
 
 
 def picture(found: Found) -> Figure:
-    """Speed-up over what the MACs fell by: a row of panels for each model, a column for each backend and batch size."""
+    """Speed-up over the ratio of MACs: a row of panels for each model, a column for each backend and batch size."""
     models = list(dict.fromkeys(own['model'] for own in found))
     kinds = list(dict.fromkeys(kind_of(own) for own in found))
     figure = wide(2.6 * len(models) + 0.8)
@@ -193,12 +193,12 @@ def picture(found: Found) -> Figure:
 
 
 def kind_of(own: Mapping[str, Any]) -> str:
-    """On what a cell runs."""
+    """Backend, precision and batch size of a cell."""
     return f'{own["backend"]}, {own["dtype"]}, batch {own["batch"]}'
 
 
 def draw(axes: Axes, own: Mapping[str, Any]) -> None:
-    """The line of a cell, with quartiles."""
+    """Draw the line of a cell, with quartiles."""
     divisor = own['divisor']
     shift = 0.12 * (list(DIVISORS).index(divisor) - 1.5)  # so that bars do not hide each other
     places = [CUTS.index(slim['cut']) + shift for slim in own['slim']]

@@ -1,7 +1,7 @@
 """The page on training steps: time, saved activations and peak memory of gated models over the same without gates.
 
-Three sites: where gates cost least (as the package places them), all on the input, and all on the weight of what reads
-the channels.
+Three sites: where gates cost least (as the package places them), all on the input, and all on the weight of the
+consumers.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def measure(model: str, crop: Sequence[int], site: str, batch: int, pairs: int, 
         model: Name of a gated model, or its config.
         crop: Height and width.
         site: One of :data:`SITES`.
-        batch: Images.
-        pairs: Steps of both.
+        batch: Images at a time.
+        pairs: Pairs of steps.
         device: ``cpu`` or ``cuda``.
         dtype: ``fp32`` or ``bf16``.
     """
@@ -70,7 +70,7 @@ def full() -> list[Cell]:
 
 
 def quick() -> list[Cell]:
-    """Each model and site once, in small."""
+    """Each model and site once, with small images."""
     return [cell(model, 64, site, pairs=3) for model, site in product(CROPS, SITES)]
 
 
@@ -81,7 +81,7 @@ def on_gpu() -> list[Cell]:
 
 
 def tables(found: Found) -> dict[str, Table]:
-    """One table."""
+    """The one table."""
     head = ['model', 'crop', 'dtype', 'gates', 'time', 'saved activations', 'peak memory', 'ungated step', 'gates on']
     return {'Gated over ungated': (head, [row(own) for own in found])}
 
@@ -103,7 +103,7 @@ def row(own: Mapping[str, Any]) -> list[str]:
 
 
 def picture(found: Found) -> Figure:
-    """What each cell costs over the ungated model: time, saved activations and peak memory, a panel each."""
+    """Cost of each cell over the ungated model: time, saved activations and peak memory, a panel each."""
     names = list(dict.fromkeys(name_of(own) for own in found))
     figure = wide(1.3 + 0.5 * len(names))
     panels = figure.subplots(1, 3, sharey=True)
@@ -128,7 +128,7 @@ def picture(found: Found) -> Figure:
 
 
 def name_of(own: Mapping[str, Any]) -> str:
-    """What a cell is of, but for the site."""
+    """Name of a cell without its site."""
     return f'{own["model"]}, {own["crop"][0]}, {own["dtype"]}'
 
 

@@ -1,8 +1,8 @@
 r"""Pages of measurements: what gates cost in a training step, what slim models gain, how long the channel graph takes.
 
-Every cell of a page writes one JSON file below WORK_DIR, so that a run that was stopped goes on where it was. A page is
-JSON, markdown and a picture. On a CPU all is measured on one thread, in turn with what it is compared with; times are
-those that the process computes.
+Every cell of a page writes one JSON file below WORK_DIR, so that an interrupted run continues. A page consists of JSON,
+Markdown and a picture. On a CPU all is measured on one thread, in turn with what it is compared with; times are
+processor time.
 
 Example::
 
@@ -34,7 +34,7 @@ PAGES = {page.name: page for page in (suite_step.PAGE, suite_slim.PAGE, suite_gr
 def make(page: Page, name: str, cells: Sequence[Cell], work_dir: Path, out: Path) -> None:
     """Measure the cells of a page that are missing, then write the page."""
     torch.set_num_threads(1)
-    MMLogger.get_instance('suites', log_level='ERROR')  # not what mmengine does
+    MMLogger.get_instance('suites', log_level='ERROR')  # without mmengine's log
     for cell in cells:
         carry_out(cell, work_dir / name)
     write_page(page, name, cells, work_dir / name, out)

@@ -1,7 +1,7 @@
 """Writes a small, seeded segmentation data set in the format of PASCAL VOC2012.
 
 The files are laid out like those of the real data set (palette, void borders, lists), so the stock
-``PascalVOCDataset`` reads them; what is on the pictures is drawn by ``demo_scenes.py``.
+``PascalVOCDataset`` reads them; ``demo_scenes.py`` draws the pictures.
 
 Example::
 
@@ -31,7 +31,7 @@ SPLIT_YEARS = dict(train=2007, val=2008, aug=2010)
 
 
 def void_border(things: np.ndarray) -> np.ndarray:
-    """Pixels on the border between two things, or a thing and the background, as VOC masks leave them out."""
+    """Pixels on the border between two things, or a thing and the background, which VOC masks leave out."""
     kernel = np.ones([1 + max(1, round(min(things.shape) / 32))] * 2, np.uint8)
     return cv2.dilate(things, kernel) != cv2.erode(things, kernel)
 

@@ -170,7 +170,7 @@ def _cover(points: Array, shape: Size) -> Array:
 
 
 def _centre(rng: Generator, shape: Size, taken: list[Array]) -> Array:
-    """Of three random places the one that is farthest from those taken, so that occlusion stays partial."""
+    """The one of three random places that is farthest from those taken, so that occlusion stays partial."""
     places = rng.uniform((0.08, 0.15), (0.92, 0.85), (3, 2)) * shape[::-1]
     gaps = [min((np.hypot(*(place - other)) for other in taken), default=0) for place in places]
     taken.append(places[int(np.argmax(gaps))])

@@ -18,8 +18,8 @@ def write_once(target: Path, params: dict[str, Any], write: Callable[[Path], Non
 
     Args:
         target: The folder.
-        params: What its content depends on, as JSON would hold it; kept in the folder. ``generator`` is the file
-            name of the tool, after which the file is named.
+        params: Everything that its contents depend on, as JSON values; saved in the folder, in a file named after
+            ``generator``, the file name of the tool.
         write: Fills the empty folder that it is given.
 
     Returns:
@@ -49,12 +49,12 @@ def write_once(target: Path, params: dict[str, Any], write: Callable[[Path], Non
 
 
 def _manifest(root: Path, params: dict[str, Any]) -> Path:
-    """The file in which a folder says what it holds."""
+    """The file that describes a folder's contents."""
     return root / Path(params['generator']).with_suffix('.json')
 
 
 def _read_manifest(root: Path, params: dict[str, Any]) -> dict[str, Any]:
-    """What a folder says of itself; empty when it is not one of this tool's."""
+    """A folder's description of itself; empty if this tool did not write it."""
     try:
         found = json.loads(_manifest(root, params).read_text())
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def _read_manifest(root: Path, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_there(root: Path, params: dict[str, Any]) -> bool:
-    """Whether a folder holds this very data; an error when what it holds should not be touched."""
+    """Whether a folder holds exactly this data; an error if it holds anything else."""
     if not root.exists() and not root.is_symlink():
         return False
     found = _read_manifest(root, params)

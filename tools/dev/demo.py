@@ -1,4 +1,4 @@
-"""The main job on embedded data: train dense, prune with GDP, slim, test, compare.
+"""The main workflow on generated data: train dense, prune with GDP, slim, test, compare.
 
 Writes ``summary.json`` and ``summary.png`` to the work directory. The dense figure is of a model trained exactly
 as long as the pruned one: both continue from the same start, one with gates and one without.
@@ -33,11 +33,11 @@ class Demo(Jobs):
     """One run of the demo in one work directory.
 
     Args:
-        work_dir: Where everything goes.
+        work_dir: Folder for all output.
         data: Folder of the data set.
-        seed: Of data order and initial weights.
+        seed: Seed of data order and initial weights.
         options: Further ``key=value`` overrides of all configs.
-        pairs: Steps of each kind that are timed in turn.
+        pairs: Number of steps of each kind, timed in turn.
     """
 
     def __init__(self, work_dir: Path, data: Path, seed: int, options: list[str], pairs: int) -> None:
@@ -63,7 +63,7 @@ class Demo(Jobs):
         return cli.read_json(out)['mIoU']
 
     def step_times(self) -> dict[str, float]:
-        """Time of a training step with gates, and after channels have left, over one of the dense model."""
+        """Time of a training step with gates, and after channels have left, relative to one of the dense model."""
         out = self.work_dir / 'step.json'
         self.run('step', 'analysis_tools/benchmark.py', GDP, '--shrunk', self.last('gdp'), '--batch', 8,
                  '--pairs', self.pairs, '--json', out)  # fmt: skip

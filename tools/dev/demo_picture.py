@@ -25,7 +25,7 @@ from mmprune_gates.report.predictions import coloured
 
 
 def draw_groups(axes, report: dict) -> None:
-    """Channels kept, one bar per group, the dense width behind it."""
+    """Channels kept, one bar per group, in front of the dense width."""
     groups = report['groups']
     sizes = [group['size'] for group in groups.values()]
     kept = [len(group['kept']) for group in groups.values()]
@@ -35,7 +35,7 @@ def draw_groups(axes, report: dict) -> None:
 
 
 def short(name: str) -> str:
-    """A module path with the words that say little left out."""
+    """A module path without its least informative words."""
     return name.replace('backbone.', '').replace('_modules', '').replace('_head', '').removesuffix('.conv')
 
 

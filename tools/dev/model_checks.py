@@ -1,6 +1,6 @@
-"""What checking a model consists of, in the tests as in the sweeps: random weights, inputs and removals, and an error.
+"""Parts of checking a model, in the tests as in the sweeps: random weights, inputs and removals, and an error measure.
 
-Knows torch only, and draws the same numbers in every run.
+Needs torch only, and draws the same numbers in every run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STATISTICS = {'running_mean', 'running_var'}
 
 @torch.no_grad()
 def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every tensor values that no slip can hide behind; signals keep their size through deep nets.
+    """Give every tensor values that expose any slip; signals keep their size through deep nets.
 
     Norms get statistics and an affine as after training, gates and plain vectors values around one, biases around zero.
     Buffers that are constants of the architecture stay.
@@ -51,9 +51,9 @@ def random_kept(graph: ChannelGraph, seed: int = 0, share: float | None = 0.5) -
     """A random mask for every free group, at least one channel kept.
 
     Args:
-        graph: The groups.
-        seed: Of the random numbers.
-        share: Of each group's channels that are kept; None draws one between 0.5 and 0.7 for each group.
+        graph: The channel graph.
+        seed: Seed of the random numbers.
+        share: Share of each group's channels to keep; None draws one between 0.5 and 0.7 for each group.
     """
     generator = torch.Generator().manual_seed(seed)
     kept = {}
@@ -68,7 +68,7 @@ def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
     """Largest deviation, relative to the largest value of the same output.
 
     Raises:
-        ValueError: Another number of outputs, other shapes, or an output that shows nothing: not finite, or zero.
+        ValueError: Numbers of outputs or shapes differ, or an output proves nothing: not finite, or all zeros.
     """
     errors = []
     for a, b in zip(found, expected, strict=True):
@@ -76,7 +76,7 @@ def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
             raise ValueError(f'an output has shape {tuple(a.shape)}, expected {tuple(b.shape)}')
         if not b.isfinite().all() or not b.any():
             raise ValueError('an output of the reference is not finite, or zero')
-        if not a.isfinite().all():  # an error that is no number would not be the largest
+        if not a.isfinite().all():  # a NaN error would not be the largest
             raise ValueError('an output is not finite, but that of the reference is')
         errors.append(float((a - b).abs().max() / b.abs().max()))
     return max(errors)

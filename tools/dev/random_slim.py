@@ -1,4 +1,4 @@
-"""Configs of a stock model and of what is left of it when channels go at random, to time them side by side.
+"""Configs of a stock model and of the same model after random pruning, to time them side by side.
 
     python tools/dev/random_slim.py mmpretrain poolformer/poolformer-s12_32xb128_in1k.py OUT_DIR --shape 3 224 224
     python tools/analysis_tools/latency.py OUT_DIR/dense.py OUT_DIR/slim.py --shape 3 224 224 --backend both

@@ -1,4 +1,4 @@
-"""The table of the configs for real data: what each prunes, from how many MACs to how many, and whose setting it is.
+"""The table of the configs for real data: what each prunes, MACs before and after, and the source of its target.
 
     python tools/dev/recipes.py                              # print the page
     python tools/dev/recipes.py --write configs/README.md    # and write it
@@ -151,7 +151,7 @@ def target(config: Config) -> float:
 
 
 def source(path: Path) -> str:
-    """Whose choice the target is."""
+    """The source of the target."""
     return '–' if method(path) == 'dense' else TARGETS.get(path.stem, OURS)
 
 
@@ -162,7 +162,7 @@ def data(config: Config) -> str:
 
 
 def base_model(path: Path) -> str:
-    """The stock config that a config inherits from in the end; of several, the one with the model."""
+    """The stock config at the end of a config's inheritance; of several bases, the one with the model."""
     assigned = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)]
     (value,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == '_base_')
     bases = ast.literal_eval(value)

@@ -4,8 +4,8 @@
     python tools/dev/zoo.py --out-dir work_dirs/zoo --write docs/zoo.md  # the table of what has been measured
     python tools/dev/zoo.py --select                                     # choose the models again (zoo_models.py)
 
-A finished model has OUT_DIR/SCOPE/FAMILY.json and is not run again; delete the file to repeat it. What is measured, and
-how, stands in ``zoo_measure.py``; how models are chosen in ``zoo_select.py``.
+A finished model has OUT_DIR/SCOPE/FAMILY.json and is not run again; delete the file to repeat it. ``zoo_measure.py``
+says what is measured and how, ``zoo_select.py`` how models are chosen.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def families() -> Iterator[Model]:
 
 
 def result_path(out_dir: Path, model: Model) -> Path:
-    """Where the result of a model stands."""
+    """The file of a model's result."""
     return out_dir / model[0] / f'{model[1]}.json'
 
 
@@ -99,7 +99,7 @@ def sweep(out_dir: Path, only: str, jobs: int, timeout: float) -> None:
 
 
 def run(out_dir: Path, model: Model, timeout: float, tool: str = __file__) -> dict:
-    """Measure one model in a process of its own; what it knew when it died or ran out of time is kept.
+    """Measure one model in its own process; if that dies or runs out of time, its results so far are kept.
 
     Args:
         out_dir: Folder of the results.

@@ -1,11 +1,11 @@
-"""Coverage of model libraries that have nothing to do with OpenMMLab: trace, prune, slim, compare.
+"""Coverage of model libraries unrelated to OpenMMLab: trace, prune, slim, compare.
 
     python tools/dev/zoo_libraries.py torchvision --out-dir DIR          # DIR/torchvision.json; resumes where it ended
     python tools/dev/zoo_libraries.py --out-dir DIR --write docs/zoo.md  # that page's last section, and JSON beside it
 
-Models are built with random weights, a random 30 to 50 % of every free group go, and the slim model is compared with
-the masked one in float64. The libraries (torchvision, timm, segmentation_models_pytorch, transformers) are no
-dependency of this project: install those to be measured.
+Models are built with random weights, a random 30 to 50 % of every free group are removed, and the slim model is
+compared with the masked one in float64. The libraries (torchvision, timm, segmentation_models_pytorch, transformers)
+are no dependencies of this project: install those to be measured.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Entry = tuple[str, Callable[[], nn.Module], Callable[[nn.Module], Inputs]]
 
 
 def images(side: int = 224) -> Callable[[nn.Module], torch.Tensor]:
-    """A random image of that side, for any model."""
+    """A function that makes a random image of a given side, for any model."""
     return lambda model: torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -61,7 +61,7 @@ def torchvision_models() -> Iterator[Entry]:
 
 
 def timm_models() -> Iterator[Entry]:
-    """Of each of timm's modules the first model by name that is not too large."""
+    """From each of timm's modules, the first model by name that is not too large."""
     import timm
 
     def size(model: nn.Module) -> torch.Tensor:
@@ -143,7 +143,7 @@ def sweep(entries: Iterator[Entry], out: Path) -> None:
 
 
 def measure(build: Callable[[], nn.Module], make_inputs: Callable[[nn.Module], Inputs]) -> dict[str, Any]:
-    """What becomes of one model; an error is a result."""
+    """The results of one model; an error is a result."""
     record: dict[str, Any] = {'stage': 'build'}
     try:
         torch.manual_seed(0)
@@ -170,7 +170,7 @@ def measure(build: Callable[[], nn.Module], make_inputs: Callable[[nn.Module], I
 
 
 def compare(model: nn.Module, graph, options: Options, record: dict[str, Any]) -> None:
-    """Error of the slim model, and how far the masked one is from the whole one; the model is slimmed."""
+    """Record the error of the slim model, and how far the masked model is from the whole one; the model is slimmed."""
     torch.set_default_dtype(torch.float64)
     try:
         kept = random_kept(graph, share=None)
@@ -184,7 +184,7 @@ def compare(model: nn.Module, graph, options: Options, record: dict[str, Any]) -
 
 @torch.no_grad()
 def outputs(model: nn.Module, options: Options) -> list[torch.Tensor]:
-    """All outputs."""
+    """All outputs of a model."""
     torch.manual_seed(0)
     return run(model, None, options)
 

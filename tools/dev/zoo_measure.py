@@ -1,9 +1,8 @@
-"""Everything that is measured of one stock model; run by ``tools/dev/zoo.py`` in a process of its own.
+"""All measurements of one stock model; run by ``tools/dev/zoo.py`` in a process of its own.
 
-Weights are random and in float64, where rounding cannot decide (float32 where a model's code demands it). Inference
-and training passes are compared:
-``training_forward`` in evaluation mode computes what ``inference_forward`` does and the auxiliary heads, in training
-mode (dropout and drop path off) what only training reaches, with the statistics of the batch.
+Weights are random, in float64, where rounding does not matter (float32 where a model's code demands it). Inference and
+training passes are compared: ``training_forward`` computes, in evaluation mode, what ``inference_forward`` does and the
+auxiliary heads; in training mode (dropout and drop path off), also what only training reaches, with batch statistics.
 
 A model is of kind ``transformer`` if a module attends over tokens: it is an ``nn.MultiheadAttention``, or its class
 name says Attention, Attn, MSA or XCA and it has linear layers. Channel and large-kernel attention (SE, split
@@ -59,7 +58,7 @@ STAGES = {
 
 
 def measure(scope: str, path: str, out: Path) -> None:
-    """Run every stage of a model's measurement; what is known is written after each."""
+    """Run every stage of a model's measurement, writing the results so far after each."""
     probe = Probe(scope, path)
     failures = probe.record['failures']
     for stage, needs in STAGES.items():
@@ -82,10 +81,10 @@ def measure(scope: str, path: str, out: Path) -> None:
 
 
 class Probe:
-    """One model on its way through the stages; each method is one.
+    """One model on its way through the stages; each stage is a method.
 
     Attributes:
-        record: What is known so far, ready for JSON.
+        record: Results so far, ready for JSON.
     """
 
     def __init__(self, scope: str, path: str) -> None:
@@ -110,7 +109,7 @@ class Probe:
         self.record.update(kind=kind(self.model), params=count(self.model))
 
     def run(self) -> None:
-        """The first input shape that the passes to be traced take."""
+        """Find the first input shape that the passes to be traced accept, and the precision in which the model runs."""
         self.choose_shape(lambda shape: outputs(self.model, example(shape, 1, torch.float32)))
         self.whole = copy.deepcopy(self.model).double()
         try:
@@ -121,14 +120,14 @@ class Probe:
         self.record['dtype'] = str(self.dtype).removeprefix('torch.')
 
     def stock(self) -> None:
-        """Whether the stock model trains at all, at that shape or at one further down the list."""
+        """Check that the stock model trains, at that shape or at one further down the list."""
         self.choose_shape(lambda shape: loss_step(copy.deepcopy(self.model), self.config, shape))
 
     def choose_shape(self, attempt: Callable[[tuple], Any]) -> None:
-        """Note the first shape that an attempt does not fail with; the shapes before the one of before are not tried.
+        """Record the first shape with which an attempt succeeds, starting at the one recorded before.
 
         Raises:
-            Exception: What the first attempt has raised; all fail.
+            Exception: All attempts failed; the error of the first one.
         """
         candidates, error = shapes(self.config), None
         start = candidates.index(tuple(self.record.get('shape', candidates[0])))
@@ -143,7 +142,7 @@ class Probe:
         raise error
 
     def trace(self) -> None:
-        """The channel graph, how long it took, and what it covers."""
+        """Trace the channel graph; record how long that took, and the coverage."""
         spent: list[float] = []
         begin = time.perf_counter()
         with timed_export(spent):
@@ -154,7 +153,7 @@ class Probe:
         self.record.update(covered(self.graph))
 
     def gates(self) -> None:
-        """Fresh gates change nothing."""
+        """Record how far fresh gates change the output, which they should not."""
         gated = copy.deepcopy(self.whole)
         if not self.graph.free:
             raise ValueError('no channel can be pruned')
@@ -165,7 +164,7 @@ class Probe:
             self.record['gate_error'] = relative_error(outputs(gated, self.inputs()), self.expected)
 
     def slim(self) -> None:
-        """The slim model equals the masked one, and both differ from the whole one."""
+        """Compare the slim model with the masked one, and the masked one with the whole one."""
         if not self.graph.free:
             raise ValueError('no channel can be pruned')
         self.kept = random_kept(self.graph, share=None)
@@ -180,10 +179,10 @@ class Probe:
         self.slimmed = slimmed
 
     def rebuild(self) -> None:
-        """The slim model is built again from its config and loads its weights.
+        """Rebuild the slim model from its config, load its weights, and compare it with the masked one.
 
         Raises:
-            ValueError: Keys are missing or unexpected, other than those that the stock model refuses of itself.
+            ValueError: Keys are missing or unexpected, other than those that the stock model itself does not load.
         """
         spec = json.loads(json.dumps(self.spec))
         own = {key: value for key, value in self.config.items() if key != 'type'}
@@ -199,7 +198,7 @@ class Probe:
             self.record['rebuilt_error'] = relative_error(outputs(rebuilt, self.inputs()), self.expected)
 
     def blocks(self) -> None:
-        """Of the residual blocks a third goes by its own gate, and of those that can be emptied another third."""
+        """Close a third of the residual blocks by their gates, empty another third where possible, and compare."""
         kept = dict(self.kept)
         for number, block in enumerate(self.graph.blocks):
             if number % 3 == 0:
@@ -214,14 +213,14 @@ class Probe:
                 self.record['block_error'] = relative_error(outputs(slimmed, self.inputs()), expected)
 
     def training_mode(self) -> None:
-        """The slim model equals the masked one in training mode as well."""
+        """Compare the slim model with the masked one in training mode."""
         with default_dtype(self.dtype):
             expected = outputs(masked_copy(self.whole, self.graph, self.kept), self.inputs(2), training=True)
             found = outputs(copy.deepcopy(self.slimmed), self.inputs(2), training=True)
             self.record['training_error'] = relative_error(found, expected)
 
     def train(self) -> None:
-        """One loss and its gradients, in float32; the last stage, so the other models are let go."""
+        """Compute one loss and its gradients in float32, as the last stage: the other models are freed."""
         self.model = self.whole = None
         self.record['loss'] = loss_step(self.slimmed.float(), self.config, self.record['shape'])
 
@@ -236,7 +235,7 @@ class Probe:
 
 
 def shapes(config: ConfigDict) -> list[tuple[int, int, int]]:
-    """Input shapes to try: small ones, then what the config is made for."""
+    """Input shapes to try: for segmentors, small ones before the config's own; for classifiers, its own first."""
     backbone = config.get('backbone') or {}
     channels = backbone.get('in_channels', 3)
     channels = channels if isinstance(channels, int) else 3
@@ -252,7 +251,7 @@ def shapes(config: ConfigDict) -> list[tuple[int, int, int]]:
 
 
 def kind(model: nn.Module) -> str:
-    """``transformer``, ``mlp`` or ``convolutional``; see above."""
+    """``transformer``, ``mlp`` or ``convolutional``, as defined above."""
     if any(attends(module) for module in model.modules()):
         return 'transformer'
     convs = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
@@ -269,7 +268,7 @@ def attends(module: nn.Module) -> bool:
 
 
 def covered(graph: ChannelGraph) -> dict[str, Any]:
-    """Groups, MACs, and the reasons why channels are frozen with the share of MACs of the layers that make them."""
+    """Groups, MACs, and the reasons for frozen channels, each with the share of MACs of the layers concerned."""
     total = graph.macs()
     channels, macs = Counter(), Counter()
     for group in graph.groups:

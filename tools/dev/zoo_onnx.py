@@ -1,4 +1,4 @@
-"""ONNX export of both model zoos: half of the channels of one model of every family go at random, then it is exported.
+"""ONNX export of both model zoos: one model of every family loses a random half of its channels and is exported.
 
     python tools/dev/zoo_onnx.py --out-dir work_dirs/zoo_onnx  # resumes where it ended; ends with the counts
 
@@ -59,7 +59,7 @@ def sweep(out_dir: Path, only: str, timeout: float) -> None:
 
 
 def measure(scope: str, path: str, out: Path) -> None:
-    """Slim a model at random, export it and compare; what is known is written after each stage."""
+    """Slim a model at random, export it and compare, writing the results so far after each stage."""
     probe = Probe(scope, path)
     stages = {name: getattr(probe, name) for name in STAGES}
     stages['export'] = lambda: export(probe)
@@ -79,10 +79,10 @@ def measure(scope: str, path: str, out: Path) -> None:
 
 
 def export(probe: Probe) -> None:
-    """Export the slim model, and note how far onnxruntime is from it.
+    """Export the slim model, and record how far onnxruntime is from it.
 
     Raises:
-        ValueError: It cannot be exported, or does not agree.
+        ValueError: The model cannot be exported, or onnxruntime does not agree with it.
     """
     kept = random_kept(probe.graph, share=0.5)
     slimmed = copy.deepcopy(probe.model)
@@ -93,7 +93,7 @@ def export(probe: Probe) -> None:
     try:
         proto = onnx_of(module, shape)
     except ValueError as error:
-        probe.record['any_batch'] = str(error)  # what speaks against it
+        probe.record['any_batch'] = str(error)  # why not
         batch = 1
         proto = onnx_of(module, shape, batch=batch)
     agreement = compare(session_of(proto), module, shapes_to_compare(module, shape, False, batch))
@@ -108,7 +108,7 @@ def export(probe: Probe) -> None:
 
 
 def verdict(result: dict) -> str:
-    """What to say of one model."""
+    """The result of one model in words."""
     if result['failures']:
         return '; '.join(f'{stage}: {text}' for stage, text in result['failures'].items())
     fixed = ', a batch of one' if 'any_batch' in result else ''
@@ -116,7 +116,7 @@ def verdict(result: dict) -> str:
 
 
 def told(results: dict[str, dict]) -> str:
-    """How many of the models that run here are exported and agree, and what is wrong with the others."""
+    """How many of the models that run here are exported and agree, and the problems of the others."""
     ran = {name: result for name, result in results.items() if not {'build', 'run'} & result['failures'].keys()}
     good = [name for name, result in ran.items() if not result['failures']]
     fixed = [name for name in good if 'any_batch' in ran[name]]

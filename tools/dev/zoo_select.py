@@ -1,8 +1,8 @@
-"""Which stock configs stand for the model families of the installed MMSegmentation and MMPretrain.
+"""Selects stock configs that represent the model families of the installed MMSegmentation and MMPretrain.
 
 A family is a folder of the package's configs. It is represented by the config with the fewest parameters among those
 directly in the folder that build: an encoder-decoder segmentor, or an image classifier with a head. Folders of
-pre-training methods hold classifiers only as benchmarks below ``benchmarks/``; their backbones have their own.
+pre-training methods hold classifiers only as benchmarks below ``benchmarks/``; their backbones have other folders.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmprune_gates.engine.model_config import without_pretrained
 
 SCOPES = ('mmseg', 'mmpretrain')
 ARCHITECTURES = ('EncoderDecoder', 'CascadeEncoderDecoder', 'ImageClassifier')
-# Larger models of a family, or what is left for inference, by the name; looked at only where there is nothing else.
+# Names of larger models of a family, or of inference-only versions; looked at only if there is nothing else.
 LARGE = re.compile(
     r'large|huge|giant|gigantic|base|big|medium|xl|xxl|[-_](l|h|g)(?=[-_\d]|$)|[-_][bm](?=[-_]|$)|101|152'
     r'|(?<!x)b[3-9](?!\d)|deploy'
@@ -52,7 +52,7 @@ def select(scope: str, say: Callable[[str], None] = print) -> tuple[dict[str, st
     """The family table of a package.
 
     Returns:
-        Folder -> config, fewest parameters first, and folder -> why it has none.
+        Folder -> config, fewest parameters first; and folder -> why it has none.
     """
     init_default_scope(scope)
     found, excluded = {}, {}
@@ -69,8 +69,8 @@ def select(scope: str, say: Callable[[str], None] = print) -> tuple[dict[str, st
 
 
 def smallest(scope: str, folder: Path) -> tuple[tuple[int, str] | None, str]:
-    """(parameters, config) of a folder's smallest model, or None and why there is none."""
-    # Of configs of one model the plainest name: some called r101 are R50.
+    """(parameters, config) of a folder's smallest model, or None; and why there is none."""
+    # Of several configs of one model, the plainest name comes first: some called r101 are R50.
     files = sorted(folder.glob('*.py'), key=lambda path: (is_large(path), path.name))
     candidates, reason = distinct(scope, files)
     sizes, reasons = [], []
@@ -85,7 +85,7 @@ def smallest(scope: str, folder: Path) -> tuple[tuple[int, str] | None, str]:
 
 
 def distinct(scope: str, files: Iterable[Path]) -> tuple[dict[str, ConfigDict], str]:
-    """Config -> model of those that can stand for a folder and differ in size; and why there is none."""
+    """Config -> model of those that can represent a folder and differ in size; and the reason if there is none."""
     models, types, reason = {}, set(), 'no config directly in the folder'
     for file in files:
         path = file.relative_to(configs_root(scope)).as_posix()
@@ -103,7 +103,7 @@ def distinct(scope: str, files: Iterable[Path]) -> tuple[dict[str, ConfigDict], 
 
 
 def small(models: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the larger ones, by name, as long as any remains."""
+    """The models without those that are larger by name, unless none would remain."""
     kept = {path: model for path, model in models.items() if not is_large(Path(path))}
     return kept or dict(models)
 
@@ -114,7 +114,7 @@ def is_large(path: Path) -> bool:
 
 
 def sized(config: Any) -> Any:
-    """What of a model config its size depends on, as far as two configs of one folder differ."""
+    """The parts of a model config that its size depends on, as far as two configs of one folder differ."""
     if isinstance(config, Mapping):
         return {str(key): sized(value) for key, value in config.items() if key not in UNRELATED}
     return [sized(value) for value in config] if isinstance(config, (list, tuple)) else config
@@ -143,7 +143,7 @@ def last_line(error: BaseException) -> str:
 
 
 def shortened(text: str, width: int = 240) -> str:
-    """At most ``width`` characters, folders of files taken out."""
+    """At most ``width`` characters, without the folders of files."""
     text = re.sub(r'(?:/[\w.\-+@]+)+/(?=[\w.\-]+)', '', text)
     return text if len(text) <= width else text[: width - 1] + '…'
 

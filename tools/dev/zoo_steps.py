@@ -1,4 +1,4 @@
-"""What measuring a stock model of the zoos takes beside ``model_checks.py``: all outputs, and one training step."""
+"""Helpers to measure a stock model of the zoos, beyond ``model_checks.py``: all outputs, and one training step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MULTI_LABEL = re.compile(r'MultiLabel|CSRA')
 
 @contextmanager
 def default_dtype(dtype: torch.dtype):
-    """What models create in their forward is of this type."""
+    """Let tensors that models create in their forward have this type."""
     torch.set_default_dtype(dtype)
     try:
         yield
@@ -36,7 +36,7 @@ def default_dtype(dtype: torch.dtype):
 
 @contextmanager
 def timed_export(spent: list[float]):
-    """Note the seconds that ``torch.export`` takes of each trace."""
+    """Append to ``spent`` the seconds of ``torch.export`` in each trace."""
     original = trace.export
 
     def timed(*args, **kwargs):
@@ -57,7 +57,7 @@ def timed_export(spent: list[float]):
 def outputs(model: nn.Module, images: Tensor, training: bool = False) -> list[Tensor]:
     """Outputs of all heads, flattened; in training mode without dropout and drop path.
 
-    Some heads draw random numbers in evaluation mode as well (SegNeXt's matrix factors): they are the same each time.
+    Random numbers that heads draw in evaluation mode as well (SegNeXt's matrix factors) are the same each time.
     """
     torch.manual_seed(0)
     without_drops(model.train(training))
@@ -65,7 +65,7 @@ def outputs(model: nn.Module, images: Tensor, training: bool = False) -> list[Te
 
 
 def without_drops(model: nn.Module) -> nn.Module:
-    """Turn dropout and drop path off until the model's mode is set anew; returns the model."""
+    """Turn dropout and drop path off until the model's mode is set again; returns the model."""
     for module in model.modules():
         if DROP.search(type(module).__name__):
             module.eval()

@@ -69,7 +69,7 @@ def page(results: Mapping[str, dict], excluded: Mapping[str, Mapping[str, str]],
 
 
 def totals(results: Mapping[str, dict]) -> list[str]:
-    """One line of the table for each kind."""
+    """Lines of the table of totals, a row for each kind."""
     rows = []
     for kind in KINDS:
         own = [r for r in results.values() if r.get('kind') == kind and runs(r)]
@@ -116,7 +116,7 @@ def slims(result: Mapping) -> bool:
 
 
 def rebuilds(result: Mapping) -> bool:
-    """Whether the slim model is the same again when rebuilt."""
+    """Whether the rebuilt slim model equals the masked one."""
     return result.get('rebuilt_error', 1) <= EXACT
 
 
@@ -131,7 +131,7 @@ def trains(result: Mapping) -> bool:
 
 
 def problems(result: Mapping) -> list[str]:
-    """What is wrong with a family, and why."""
+    """The problems of a family, and their causes."""
     failures = dict(result.get('failures', {}))
     if not runs(result):
         return [f'stock model does not run here: {failures.get("build") or failures["run"]}']
@@ -151,7 +151,7 @@ def problems(result: Mapping) -> list[str]:
 
 
 def frozen(result: Mapping) -> list[str]:
-    """Why channels are frozen, without the modules, and the share of MACs of the layers that it concerns."""
+    """Reasons for frozen channels, without module names, each with the share of MACs of the layers concerned."""
     shares: dict[str, float] = {}
     for entry in result.get('frozen', []):
         reason = re.sub(r' in [\w.]+\)$', ')', entry['reason']).replace('aten.', '')
@@ -189,7 +189,7 @@ def row(name: str, result: Mapping) -> list[str]:
 
 
 def seconds(result: Mapping) -> str:
-    """How long the trace took, and of that the export where it was measured."""
+    """Time of the trace, and in brackets that of the export where it was measured."""
     export = result['export_s']
     return f'{result["trace_s"]:.1f}' + ('' if export is None else f' ({export:.1f})')
 
@@ -200,7 +200,7 @@ def scientific(value: float | None) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that keeps a table's cell and a list's item together."""
+    """Text on one line, escaped for a cell of a table or an item of a list."""
     return ' '.join(text.split()).replace('|', r'\|').replace('<', '&lt;')
 
 
