@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 import json
 import logging
@@ -22,6 +21,7 @@ from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.engine.checkpoint import STATE, load_weights, read_checkpoint
+from mmprune_gates.engine.files import digest
 from mmprune_gates.engine.forwards import example_images, training_forward
 from mmprune_gates.engine.model_config import (
     GATE_KEYS,
@@ -274,7 +274,7 @@ def provenance(config: Config, checkpoint: Path) -> dict[str, str]:
     return {
         'config': Path(config.filename or '').name,
         'checkpoint': checkpoint.name,
-        'checkpoint_sha256': hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        'checkpoint_sha256': digest(checkpoint),
         'mmprune_gates': __version__,
         'torch': torch.__version__,
     }

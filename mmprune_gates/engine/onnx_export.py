@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from mmengine.config import Config
 from mmprune_gates.checks import COUNT, IMAGE, checked, optional
 from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
-from mmprune_gates.engine.files import check_writable, write_bytes
+from mmprune_gates.engine.files import check_writable, digest, write_bytes
 from mmprune_gates.engine.forwards import is_segmentor
 from mmprune_gates.engine.model_config import GATED, default_input_shape
 from mmprune_gates.engine.onnx_graph import (
@@ -190,7 +189,7 @@ def origin(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Report:
         'mmprune_gates': __version__,
         'config': Path(config.filename or '').name,
         'checkpoint': path.name,
-        'checkpoint_sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+        'checkpoint_sha256': digest(path),
         'architecture': config.model.get('architecture', config.model.type),
     }
     meta = checkpoint.get('meta')

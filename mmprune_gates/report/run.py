@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from mmengine.config import Config
 
 from mmprune_gates.budget.goal import NAMES as TARGETS
 from mmprune_gates.cli.arguments import load_config
+from mmprune_gates.engine.files import digest
 from mmprune_gates.engine.model_config import GATED, is_ours
 from mmprune_gates.engine.record_hook import NAME, read_history
 
@@ -303,8 +303,3 @@ def doubts_about(run: Run) -> list[str]:
         done, total, unit = progress
         doubts.append(f'the run did not reach its end: {done} of {total} {unit} are on record')
     return doubts
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -8,7 +8,6 @@ from itertools import product
 from typing import Any
 
 FRESH = (0, 1, 2)  # seeds of the tables
-TUNING = (100, 101)  # seeds by which choices were made
 PRUNING_RATES = (1.0, 3.0)  # times the recipe's; of all methods that continue a dense start
 SCRATCH_RATES = (1.0, 0.3)  # times that of the dense start, the highest at which it trains
 

@@ -36,7 +36,7 @@ def measure(path: Path) -> dict[str, int]:
     tree = ast.parse(path.read_text())
     left_out = {inner for statement in docstrings(tree) for inner in ast.walk(statement)}
     nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.expr, ast.stmt)) and node not in left_out]
-    lines = {line for node in nodes for line in range(node.lineno, node.lineno + 1)}
+    lines = {node.lineno for node in nodes}
     lines |= {node.end_lineno for node in nodes}
     nested = sum(
         isinstance(node, COMPREHENSIONS) and any(isinstance(n, COMPREHENSIONS) for n in ast.walk(node) if n is not node)
