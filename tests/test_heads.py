@@ -198,6 +198,36 @@ def test_an_attention_of_torch_that_may_be_narrow_is_the_same(batch_first, need_
         assert torch.allclose(found[1], expected[1], atol=1e-12)
 
 
+class SingleHead(nn.Module):
+    """The attention that SegFormer begins with: its head stays, and what it reads and makes can go."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(C, 1, batch_first=True, **options)
+
+    def forward(self, x):
+        return self.attn(x, x, x)[0]
+
+
+def test_what_an_attention_of_one_head_reads_and_makes_goes():
+    model, x = randomize_(Around(SingleHead()).double()).eval(), torch.randn(2, TOKENS, 5).double()
+    graph = trace_channels(model, x)
+    assert graph.group('stem').frozen is None
+    kept = {'stem': torch.arange(C) % 3 > 0}
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3 and type(slim.attn.attn) is NarrowAttention
+    again = Around(SingleHead()).double()
+    apply_widths(again, spec['widths'])
+    again.load_state_dict(slim.state_dict())
+    assert torch.equal(again.eval()(x), slim(x))
+
+
+def test_what_an_attention_that_cannot_be_narrow_reads_stays():
+    model = randomize_(Around(SingleHead(add_bias_kv=True)).double()).eval()
+    graph = trace_channels(model, torch.randn(2, TOKENS, 5).double())
+    assert 'fixes its number of channels' in graph.group('stem').frozen
+
+
 def test_an_attention_of_torch_that_cannot_be_narrow_says_so():
     with pytest.raises(NotImplementedError, match='add_bias_kv'):
         allow_fewer_heads(nn.MultiheadAttention(C, HEADS, add_bias_kv=True))

@@ -104,5 +104,11 @@ def allow_fewer_heads(module: nn.MultiheadAttention) -> bool:
     return True
 
 
+def allow_any_width(module: nn.Module) -> None:
+    """Let a module whose tensors have changed compute with their widths, if it is an attention of torch that can."""
+    if isinstance(module, nn.MultiheadAttention) and module.bias_k is None and not module.add_zero_attn:
+        allow_fewer_heads(module)
+
+
 def _keep_off(module: nn.Module, args: tuple) -> None:
     """Forward pre-hook that does nothing, but makes ``nn.TransformerEncoderLayer`` call the module, not a kernel."""

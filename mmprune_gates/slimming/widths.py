@@ -23,6 +23,7 @@ from mmprune_gates.gates.full_width import keep_full_width
 from mmprune_gates.gates.zeros import WAYS
 from mmprune_gates.slimming.attributes import set_following, split_following
 from mmprune_gates.slimming.removal import module_named
+from mmprune_gates.slimming.torch_attention import allow_any_width
 
 Shapes = dict[str, tuple[int, ...]]
 Attributes = dict[str, int]
@@ -109,6 +110,7 @@ def sync_attributes(module: nn.Module, changed: list[str]) -> dict[str, Any]:
     Returns:
         The attributes that changed; for a module without such attributes, the shapes of the changed tensors.
     """
+    allow_any_width(module)
     attributes = attributes_of(module)
     if not attributes:
         return {name: list(getattr(module, name).shape) for name in changed}
@@ -219,6 +221,7 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
     Raises:
         ValueError: The input or output channels of a convolution are not a multiple of its groups.
     """
+    allow_any_width(module)
     if not shapes_of(module):
         for name, shape in attributes.items():
             replace_tensor(module, name, torch.ones(shape))
