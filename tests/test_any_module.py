@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers import example, random_kept, randomize_, relative_error
+from helpers import example, random_kept, randomize_, relative_error, removal_errors
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from toy_nets import conv, conv_bn
@@ -13,6 +13,7 @@ from toy_nets import conv, conv_bn
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.channels.rules import TABLE, Rule
+from mmprune_gates.gates import PolarizationGate, attach_gates, fold_gates
 
 
 class Net(nn.Module):
@@ -262,3 +263,77 @@ def test_a_convolution_without_a_batch_dimension_freezes_what_it_reads_and_makes
     assert not graph.free
     assert [group.name for group in graph.groups] == ['0', '1']
     assert all(group.frozen.startswith('convolved without a batch dimension') for group in graph.groups)
+
+
+class Shuffled3d(nn.Module):
+    """A pixel shuffle of five dimensions, whose channels are the third."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv3d(3, 16, 1), nn.Conv3d(4, 5, 1)
+
+    def forward(self, x):
+        x = self.a(x).permute(0, 2, 1, 3, 4)
+        return self.b(nn.functional.pixel_shuffle(x, 2).permute(0, 2, 1, 3, 4))
+
+
+class PlacesUsed(Net):
+    """Where the largest values of a pool stand decides the output."""
+
+    def between(self, x):
+        values, places = nn.functional.adaptive_max_pool2d(x, 2, return_indices=True)
+        return values + places.to(x.dtype).mean((1, 2, 3), keepdim=True)
+
+
+class LookedUp(Net):
+    """Channels choose rows of a table."""
+
+    def between(self, x):
+        table = torch.arange(2, dtype=x.dtype)
+        return x * table[(x > 0.3).long()].mean((1, 2, 3), keepdim=True)
+
+
+class NoBias(nn.Module):
+    """A layer of one's own without the attribute."""
+
+    def __init__(self, made, read):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(made, read, 1, 1))
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight)
+
+
+class Buffered(NoBias):
+    """Its weight is not trained."""
+
+    def __init__(self, made, read):
+        nn.Module.__init__(self)
+        self.register_buffer('weight', torch.randn(made, read, 1, 1))
+
+
+def test_a_pixel_shuffle_of_five_dimensions():
+    model = randomize_(Shuffled3d().double()).eval()
+    x = torch.randn(2, 3, 2, 4, 4).double()
+    graph = trace_channels(model, x)
+    error, distance, *_ = removal_errors(model, graph, x, random_kept(graph))
+    assert error < 1e-12 and distance > 1e-3
+
+
+@pytest.mark.parametrize('net', [PlacesUsed, LookedUp])
+def test_channels_that_become_indices_stay(net):
+    graph = trace_channels(randomize_(net().double()).eval(), example((3, 8, 8)))
+    assert graph.group('b.0').frozen is not None and graph.group('a.0').frozen is None
+
+
+@pytest.mark.parametrize('layer', [NoBias, Buffered])
+def test_gates_act_on_layers_of_ones_own_and_are_folded(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(layer(8, 3), nn.SiLU(), nn.Conv2d(8, 6, 1), nn.SiLU(), layer(4, 6)).double().eval()
+    x = torch.randn(2, 3, 4, 4).double()
+    gates = attach_gates(model, trace_channels(model, x), PolarizationGate)
+    for gate in gates.by_group.values():
+        gate.theta.data.uniform_(0.5, 1)
+    expected = model(x).detach()
+    fold_gates(model)
+    assert relative_error([model(x)], [expected]) < 1e-12

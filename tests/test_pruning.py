@@ -5,14 +5,16 @@ import copy
 import pytest
 import torch
 import torchvision
-from helpers import example, randomize_
+from helpers import example, randomize_, removal_errors
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 from toy_nets import Residual, conv, conv_bn
 
-from mmprune_gates import GDP, GateDecorator, trace_channels
+from mmprune_gates import GDP, GateDecorator, slim_model, trace_channels
 from mmprune_gates.budget import MACs, Magnitude, NormScale, Parameters, Random
+from mmprune_gates.budget.criteria import MeanGradient
+from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates
 
 STEPS = 16
@@ -256,3 +258,86 @@ def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         pruner_on(GDP, model, sgd(model), **{**SETTINGS[GDP], **settings})
     assert not hasattr(model, 'gates')
+
+
+def test_gates_of_gdp_have_no_part_in_the_gradient_norm():
+    model = models()['dict outputs']
+    pruner = pruner_on(GDP, model, sgd(model))
+    loss_of(model, *batch(0)).backward()
+    assert all((gate.theta.grad == 0).all() for gate in pruner.gates.by_group.values())
+    pruner.step()
+    assert pruner.controller.criterion.scores().any()
+
+
+@BOTH
+def test_a_pruner_that_cannot_begin_gives_the_model_back(method):
+    model = models()['dict outputs']
+    names = set(model.state_dict())
+    with pytest.raises(ValueError, match='cannot be met'):
+        pruner_on(method, model, sgd(model), target_macs=0.001)
+    assert set(model.state_dict()) == names
+    pruner_on(method, model, sgd(model))
+
+
+def test_the_rates_of_gate_decorator_are_relative_to_the_largest_where_no_group_has_the_optimisers_own():
+    model = models()['dict outputs']
+    stem, others = (
+        list(model.stem.parameters()),
+        [*model.a.parameters(), *model.b.parameters(), *model.head.parameters()],
+    )
+    for groups, rates in (
+        ([{'params': stem, 'lr': 0.01}, {'params': others, 'lr': 0.1}], [0.1, 1.0]),
+        ([{'params': stem}, {'params': others, 'lr': 0.1}], [1.0, 100.0]),  # the own one is 1e-3
+    ):
+        model = copy.deepcopy(models()['dict outputs'])
+        parameters = dict(zip([*stem, *others], [*model.parameters()], strict=True))
+        own = [{**group, 'params': [parameters[one] for one in group['params']]} for group in groups]
+        pruner = pruner_on(GateDecorator, model, torch.optim.SGD(own, momentum=0.9))
+        assert pruner.multipliers == pytest.approx([*rates, 1.0])
+
+
+def test_all_that_was_trained_can_be_trained_after_gate_decorator():
+    model = models()['dict outputs']
+    model.head.bias.requires_grad_(False)
+    pruner = pruner_on(GateDecorator, model, sgd(model), target_macs=1.0)
+    train(model, pruner.optimizer, pruner)
+    pruner.finish()
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ['head.bias']
+
+
+class FreezesItself(DictOutputs):
+    """Its stem is frozen when it enters training mode, as stages of stock backbones are."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode:
+            self.stem.requires_grad_(False)
+        return self
+
+
+def test_what_a_model_freezes_itself_stays_frozen_in_gate_decorator():
+    model = randomize_(FreezesItself()).eval()
+    pruner = pruner_on(GateDecorator, model, sgd(model))
+    assert not model.training and not any(name.startswith('stem') for name in pruner.trained)
+
+
+def test_criteria_that_do_not_belong_to_a_method_are_refused():
+    model = models()['dict outputs']
+    with pytest.raises(ValueError, match='MeanGradient is for gates that all modules of a group share'):
+        pruner_on(GateDecorator, model, sgd(model), criterion=MeanGradient())
+    with pytest.raises(ValueError, match='momentum is that of the default criterion'):
+        pruner_on(GDP, model, sgd(model), criterion=Random(), options=dict(momentum=0.5))
+
+
+def test_a_grouped_convolution_that_reads_one_channel_in_each_group_shrinks_again():
+    torch.manual_seed(0)
+    grouped = nn.Conv2d(8, 16, 3, padding=1, groups=4)
+    model = randomize_(nn.Sequential(conv_bn(3, 8), grouped, nn.ReLU(), conv(16, 4)).double())
+    x = example((3, 8, 8))
+    graph = trace_channels(model.eval(), x)
+    half = {'0.0': torch.tensor([True, False])}  # one channel of each group
+    slim_model(model, graph, half)
+    assert (model[1].in_channels, model[1].groups) == (4, 4)
+    left = narrowed(graph, graph.kept(half), ())
+    error, *_ = removal_errors(model, left, x, {'1': torch.arange(left.group('1').size) % 2 == 0})
+    assert error < 1e-12

@@ -190,6 +190,23 @@ def test_averaged_weights_follow_and_slim_exactly(run, method, tmp_path):
     assert report['macs']['removed'] >= 0.6 and report['parity_error'] < 1e-6
 
 
+def test_a_shrunk_run_is_resumed_where_averages_come_before_the_gates(run, tmp_path):
+    config = run(GDP, 'run', shrink=True)
+    config.custom_hooks.insert(0, dict(type='EMAHook', momentum=0.1))
+    train(config)
+    again = run(GDP, 'again', shrink=True)
+    again.custom_hooks.insert(0, dict(type='EMAHook', momentum=0.1))
+    again.load_from, again.resume = str(tmp_path / 'run' / 'iter_20.pth'), True
+    again.train_cfg.max_iters = 22
+    assert train(again).iter == 22
+
+
+def test_a_run_without_a_timer_shrinks(run):
+    config = run(GDP, 'run', shrink=True)
+    config.default_hooks = dict(timer=None)
+    assert gates_of(train(config).model).shrunk
+
+
 def test_channels_leave_while_the_target_falls(run, tmp_path):
     runner = train(run(GDP, 'run', shrink=0.1, end=0.7, settle=0.8, target_macs=0.3, export=True))
     gates = gates_of(runner.model)

@@ -147,7 +147,7 @@ class Controller:
             value: (num_channels,) how much each channel counts, in [0, 1].
         """
         graph, cost = self.gates.graph, self.candidates.cost
-        value = value.double()
+        value = value.detach().cpu().double()
         macs = float(graph.cost(value))
         found = {'macs_ratio': macs / self.whole_macs}
         if not isinstance(cost, MACs):

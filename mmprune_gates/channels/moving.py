@@ -78,7 +78,8 @@ def index(op: Op) -> Result:
     if len(places) != 1:
         return op.give_up(NO_RULE)
     ((dim, node),) = places
-    if node.meta['val'].dtype == torch.bool:
+    chosen = op.values.get(node)
+    if node.meta['val'].dtype == torch.bool or chosen is None or chosen.axes:
         return op.give_up(NO_RULE)
     picked = len(shapes(node)[0])
     sources: list[int | None] = list(range(op.x.rank))
@@ -149,14 +150,15 @@ def unfold(op: Op) -> Result:
 
 
 def pixel_shuffle(op: Op) -> Result:
-    """``aten.pixel_shuffle``: (N, C r^2, H, W) -> (N, C, H r, W r); the r^2 channels that make one go together."""
-    axis = op.x.along(1)
-    channels = op.shape[1]
+    """``aten.pixel_shuffle``: (*, C r^2, H, W) -> (*, C, H r, W r); the r^2 channels that make one go together."""
+    dim = op.rank - 3
+    axis = op.x.along(dim)
+    channels = op.shape[dim]
     if axis is None or channels == 1:
-        return op.spoilt([1], 'shuffled into a single channel')
+        return op.spoilt([dim], 'shuffled into a single channel')
     behind_each = np.arange(len(axis.ids)).reshape(channels, -1)
     shuffled = _one_of(op, axis, behind_each.T)
-    return op.result([*op.x.without(1), shuffled])
+    return op.result([*op.x.without(dim), shuffled])
 
 
 def _one_of(op: Op, axis: Axis, rows: Ids) -> Axis:

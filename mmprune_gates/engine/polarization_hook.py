@@ -32,7 +32,7 @@ class PolarizationHook(PruningHook):
     """
 
     pruner: GDP
-    priority = 'NORMAL'
+    priority = 'ABOVE_NORMAL'  # channels leave a loaded model before EMAHook loads its averages
 
     def __init__(
         self,

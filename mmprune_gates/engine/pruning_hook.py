@@ -285,8 +285,8 @@ class PruningHook(Hook):
 
 def seconds_per_iteration(runner) -> str:
     """Mean time of the last iterations, in words."""
-    seconds = runner.message_hub.get_scalar('train/time').mean(TIMED)
-    return f'{seconds:.4f} s per iteration'
+    times = runner.message_hub.log_scalars.get('train/time')
+    return 'unknown time per iteration' if times is None else f'{times.mean(TIMED):.4f} s per iteration'
 
 
 def forget_best(runner) -> None:

@@ -79,7 +79,7 @@ class GateRecordHook(Hook):
         """Append a line for the current gates, after a number of iterations; returns it."""
         gates = gates_of(unwrapped(runner))
         value = gates.values()
-        free = torch.cat(list(value.values())).float().cpu()
+        free = torch.cat([torch.zeros(0), *(own.detach().float().cpu() for own in value.values())])
         opened = {group.name: 0 for group in gates.whole.free}  # channels that have left the model were closed
         opened.update({name: int((own != 0).sum()) for name, own in value.items()})
         line = {

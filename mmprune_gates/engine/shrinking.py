@@ -102,3 +102,4 @@ def wrap_again(runner) -> None:
     """Wrap the model again for distributed training: a wrapper holds the parameters that it was created with."""
     if is_model_wrapper(runner.model):
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), runner.model.module)
+        gates_of(unwrapped(runner)).follow(unwrapped(runner))  # sync_bn converts norms once more

@@ -73,7 +73,8 @@ class Scale:
         if self.placement.weight_dim is None:
             return ()
         weight = (self.placement.parameter, self.placement.weight_dim)
-        has_bias = self.placement.kind in BEHIND and self.module.bias is not None
+        bias = getattr(self.module, 'bias', None)
+        has_bias = self.placement.kind in BEHIND and isinstance(bias, Tensor)
         return (weight, ('bias', 0)) if has_bias else (weight,)
 
     def before(self, module: nn.Module, args: tuple):
@@ -116,7 +117,8 @@ class Scale:
             scale_input(self.module, self.placement.dim, value)
             return
         for name, dim in self.targets():
-            parameter = self.module.get_parameter(name)
+            holder, attribute = held(self.module, name)
+            parameter = getattr(holder, attribute)  # or a buffer
             size = parameter.shape[dim]  # groups of a convolution share their gates: its input may have more positions
             parameter.mul_(laid(value[:size], dim, parameter.dim()))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.budget import Cost, Criterion, Cycle, Goal, Limits, Taylor, TickTock
+from mmprune_gates.budget.criteria import MeanGradient
 from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
 from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.checks import (
@@ -87,6 +88,8 @@ class GateDecoratorSettings:
         check_all(vars(self), RULES)
         self.goal.check_cost(self.cost)
         patterns('classifier', self.classifier)
+        if isinstance(self.criterion, MeanGradient):
+            raise ValueError('criterion=MeanGradient is for gates that all modules of a group share; use Taylor here')
         _ = self.cycle, self.limits  # refuse values out of range
 
     @property
@@ -138,15 +141,16 @@ class GateDecorator(Pruner):
         checked('total_steps', total_steps, optional(COUNT))
         own = self.settings
         super().__init__(model, example_inputs, optimizer, exclude=own.limits.exclude, **(trace or {}))
-        base = optimizer.defaults['lr']
+        with self.released_if_it_fails():
+            cost, criterion = self.bound(own.cost, own.criterion or Taylor(), mean_over_ranks)
+            cycle = cycle or own.cycle
+            share = own.goal.share(cost)
+            self.controller = TickTock(self.gates, share, own.limits, cycle, cost, criterion, own.macs_exponent)
+            self.trained = trained_parameters(model)
+            self.learning = self.learning_sets()
+        base = base_rate(optimizer)
         own_param_group(optimizer, self.gates, base)
         self.multipliers = [group.get('initial_lr', group['lr']) / base for group in optimizer.param_groups]
-        cost, criterion = self.bound(own.cost, own.criterion or Taylor(), mean_over_ranks)
-        cycle = cycle or own.cycle
-        share = own.goal.share(cost)
-        self.controller = TickTock(self.gates, share, own.limits, cycle, cost, criterion, own.macs_exponent)
-        self.trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.learning = self.learning_sets()
         if begin:
             self.begin()
 
@@ -236,7 +240,30 @@ class GateDecorator(Pruner):
         for group, multiplier in zip(self.optimizer.param_groups, self.multipliers, strict=True):
             group['lr'] = rate * multiplier
 
+    def finish(self) -> dict[str, Any]:
+        """As in every pruner; all parameters that were trained can be trained again."""
+        report = super().finish()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self.trained)
+        return report
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         super().load_state_dict(state)
         self.prepare()
+
+
+def trained_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that learn in training mode: some models freeze stages when they enter it."""
+    mode = model.training
+    model.train()  # not all modules return themselves
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.train(mode)
+    return names
+
+
+def base_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate that the rates of the phases replace: the optimiser's own; the largest if no group has that."""
+    rates = [group.get('initial_lr', group['lr']) for group in optimizer.param_groups]
+    own = optimizer.defaults['lr']
+    return own if own in rates else max(rates)

@@ -69,6 +69,8 @@ class GDPSettings:
         known = self.known_options(self.update)
         if unknown := sorted((self.options or {}).keys() - known):
             raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(known)}')
+        if self.criterion is not None and 'momentum' in (self.options or {}):
+            raise ValueError('momentum is that of the default criterion; give it to yours instead')
         if self.criterion is not None and 'criterion' not in inspect.signature(UPDATES[self.update]).parameters:
             raise ValueError(f'update={self.update!r} ranks by the gates themselves and takes no criterion')
         UPDATES[self.update].check_options(**(self.options or {}))
@@ -122,14 +124,15 @@ class GDP(Pruner):
         self.total_steps = checked('total_steps', total_steps, COUNT)
         super().__init__(model, example_inputs, optimizer, exclude=self.settings.limits.exclude, **(trace or {}))
         own, update = self.settings, UPDATES[self.settings.update]
-        cost, criterion = self.bound(own.cost, own.criterion)
-        options = dict(own.options or {}, **({'criterion': criterion} if criterion else {}))
-        self.controller = update(self.gates, own.schedule(own.goal.share(cost)), own.limits, cost, **options)
+        with self.released_if_it_fails():
+            cost, criterion = self.bound(own.cost, own.criterion)
+            options = dict(own.options or {}, **({'criterion': criterion} if criterion else {}))
+            self.controller = update(self.gates, own.schedule(own.goal.share(cost)), own.limits, cost, **options)
         take_out(optimizer, self.gates)
 
     def altered(self, name: str, grad: Tensor) -> Tensor:
-        """Zero once the gates have settled."""
-        return torch.zeros_like(grad) if self.controller.settled else grad
+        """Zero: no optimiser moves the gates, so they have no part in the gradient norm that a loop clips by."""
+        return torch.zeros_like(grad)
 
     def phase_at(self, progress: float) -> int:
         """0 while scores accumulate, 1 while gates move, 2 when they settle."""

@@ -11,7 +11,8 @@ Example::
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
@@ -23,7 +24,17 @@ from mmprune_gates.budget.criteria import Reduce, alone
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import patterns
-from mmprune_gates.gates import Evidence, Gate, GateSet, attach_gates, fold_gates, gates_of, has_gates, listed
+from mmprune_gates.gates import (
+    Evidence,
+    Gate,
+    GateSet,
+    attach_gates,
+    detach_gates,
+    fold_gates,
+    gates_of,
+    has_gates,
+    listed,
+)
 from mmprune_gates.gates.attach import NAME, merged
 from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
@@ -70,7 +81,8 @@ class Pruner:
     ) -> None:
         self.model, self.optimizer, self.forward = model, optimizer, train_forward or forward
         self.options = None if example_inputs is None else call_options(example_inputs)
-        if not has_gates(model):
+        self.attached = not has_gates(model)
+        if self.attached:
             if example_inputs is None:
                 raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
             graph = trace_channels(model, example_inputs, forward, train_forward, units, attention)
@@ -85,6 +97,19 @@ class Pruner:
         self.grads: dict[str, Tensor] = {}
         self.handles: list = []
         self.watch_gates()
+
+    @contextmanager
+    def released_if_it_fails(self) -> Iterator[None]:
+        """Give the gates up after an error, so that the next pruner can have them; detach those attached here."""
+        try:
+            yield
+        except BaseException:
+            for handle in self.handles:
+                handle.remove()
+            self.gates.owner = None
+            if self.attached:
+                detach_gates(self.model)
+            raise
 
     def watch_gates(self) -> None:
         """Record the gradients of all gates from now on."""
@@ -234,6 +259,8 @@ class Pruner:
 
     def finish(self) -> dict[str, Any]:
         """Fold the gates into the weights and remove closed channels, in place, after checking the output of a copy.
+
+        Parameters that have become narrower are new ones: to train on, make a new optimiser.
 
         Returns:
             MACs and parameters before and after, the parity error, the channels kept of each group, and the

@@ -226,6 +226,10 @@ def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> Channe
     def own(entries: Mapping[str, Any]) -> dict[str, Any]:
         return {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
 
+    layers = []
+    for layer in graph.layers:
+        if layer.name.startswith(prefix):
+            layers.append(replace(layer, name=layer.name.removeprefix(prefix)))
     inner = []
     for one in follows:
         module = f'{one.module}.'.removeprefix(prefix).removesuffix('.')
@@ -234,6 +238,7 @@ def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> Channe
         graph,
         slots=own(graph.slots),
         full_width=own(graph.full_width),
+        layers=tuple(layers),
         follows=tuple(inner),
         blocks=(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -158,7 +158,7 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
 
     all_masks = slot_masks(graph, kept)
     masks = {name: dims for name, dims in all_masks.items() if stays(name)}
-    shrunk_modules = shrink_tensors(model, masks)
+    shrunk_modules = shrink_tensors(model, masks, grouped_modules(model, graph))
     widths = {path: own for path, own in shrunk_modules.items() if stays(path)}
     like = next(model.parameters())
     for path, wide in graph.full_width.items():
@@ -181,8 +181,22 @@ def has_changed(masks: Mapping[str, Mapping[int, Tensor]], path: str) -> bool:
     return any(not path or within(name, (path,)) for name in masks)
 
 
-def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]]) -> Widths:
+def grouped_modules(model: nn.Module, graph: ChannelGraph) -> set[nn.Module]:
+    """The layers that are known to be no depthwise convolutions."""
+    modules = dict(model.named_modules())
+    names = {layer.name for layer in graph.layers if layer.kind == 'conv'}
+    return {modules[name] for name in names & modules.keys()}
+
+
+def shrink_tensors(
+    model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]], grouped: Container[nn.Module] = ()
+) -> Widths:
     """Cut parameters and buffers down to what masks keep; returns the widths of their modules.
+
+    Args:
+        model: The model.
+        masks: Tensor name -> dimension -> bool, True = keep.
+        grouped: Convolutions that keep their groups.
 
     Raises:
         ValueError: A tensor that the model does not have, or has in another shape; the model is unchanged then.
@@ -198,7 +212,8 @@ def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]]) 
             changed[path].append(attribute)
     widths: Widths = {}
     for path, attributes in changed.items():
-        found = sync_attributes(model.get_submodule(path), attributes)
+        module = model.get_submodule(path)
+        found = sync_attributes(module, attributes, module in grouped)
         if found:
             widths[path] = found
     return widths

@@ -50,12 +50,16 @@ def conv_shapes(conv: Convolution) -> Shapes:
     return {'weight': weight, 'bias': bias}
 
 
-def conv_attributes(conv: Convolution) -> Attributes:
-    """Attributes of a convolution from the shape of its weight."""
+def conv_attributes(conv: Convolution, grouped: bool) -> Attributes:
+    """Attributes of a convolution from the shape of its weight.
+
+    Args:
+        conv: The convolution.
+        grouped: Whether it keeps its groups, even if each reads a single channel by now; a depthwise one does not.
+    """
     first, second = conv.weight.shape[:2]
     groups = conv.groups
-    depthwise = groups > 1 and groups == conv.in_channels
-    if depthwise:
+    if 1 < groups == conv.in_channels and not grouped:
         before = conv.in_channels if conv.transposed else conv.out_channels
         groups = groups * first // before
     second *= groups
@@ -87,10 +91,10 @@ def shapes_of(module: nn.Module) -> Shapes:
     return shapes
 
 
-def attributes_of(module: nn.Module) -> Attributes:
+def attributes_of(module: nn.Module, grouped: bool) -> Attributes:
     """Attributes of a module from the shapes of its tensors; empty if it has no such attributes."""
     if isinstance(module, Convolution):
-        return conv_attributes(module)
+        return conv_attributes(module, grouped)
     found: Attributes = {}
     for name, attributes in layout_of(module).items():
         tensor = getattr(module, name, None)
@@ -100,18 +104,19 @@ def attributes_of(module: nn.Module) -> Attributes:
     return found
 
 
-def sync_attributes(module: nn.Module, changed: list[str]) -> dict[str, Any]:
+def sync_attributes(module: nn.Module, changed: list[str], grouped: bool) -> dict[str, Any]:
     """Set a module's attributes to the sizes of its tensors.
 
     Args:
         module: A module whose tensors have been replaced.
         changed: Names of those tensors.
+        grouped: Whether it is a convolution that keeps its groups.
 
     Returns:
         The attributes that changed; for a module without such attributes, the shapes of the changed tensors.
     """
     allow_any_width(module)
-    attributes = attributes_of(module)
+    attributes = attributes_of(module, grouped)
     if not attributes:
         return {name: list(getattr(module, name).shape) for name in changed}
     found = {}
@@ -206,7 +211,7 @@ def check_full_width(path: str, given: Mapping) -> None:
 def width_rules(module: nn.Module) -> dict[str, Rule]:
     """Rules for the widths of a module: attributes that hold a number of channels or, without any, tensor shapes."""
     if isinstance(module, Convolution):
-        return dict.fromkeys(conv_attributes(module), COUNT)
+        return dict.fromkeys(('in_channels', 'out_channels', 'groups'), COUNT)
     layout = layout_of(module)
     if layout:
         return dict.fromkeys(chain(*layout.values()), COUNT)
