@@ -261,3 +261,31 @@ def test_a_block_that_the_code_cannot_do_without_stays(net):
     (block,) = (group for group in graph.groups if group.is_block)
     assert block.frozen.startswith('test_rehearsal.py:') and block.frozen.endswith(' needs it')
     assert {group.name for group in graph.free} == {'stem.0', 'a'}
+
+
+class Shuffle(nn.Module):
+    """A channel shuffle whose view counts channels in its first part, its second, or in -1."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes = sizes
+        self.a, self.b = conv_bn(3, 16), conv(16, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        n, c, h, w = x.shape
+        return self.b(x.view(n, *self.sizes(c), h, w).transpose(1, 2).reshape(n, c, h, w))
+
+
+@pytest.mark.parametrize('sizes', [lambda c: (c // 4, 4), lambda c: (-1, c // 4), lambda c: (c // 2, 2)])
+def test_a_view_that_shrinks_where_it_was_not_expected_to_is_found(sizes):
+    graph = trace_channels(randomize_(Shuffle(sizes).double()).eval(), example((3, 8, 8)))
+    assert graph.group('a.0').frozen == 'a view cuts its channels in another way than can be told'
+
+
+@pytest.mark.parametrize('sizes', [lambda c: (4, c // 4), lambda c: (4, -1), lambda c: (-1, 4)])
+def test_a_view_that_shrinks_where_it_was_expected_to_loses_channels(sizes):
+    model = randomize_(Shuffle(sizes).double()).eval()
+    graph = trace_channels(model, example((3, 8, 8)))
+    error, distance, *_ = removal_errors(model, graph, example((3, 8, 8)), random_kept(graph))
+    assert graph.group('a.0').frozen is None and error < 1e-12 and distance > 1e-3

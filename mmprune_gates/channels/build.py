@@ -73,6 +73,7 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
         cost=cost,
         workload=workload_of(inference, numbering, blocks, batch),
         seen=_find_seen(flow, numbering),
+        guessed=tuple(numbering.channels(ids) for ids in flow.guessed),
     )
 
 

@@ -189,6 +189,7 @@ class Flow:
         heads: Views that cut channels into heads -> the dimension of their result that can shrink.
         cuts: (module path, ids along that dimension) of those views.
         seen: (module path, ids) of each channel dimension of the operand and the result of every view.
+        guessed: Ids along the dimension taken to shrink where a view cuts channels and does not say which does.
         scout: Collects views that cut channels; None in a walk that makes use of its findings.
     """
 
@@ -210,6 +211,7 @@ class Flow:
     heads: Mapping[Node, int] = field(default_factory=dict)
     cuts: list[tuple[str, Ids]] = field(default_factory=list)
     seen: list[tuple[str, Ids]] = field(default_factory=list)
+    guessed: list[Ids] = field(default_factory=list)
     scout: Scout | None = None
 
     def canonical(self, name: str) -> str:
@@ -250,6 +252,7 @@ class Flow:
         self.tainted |= draft.tainted
         self.cuts += draft.cuts
         self.seen += draft.seen
+        self.guessed += draft.guessed
         for weight, use in draft.layers.items():
             self.layers.setdefault(weight, use)
 

@@ -260,6 +260,8 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
     relaid = replace(axis, dim=shrinks, ids=axis.ids[rows[0]], state=axis.state[rows].min(axis=0))
     if op.node in op.flow.heads:
         op.flow.cuts.append((op.layer, relaid.ids))
+    elif len(varying) > 1:
+        op.flow.guessed.append(relaid.ids)
     return [relaid]
 
 

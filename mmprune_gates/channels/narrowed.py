@@ -53,6 +53,7 @@ def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> Channel
         cost=cost,
         workload=graph.workload.narrowed(left.index),
         seen=(),
+        guessed=(),
         follows=tuple(left.follow(follow) for follow in graph.follows if left.stays(follow.module)),
     )
 

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels.calls import Forward, Options
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.channels.groups import Block, Group, inside
 from mmprune_gates.gates.full_width import lay_among_zeros
 from mmprune_gates.slimming.full_width import place_zeros
 from mmprune_gates.slimming.heads import follow_heads
 from mmprune_gates.slimming.numbers import Deviation, Numbers, SameNumbers, Step
+from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
 from mmprune_gates.slimming.stage import ERRORS, Failure, Stage, line_of_model_code, stages
-from mmprune_gates.slimming.surgery import slim_model
+from mmprune_gates.slimming.surgery import masked_copy, slim_model
 
 Masks = dict[str, Tensor]
 
@@ -97,8 +98,45 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
         for name, failed in stiff.items():
             reasons[name] = f'{failed.line} {failed.how} its number of channels'
             del fewer[name]
+    for name in wrong_guesses(model, graph, fewer, passes[0], options):
+        reasons[name] = 'a view cuts its channels in another way than can be told'
+        del fewer[name]
     graph = rehearse_blocks(rehearsal, graph.with_frozen(reasons), fewer)
     return place_zeros(model, graph, rehearsal.stage)
+
+
+def wrong_guesses(
+    model: nn.Module, graph: ChannelGraph, fewer: Masks, forward: Forward | None, options: Options
+) -> list[str]:
+    """The groups that a view cuts along another dimension than it was taken for.
+
+    The shapes of a narrower copy can be right all the same; what it computes is not.
+
+    Args:
+        model: The model; it does not change.
+        graph: Its channel graph.
+        fewer: Masks of the groups that can shrink.
+        forward: The inference pass; None for a plain call.
+        options: Positional and keyword arguments of a call.
+    """
+    suspects = {}
+    for name, mask in fewer.items():
+        if any(inside(index, graph.group(name)).any() for index in graph.guessed):
+            suspects[name] = mask
+
+    def differs(masks: Masks) -> Failure | None:
+        expected = exact_outputs(masked_copy(model, graph, masks), forward, options)
+        if not all(output.isfinite().all() for output in expected):
+            return None  # nothing can be told
+        slim = copy.deepcopy(model)
+        slim_model(slim, graph, masks)
+        try:
+            error = relative_error(expected, exact_outputs(slim, forward, options))
+        except ERRORS as failed:
+            return Failure(line_of_model_code(failed), 'fixes')
+        return None if error <= TOLERANCE else Failure('a view', 'cuts')
+
+    return list(culprits(suspects, differs))
 
 
 def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> ChannelGraph:
