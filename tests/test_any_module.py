@@ -337,3 +337,46 @@ def test_gates_act_on_layers_of_ones_own_and_are_folded(layer):
     expected = model(x).detach()
     fold_gates(model)
     assert relative_error([model(x)], [expected]) < 1e-12
+
+
+class Trident(nn.Module):
+    """It uses the weight of a layer of its own beside calling the layer."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.layer = nn.Conv2d(made, 6, 3, padding=1)
+
+    def forward(self, x):
+        dilated = nn.functional.conv2d(x, self.layer.weight, padding=2, dilation=2)
+        return torch.relu(dilated) + torch.relu(self.layer(x))
+
+
+class Tied(nn.Module):
+    """One weight makes channels and takes them back."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(made, made, 3, 3))
+
+    def forward(self, x):
+        inner = nn.functional.silu(nn.functional.conv2d(x, self.weight, padding=1))
+        return nn.functional.conv_transpose2d(inner, self.weight, padding=1)
+
+
+@pytest.mark.parametrize('net', [Trident, Tied])
+@pytest.mark.parametrize('between', [nn.SiLU, nn.Identity])
+def test_a_weight_that_is_read_in_several_ways_has_no_gate_before_it(net, between):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 8, 3), between(), net(8), nn.LazyConv2d(4, 1))
+    x = torch.randn(2, 3, 8, 8)
+    model(x)
+    model, x = randomize_(model.double()).eval(), x.double()
+    graph = trace_channels(model, x)
+    frozen = {group.name for group in graph.groups if group.frozen and 'in several ways' in group.frozen}
+    assert bool(frozen) == (between is nn.SiLU or net is Tied)
+    kept = random_kept(graph)
+    reference = masked_copy(model, graph, kept)(x)
+    gates = attach_gates(model, graph, PolarizationGate)
+    for name, mask in kept.items():
+        gates[name].theta.data.copy_(mask)
+    assert relative_error([model(x)], [reference]) < 1e-12

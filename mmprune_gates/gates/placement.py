@@ -8,6 +8,7 @@ smaller.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -71,6 +72,29 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
                 whole = torch.full_like(site.index, gate)
                 placements.append(after(site, whole))
     return tuple(placement for placement in placements if bool((placement.index >= 0).any()))
+
+
+def read_in_several_ways(graph: ChannelGraph) -> dict[str, str]:
+    """Groups that need a gate before a weight used by several modules or along several dimensions, and why they stay.
+
+    Gates scale a weight once, in one module and along one dimension.
+    """
+    ways: dict[str | None, set] = defaultdict(set)
+    for read in graph.reads:
+        way = (read.layer, read.in_dim)
+        ways[read.weight].add(way)
+    reasons: dict[str, str] = {}
+    for read in graph.reads:
+        if read.weight is None or len(ways[read.weight]) == 1:
+            continue
+        reason = f'{read.weight} reads them in several ways'
+        for group in graph.free_channels:
+            is_read = inside(read.index, group).any()
+            if not is_read:
+                continue
+            if not sites_suffice(graph, group):
+                reasons[group.name] = reason
+    return reasons
 
 
 def is_needed(site: Site, reads: Sequence[Read]) -> bool:

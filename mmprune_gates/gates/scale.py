@@ -74,7 +74,8 @@ class Scale:
             return ()
         weight = (self.placement.parameter, self.placement.weight_dim)
         bias = getattr(self.module, 'bias', None)
-        has_bias = self.placement.kind in BEHIND and isinstance(bias, Tensor)
+        is_behind = self.placement.kind in BEHIND
+        has_bias = is_behind and isinstance(bias, Tensor)
         return (weight, ('bias', 0)) if has_bias else (weight,)
 
     def before(self, module: nn.Module, args: tuple):
