@@ -341,3 +341,18 @@ def test_a_grouped_convolution_that_reads_one_channel_in_each_group_shrinks_agai
     left = narrowed(graph, graph.kept(half), ())
     error, *_ = removal_errors(model, left, x, {'1': torch.arange(left.group('1').size) % 2 == 0})
     assert error < 1e-12
+
+
+@BOTH
+def test_scales_of_norms_count_whole_with_either_method(method):
+    model = models()['dict outputs']
+    expected = [
+        module.weight.detach().abs().clone() for module in model.modules() if isinstance(module, nn.BatchNorm2d)
+    ]
+    pruner = pruner_on(method, model, sgd(model), criterion=NormScale())
+    scores = pruner.controller.criterion.scores()
+    graph = pruner.gates.graph
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    for name, own in zip(norms, expected, strict=True):
+        index = graph.slots[f'{name}.weight'][0]
+        assert torch.allclose(scores[index].float(), own, rtol=1e-5)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import WHOLE, Rule, checked, is_number
-from mmprune_gates.gates import GateSet
+from mmprune_gates.gates import GateSet, gated_norms
 
 MOMENTUM = Rule('a share in [0, 1)', lambda value: is_number(value) and 0 <= value < 1)
 Reduce = Callable[[Tensor], object]
@@ -190,15 +190,23 @@ class Magnitude(Criterion):
 
 
 class NormScale(Criterion):
-    """Sum of abs(gamma) over the norms of a channel (Liu et al., Network Slimming, ICCV 2017)."""
+    """Sum of abs(gamma) over the norms of a channel (Liu et al., Network Slimming, ICCV 2017).
+
+    Gates of Gate Decorator, which take over a part of gamma, count as a factor of it.
+    """
 
     def scores(self) -> Tensor:
         """(num_channels,) the sum."""
         gammas = {id(module.weight) for module in self.bound_model().modules() if isinstance(module, NORMS)}
+        taken_over = {}
+        for _, scale in gated_norms(self.gates):
+            if scale.sources[0][0].per_module:
+                taken_over[id(scale.module.weight)] = scale.value().detach()
         sizes = []
         for weight, index in self.weights():
             if id(weight) in gammas:
-                sizes.append((weight.abs(), index))
+                factor = taken_over.get(id(weight), 1.0)
+                sizes.append((weight.abs() * factor, index))
         return self.summed(sizes)
 
 
