@@ -321,6 +321,14 @@ def test_what_a_model_freezes_itself_stays_frozen_in_gate_decorator():
     assert not model.training and not any(name.startswith('stem') for name in pruner.trained)
 
 
+def test_modules_keep_their_modes_when_gate_decorator_begins():
+    model = models()['dict outputs'].train()
+    model.a.eval()
+    modes = [module.training for module in model.modules()]
+    pruner_on(GateDecorator, model, sgd(model))
+    assert [module.training for name, module in model.named_modules() if not name.startswith('gates')] == modes
+
+
 def test_criteria_that_do_not_belong_to_a_method_are_refused():
     model = models()['dict outputs']
     with pytest.raises(ValueError, match='MeanGradient is for gates that all modules of a group share'):

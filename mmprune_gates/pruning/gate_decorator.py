@@ -77,7 +77,7 @@ class GateDecoratorSettings:
     tock_lr: Sequence[float] = (1e-3, 1e-2)
     penalty: float = 1e-3
     macs_exponent: float = 0.0
-    floor: float = 0.05
+    floor: float = Limits.floor
     divisor: int | str = Limits.divisor
     exclude: str | Sequence[str] = ()
     classifier: str | Sequence[str] = ()
@@ -255,10 +255,11 @@ class GateDecorator(Pruner):
 
 def trained_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters that learn in training mode: some models freeze stages when they enter it."""
-    mode = model.training
-    model.train()  # not all modules return themselves
+    modes = {module: module.training for module in model.modules()}
+    model.train()
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    model.train(mode)
+    for module, mode in modes.items():
+        module.training = mode
     return names
 
 
