@@ -153,7 +153,8 @@ class Controller:
         if not isinstance(cost, MACs):
             price = float(cost.price(value))
             found['cost_ratio'] = price / self.candidates.total
-        still_open = sum(int(value[group.span].count_nonzero()) for group in graph.free)
+        free = torch.cat([value[:0], *(value[group.span] for group in graph.free)])
+        still_open = int(free.count_nonzero())
         total = sum(group.size for group in self.gates.whole.free)  # channels that have left the model were closed
         found['gates_closed'] = 1 - still_open / total
         return found

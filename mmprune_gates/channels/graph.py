@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import FullWidth, Read, Site, Summed
-from mmprune_gates.channels.groups import Block, Group, inside
+from mmprune_gates.channels.groups import Block, Group, inside, touches
 from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.channels.kept import Kept, kept_of
 from mmprune_gates.channels.workload import Workload
@@ -132,7 +132,7 @@ class ChannelGraph:
 
     def products(self, group: Group) -> list[Summed]:
         """Products of activations that sum over channels of a group."""
-        return [read for read in self.reads if isinstance(read, Summed) and inside(read.index, group).any()]
+        return [read for read in self.reads if isinstance(read, Summed) and touches(read.index, group)]
 
     def rows(self, group: Group) -> int:
         """Smallest number of weight rows or columns that one channel of a group takes up in any layer.

@@ -89,6 +89,11 @@ def inside(index: Tensor, group: Group) -> Tensor:
     return (index >= group.start) & (index < group.start + group.size)
 
 
+def touches(index: Tensor, group: Group) -> bool:
+    """Whether channels of a group are among those of an index."""
+    return bool(inside(index, group).any())
+
+
 def at(values: Tensor, index: Tensor, otherwise: float) -> Tensor:
     """``values[index]``, but ``otherwise`` where the index is -1 (no channel)."""
     extended = torch.cat([values, values.new_full((1,), otherwise)])

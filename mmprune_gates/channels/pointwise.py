@@ -192,13 +192,13 @@ def resampling(op: Op) -> Result:
     if isinstance(result, Value):
         return result
     pooled, *others = result
-    if any(place_is_read(op, number) for number in range(1, len(result))):
+    if any(_place_is_read(op, number) for number in range(1, len(result))):
         op.freeze(pooled.axes, 'the places that it is pooled from are used')
     places = [Value(value.shape) for value in others]
     return [pooled, *places]
 
 
-def place_is_read(op: Op, number: int) -> bool:
+def _place_is_read(op: Op, number: int) -> bool:
     """Whether one of several results of an op is used."""
     return any(user.args[1:] == (number,) and user.users for user in op.node.users)
 

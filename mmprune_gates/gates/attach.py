@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Group, at, inside, within
+from mmprune_gates.channels.groups import Group, at, touches, within
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.gate import Gate
 from mmprune_gates.gates.placement import Placement, place_gates
@@ -58,7 +58,7 @@ class GateSet(nn.Module):
 
     def scale(self, module: nn.Module, placement: Placement) -> Scale:
         """The :class:`Scale` that acts on a module at a placement."""
-        groups = [group for group in self.graph.free if bool(inside(placement.index, group).any())]
+        groups = [group for group in self.graph.free if touches(placement.index, group)]
         sources, place, size = [], torch.full((self.graph.num_channels,), -1), 0
         for group in groups:
             number = self.number(placement, group)
@@ -216,7 +216,7 @@ def place_of(placement: Placement) -> tuple[str, str, str]:
 
 def placements_of(group: Group, placements: Sequence[Placement]) -> list[Placement]:
     """The placements at which a group's gate acts."""
-    return [placement for placement in placements if bool(inside(placement.index, group).any())]
+    return [placement for placement in placements if touches(placement.index, group)]
 
 
 def merged(first: Mapping[str, Mapping], then: Mapping[str, Mapping]) -> dict[str, dict]:

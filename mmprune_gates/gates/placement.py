@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmprune_gates.channels.flow import Read, Site, Summed
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Group, inside
+from mmprune_gates.channels.groups import Group, inside, touches
 
 AFFINE, OUTPUT, INPUT, WEIGHT = 'affine', 'output', 'input', 'weight'
 BEHIND = (AFFINE, OUTPUT)  # behind what makes the channels; the others stand before what reads them
@@ -89,10 +89,7 @@ def read_in_several_ways(graph: ChannelGraph) -> dict[str, str]:
             continue
         reason = f'{read.weight} reads them in several ways'
         for group in graph.free_channels:
-            is_read = inside(read.index, group).any()
-            if not is_read:
-                continue
-            if not sites_suffice(graph, group):
+            if touches(read.index, group) and not sites_suffice(graph, group):
                 reasons[group.name] = reason
     return reasons
 
@@ -125,7 +122,7 @@ def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
         is_read = True
     for site in graph.sites:
         used_otherwise = site.module in named and site.module in graph.tainted
-        if used_otherwise and inside(site.index, group).any():
+        if used_otherwise and touches(site.index, group):
             return False
     return is_read
 

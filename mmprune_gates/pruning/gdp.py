@@ -56,7 +56,7 @@ class GDPSettings:
     end: float = 0.2
     settle: float = 0.25
     eps: Sequence[float] = (0.1, 1e-4)
-    floor: float = 0.05
+    floor: float = Limits.floor
     divisor: int | str = Limits.divisor
     exclude: str | Sequence[str] = ()
     cost: Cost | None = None
@@ -126,8 +126,11 @@ class GDP(Pruner):
         own, update = self.settings, UPDATES[self.settings.update]
         with self.released_if_it_fails():
             cost, criterion = self.bound(own.cost, own.criterion)
-            options = dict(own.options or {}, **({'criterion': criterion} if criterion else {}))
-            self.controller = update(self.gates, own.schedule(own.goal.share(cost)), own.limits, cost, **options)
+            options = dict(own.options or {})
+            if criterion is not None:
+                options['criterion'] = criterion
+            schedule = own.schedule(own.goal.share(cost))
+            self.controller = update(self.gates, schedule, own.limits, cost, **options)
         take_out(optimizer, self.gates)
 
     def altered(self, name: str, grad: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.graph import Layer
-from mmprune_gates.channels.groups import at, inside
+from mmprune_gates.channels.groups import at, touches
 from mmprune_gates.engine.coverage import graph_of_config
 from mmprune_gates.report.run import TO_RECORD, Absent, Run
 
@@ -170,7 +170,7 @@ def made_by(graph: ChannelGraph, layer: Layer) -> Tensor | None:
     slots = graph.slots.get(f'{layer.name}.weight', {})
     for dimension in sorted(slots):  # the first, except for transposed convolutions
         index = slots[dimension]
-        held = {group.name for group in graph.groups if inside(index, group).any()}
+        held = {group.name for group in graph.groups if touches(index, group)}
         if made <= held:
             return index
     return None

@@ -16,7 +16,6 @@ from mmprune_gates.channels.heads import Follow
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import COUNT, Rule
 from mmprune_gates.gates.stand_in import show_width, shown_width
-from mmprune_gates.slimming.torch_attention import allow_fewer_heads
 
 COUNTS = tuple(
     'num_heads heads n_heads nhead n_head num_attention_heads num_q_heads '
@@ -53,8 +52,6 @@ def set_following(module: nn.Module, name: str, value: int) -> bool:
         show_width(module, value)
         return changed
     changed = getattr(module, name) != value
-    if isinstance(module, nn.MultiheadAttention):
-        changed |= allow_fewer_heads(module)
     setattr(module, name, value)
     return changed
 

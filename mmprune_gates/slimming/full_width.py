@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from mmprune_gates.channels.calls import Options, run
 from mmprune_gates.channels.flow import AMONG, BEHIND, NONE, FullWidth
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import inside
+from mmprune_gates.channels.groups import touches
 from mmprune_gates.gates.full_width import narrow
 from mmprune_gates.slimming.heads import random_like, randomized
 from mmprune_gates.slimming.parity import relative_error
@@ -38,7 +38,7 @@ def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelG
     """
     can_shrink = {}
     for path, wide in graph.full_width.items():
-        if any(inside(wide.index, group).any() for group in graph.free_channels):
+        if any(touches(wide.index, group) for group in graph.free_channels):
             can_shrink[path] = wide
     if not can_shrink:
         return graph

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from mmprune_gates.channels.calls import Options, run
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Group, common_path, inside
+from mmprune_gates.channels.groups import Group, common_path, touches
 from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.gates.stand_in import shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
@@ -96,7 +96,7 @@ def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
     """The smallest called modules that enclose all that belongs to heads which may go."""
     places: dict[str, list[Group]] = defaultdict(list)
     for group in graph.free_channels:
-        holders = {one.module for one in graph.seen if inside(one.index, group).any()}
+        holders = {one.module for one in graph.seen if touches(one.index, group)}
         holders |= {product.layer for product in graph.products(group)}
         if holders:
             holders |= {holder_of(name) for name in tensors_of(graph, group)}
@@ -109,14 +109,9 @@ def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
         groups_at[called(path, calls)] += groups
     scopes = []
     for path, groups in groups_at.items():
-        seen = [one for one in graph.seen if holds_any(one.index, groups)]
+        seen = [one for one in graph.seen if any(touches(one.index, group) for group in groups)]
         scopes.append(Scope(path, tuple(groups), tuple(seen), calls))
     return scopes
-
-
-def holds_any(index: Tensor, groups: Iterable[Group]) -> bool:
-    """Whether a vector of channels holds some of any of several groups."""
-    return any(inside(index, group).any() for group in groups)
 
 
 def called(path: str, calls: Mapping[str, Options]) -> str:
@@ -130,7 +125,7 @@ def tensors_of(graph: ChannelGraph, group: Group) -> list[str]:
     """Names of the parameters and buffers that hold channels of a group."""
     found = []
     for name, dims in graph.slots.items():
-        if any(holds_any(index, [group]) for index in dims.values()):
+        if any(touches(index, group) for index in dims.values()):
             found.append(name)
     return found
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels.calls import Forward, Options
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Block, Group, inside
+from mmprune_gates.channels.groups import Block, Group, touches
 from mmprune_gates.gates.full_width import lay_among_zeros
 from mmprune_gates.slimming.full_width import place_zeros
 from mmprune_gates.slimming.heads import follow_heads
@@ -121,7 +121,7 @@ def wrong_guesses(
     """
     suspects = {}
     for name, mask in fewer.items():
-        if any(inside(index, graph.group(name)).any() for index in graph.guessed):
+        if any(touches(index, graph.group(name)) for index in graph.guessed):
             suspects[name] = mask
 
     def differs(masks: Masks) -> Failure | None:

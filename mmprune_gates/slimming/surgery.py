@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -188,9 +188,7 @@ def grouped_modules(model: nn.Module, graph: ChannelGraph) -> set[nn.Module]:
     return {modules[name] for name in names & modules.keys()}
 
 
-def shrink_tensors(
-    model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]], grouped: Container[nn.Module] = ()
-) -> Widths:
+def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]], grouped: set[nn.Module]) -> Widths:
     """Cut parameters and buffers down to what masks keep; returns the widths of their modules.
 
     Args:

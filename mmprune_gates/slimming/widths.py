@@ -211,7 +211,7 @@ def check_full_width(path: str, given: Mapping) -> None:
 def width_rules(module: nn.Module) -> dict[str, Rule]:
     """Rules for the widths of a module: attributes that hold a number of channels or, without any, tensor shapes."""
     if isinstance(module, Convolution):
-        return dict.fromkeys(('in_channels', 'out_channels', 'groups'), COUNT)
+        return dict.fromkeys(conv_attributes(module, grouped=True), COUNT)
     layout = layout_of(module)
     if layout:
         return dict.fromkeys(chain(*layout.values()), COUNT)

@@ -36,7 +36,7 @@ class Decorator(Pruned):
     def settings(self) -> dict[str, Any]:
         """Rates of the phases, and their lengths."""
         rate = self.training.rate
-        own = {**super().settings(), 'tick_lr': 0.1 * rate, 'tock_lr': (0.1 * rate, rate), **self.options}
+        own = {'tick_lr': 0.1 * rate, 'tock_lr': (0.1 * rate, rate), **super().settings()}
         until = own.pop('until', 0.35)
         return {**own, 'cycle': cycle_of(until * self.training.recipe.steps)}
 
