@@ -13,6 +13,7 @@ Example::
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -26,7 +27,7 @@ import torch
 from mmengine.logging import MMLogger
 from quality_methods import METHODS
 from quality_plans import PLANS, Run
-from quality_provenance import commit
+from quality_provenance import PACKAGES, commit, machine, versions
 from quality_tasks import TASKS
 from quality_training import dense_start, further_training, train
 from rich.progress import track
@@ -39,18 +40,24 @@ def quiet() -> None:
 
 
 def carry_out(run: Run, work_dir: Path) -> None:
-    """Carry out one run and write its figures, unless they are there."""
+    """Carry out one run and write its figures, unless they are there.
+
+    Raises:
+        ValueError: A file of that name is of a run with other options.
+    """
     path = work_dir / 'runs' / f'{run.name}.json'
     if path.is_file():
+        check_same(run, path)
         return
     quiet()
+    made = {'commit': commit(), 'machine': machine(), 'versions': versions(PACKAGES)}
     data = TASKS[run.task].on(work_dir / 'data')
     method = METHODS[run.method](run.share, **run.options, **from_before(run, path.parent))
     training = further_training(data, run.seed, work_dir / 'starts', run.rate_scale)
     whole = data.macs(training.model)
     figures = train(training, method)
     facts = {
-        'commit': commit(),
+        **made,
         'metric': data.task.metric,
         'score': data.score(training.model),
         'seconds': round(training.seconds, 2),
@@ -60,6 +67,17 @@ def carry_out(run: Run, work_dir: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     cli.write_json(path, {**run.facts(), **facts, 'losses': training.losses})
+
+
+def check_same(run: Run, path: Path) -> None:
+    """Refuse the result of a run with other options.
+
+    Raises:
+        ValueError: It is one.
+    """
+    stored, own = cli.read_json(path), json.loads(json.dumps(run.facts()))
+    if others := [key for key, value in own.items() if stored.get(key) != value]:
+        raise ValueError(f'{path} is of a run with another {", ".join(others)}: remove it, or use another --work-dir')
 
 
 def from_before(run: Run, folder: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class DCFP(Method):
         """Cut once."""
         if step != self.cut_after:
             return
-        candidates, score = Candidates.of(self.graph, Limits(FLOOR)), self.channel_scores()
+        candidates, score = Candidates.of(self.graph, Limits(FLOOR, divisor=1)), self.channel_scores()
         kept = candidates.choose(score, self.share)
         places = places_in(self.training.model)
         for model in (self.training.model, places):

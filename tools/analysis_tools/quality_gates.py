@@ -17,6 +17,7 @@ Example::
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -47,24 +48,31 @@ def loss_step(losses: Sequence[float], step: int) -> float:
         return statistics.mean(losses[place : place + WINDOW]) - statistics.mean(losses[place - WINDOW : place])
 
     elsewhere = [place for place in range(WINDOW, len(losses) - WINDOW, WINDOW) if abs(place - step) >= 2 * WINDOW]
+    if step < WINDOW or len(elsewhere) < 2:
+        return math.nan  # too short a run to tell
     return rise(step) / statistics.stdev(map(rise, elsewhere))
 
 
 def rows_of(results: Results) -> list[list[str]]:
     """Rows of the table."""
-    dense = {(run.task, run.seed): found for run, found in results if run.method == 'dense'}
+    dense = {(run.task, run.seed, run.rate_scale): found for run, found in results if run.method == 'dense'}
     cells: dict[tuple, list[tuple[Any, dict]]] = {}
     for run, found in results:
-        cells.setdefault((run.task, run.share, f'{run.method} {run.label}'.strip()), []).append((run, found))
+        rate = '' if run.rate_scale == 1 else f'×{run.rate_scale:g}'
+        name = ' '.join(filter(None, (run.method, run.label, rate)))
+        cells.setdefault((run.task, run.share, name), []).append((run, found))
     return [row_of(key, cell, dense) for key, cell in cells.items()]
 
 
-def row_of(key: tuple[str, float, str], cell: list[tuple[Any, dict]], dense: dict[tuple[str, int], dict]) -> list[str]:
+def row_of(key: tuple[str, float, str], cell: list[tuple[Any, dict]], dense: dict[tuple, dict]) -> list[str]:
     """One row: runs that differ only in the seed."""
     task, share, name = key
     found = [figures for _, figures in cell]
     scores = [figures['score'] for figures in found]
-    ratios = [own['seconds'] / dense[run.task, run.seed]['seconds'] for run, own in cell]
+    ratios = []
+    for run, own in cell:
+        if whole := dense.get((run.task, run.seed, run.rate_scale)):
+            ratios.append(own['seconds'] / whole['seconds'])
     settled = [own for own in found if 'score_settled' in own]
     pairs = [
         f'{own["score_before_cut"]:.1f} → {own["score_settled"]:.1f}' for own in settled if 'score_before_cut' in own
@@ -82,7 +90,7 @@ def row_of(key: tuple[str, float, str], cell: list[tuple[Any, dict]], dense: dic
         most(found, 'late'),
         ', '.join(pairs),
         ', '.join(steps),
-        f'{statistics.mean(ratios):.2f}',
+        f'{statistics.mean(ratios):.2f}' if ratios else '',
     ]
 
 

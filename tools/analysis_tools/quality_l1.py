@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quality_training import Method, Training
+from quality_training import Method, Training, places_in
 
 from mmprune_gates import slim_model
 from mmprune_gates.budget import Candidates, Limits, NormScale
@@ -33,15 +33,17 @@ class PlainL1(Method):
                 scale.grad.add_(scale.detach().sign(), alpha=self.options['penalty'])
 
     def after_step(self, step: int) -> None:
-        """When it is time, cut, and continue with a new optimiser."""
+        """When it is time, cut; the optimiser keeps its state for the remaining weights."""
         if step != self.cut_at:
             return
         training, model = self.training, self.training.model
         before = training.score_aside()
         scores = NormScale().bind(GateSet(self.graph, PolarizationGate), model).scores()
         kept = Candidates.of(self.graph, Limits(divisor=1)).choose(scores, self.share)
-        slim_model(model, self.graph, kept)
-        training.renew_optimizer()
+        places = places_in(model)
+        for narrowed in (model, places):
+            slim_model(narrowed, self.graph, kept)
+        training.renew_optimizer(places)
         self.figures = {
             'score_before_cut': before,
             'score_settled': training.score_aside(),

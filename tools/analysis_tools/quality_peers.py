@@ -18,6 +18,7 @@ from quality_training import Method, Training, places_in
 from torch import nn
 
 from mmprune_gates.budget import Schedule
+from mmprune_gates.budget.criteria import NORMS
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.forwards import training_forward
 
@@ -33,6 +34,7 @@ CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     'random': ('RandomImportance', {}),
 }
 SHRINKAGE = 0.12  # sum of learning rate times regularisation in the package's own recipe, by its defaults
+MOMENTUM = 0.9  # of the package's SGD: each gradient acts 1 / (1 - MOMENTUM) times in all
 
 
 class Counter:
@@ -180,7 +182,8 @@ class SparseNorms(TorchPruning):
     """One cut by BN scales that the package's regularisation made sparse for a part of the run, the option ``sparse``.
 
     The regularisation is so strong that its sum over the sparse steps is that of the package's own recipe, which has
-    many more steps.
+    many more steps. It is applied to the scales themselves: the package adds it to their gradients, which comes to the
+    same with its SGD, but not with an optimiser that divides gradients by their size.
     """
 
     def begin(self, training: Training) -> None:
@@ -189,21 +192,17 @@ class SparseNorms(TorchPruning):
         self.prepare()
         self.sparse_steps = max(1, round(self.options.get('sparse', 0.5) * training.recipe.steps))
         rates = sum(training.rate_at(step) for step in range(self.sparse_steps))
-        self.regularizer = self.pruner(training.model, reg=SHRINKAGE / rates)
-
-    def pruner(self, model: nn.Module, reg: float = 0.0) -> Any:
-        """The package's pruner by BN scales."""
-        return package().pruner.BNScalePruner(model, reg=reg, **self.settings(model))
-
-    def after_backward(self) -> None:
-        """Add the gradient of the regularisation."""
-        if self.regularizer is not None:
-            self.regularizer.regularize(self.training.model)
+        self.reg = SHRINKAGE / rates / (1 - MOMENTUM)
 
     def after_step(self, step: int) -> None:
-        """Cut after the last sparse step."""
+        """Shrink the scales of norms; cut after the last sparse step."""
+        if step <= self.sparse_steps:
+            pull = self.training.rate_at(step - 1) * self.reg
+            for module in self.training.model.modules():
+                if isinstance(module, NORMS):
+                    gamma = module.weight.detach()
+                    gamma.sub_(pull * gamma.sign())
         if step == self.sparse_steps:
-            self.regularizer = None
             self.cut(self.share)
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 import mmprune_gates
 from mmprune_gates.budget.latency_table import processor
 
+PACKAGES = ('torch', 'torch-pruning', 'mmengine', 'mmsegmentation', 'mmpretrain', 'numpy')  # of the quality benchmark
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def machine() -> str:
     """Processor and system."""
@@ -34,7 +37,12 @@ def version_of(package: str) -> str | None:
 
 @functools.cache
 def commit() -> str | None:
-    """Commit of this checkout, with a mark if files differ from it; None outside of a checkout."""
-    git = ['git', '-C', str(Path(__file__).parent)]
-    found = subprocess.run([*git, 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
+    """Commit of this checkout, with a mark if files differ from it; None outside of a checkout, or without git."""
+    if not (ROOT / '.git').exists():  # installed from a wheel, perhaps inside of another repository
+        return None
+    command = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--abbrev=12']
+    try:
+        found = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
     return found.stdout.strip() or None

@@ -23,17 +23,19 @@ from mmprune_gates import cli  # cures come before the imports below
 from quality_cells import Results, cells_of, read_runs
 from quality_picture import draw
 from quality_plans import PLANS, Run
-from quality_provenance import machine, versions
 from quality_tasks import TASKS
-
-PACKAGES = ('torch', 'torch-pruning', 'mmengine', 'mmsegmentation', 'mmpretrain', 'numpy')
 
 
 def provenance(plan: str, results: Results) -> dict[str, Any]:
-    """Provenance of the figures: machine, versions, commit, seeds, commands, time."""
+    """Provenance of the figures: machines, versions, commits, seeds, commands, time."""
+    used: dict[str, set[str]] = {}
+    for _, found in results:
+        for name, version in found.get('versions', {}).items():
+            used.setdefault(name, set()).add(str(version))
+    machines = {found.get('machine') or 'unknown' for _, found in results}
     return {
-        'machine': f'{machine()}, one thread a run',
-        'versions': versions(PACKAGES),
+        'machine': f'{" / ".join(sorted(machines))}, one thread a run',
+        'versions': {name: ' / '.join(sorted(found)) for name, found in used.items()},
         'commits': sorted({found.get('commit') or 'unknown' for _, found in results}),
         'seeds': sorted({run.seed for run, _ in results}),
         'commands': [f'python tools/analysis_tools/quality.py {plan}', shlex.join(['python', *sys.argv])],

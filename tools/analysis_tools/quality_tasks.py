@@ -101,6 +101,7 @@ class Task:
         for split in ('train', 'val'):
             dataset = config[f'{split}_dataloader'].dataset
             dataset.data_root = str(root)
+        config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)  # no pass ends on a short batch
         return TaskData(self, config)
 
 
@@ -142,9 +143,7 @@ class TaskData:
 
     def batches(self, seed: int) -> Iterator[Any]:
         """Training batches without end, in an order set by the seed."""
-        loader = Runner.build_dataloader(self.config.train_dataloader, seed=seed)
-        while True:
-            yield from loader
+        return iter(Runner.build_dataloader(self.config.train_dataloader, seed=seed))
 
     def score(self, model: nn.Module) -> float:
         """The metric on the validation images, by the stock evaluator."""
