@@ -15,6 +15,7 @@ import mmprune_gates  # noqa: F401  (cures come before the imports below)
 import pytest
 import torch
 from demo_data import generate_voc
+from hypothesis import settings
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -24,6 +25,8 @@ from mmprune_gates import cli
 from mmprune_gates.engine import builders
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
+settings.register_profile('repeatable', deadline=None, derandomize=True, database=None)
+settings.load_profile('repeatable')
 
 
 def opened(path):

@@ -31,6 +31,7 @@ __all__ = [
 
 def slow_but(fast, values):
     """Values of a parametrised test, those marked slow that are not among the fast ones."""
+    assert fast and all(value in values for value in fast), f'{fast} are not all values of this test'
     return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 

@@ -239,9 +239,13 @@ def test_a_finished_run_is_not_carried_out_again(found, work_dir, monkeypatch):
     run = RUNS[0]
     found(run)
     path = work_dir / 'runs' / f'{run.name}.json'
-    path.write_text('{"score": 12.5}')
+    done = {**run.facts(), 'score': 12.5}
+    path.write_text(json.dumps(done))
     quality.carry_out(run, work_dir)
-    assert json.loads(path.read_text()) == {'score': 12.5}
+    assert json.loads(path.read_text()) == json.loads(json.dumps(done))
+    path.write_text(json.dumps({**done, 'options': {'update': 'other'}}))
+    with pytest.raises(ValueError, match='is of a run with other options: remove it'):
+        quality.carry_out(run, work_dir)
     path.unlink()
     assert found(run)['steps'] == 12
 

@@ -77,7 +77,7 @@ def check_same(run: Run, path: Path) -> None:
     """
     stored, own = cli.read_json(path), json.loads(json.dumps(run.facts()))
     if others := [key for key, value in own.items() if stored.get(key) != value]:
-        raise ValueError(f'{path} is of a run with another {", ".join(others)}: remove it, or use another --work-dir')
+        raise ValueError(f'{path} is of a run with other {", ".join(others)}: remove it, or use another --work-dir')
 
 
 def from_before(run: Run, folder: Path) -> dict[str, Any]:
