@@ -224,6 +224,12 @@ def test_the_trace_draws_no_random_numbers():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_the_trace_does_not_seed_the_gpus(monkeypatch):
+    model = built(Follows)
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', lambda seed: pytest.fail('all GPUs were seeded'))
+    trace_channels(model, torch.zeros(1, 3, 8, 8))
+
+
 class Residual(nn.Module):
     """A branch between whose modules, or beside which, code needs what goes with it."""
 

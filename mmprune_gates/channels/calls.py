@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 Forward = Callable[..., Any]
 Options = tuple[tuple, dict[str, Any]]
@@ -57,13 +57,7 @@ def first_sample(options: Options) -> Options:
 
 def on_meta(options: Options) -> Options:
     """The inputs with their tensors on the meta device, without data."""
-
-    def moved(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return leaf.to('meta')
-        return leaf
-
-    return tree_map(moved, options)
+    return tree_map_only(Tensor, lambda leaf: leaf.to('meta'), options)
 
 
 def run(model: nn.Module, forward: Forward | None, options: Options) -> list[Tensor]:
@@ -74,6 +68,30 @@ def run(model: nn.Module, forward: Forward | None, options: Options) -> list[Ten
     else:
         outputs = forward(model, *args, **kwargs)
     return tensors_in(outputs)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Training or evaluation mode; afterwards each module is in its own again."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def same_draws(model: nn.Module) -> Iterator[None]:
+    """Draw the same random numbers every time, on the CPU and the model's GPUs; leave the random state as it was."""
+    gpus = list({tensor.device for tensor in model.parameters() if tensor.is_cuda})
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs, which are not restored
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(0)
+        yield
 
 
 def tensors_in(value: Any) -> list[Tensor]:

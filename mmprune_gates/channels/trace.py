@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
-from mmprune_gates.channels.calls import Forward, Options, batch_size, noted_calls, run
+from mmprune_gates.channels.calls import Forward, Options, batch_size, in_mode, noted_calls, run
 from mmprune_gates.channels.flow import Flow, Scout
 from mmprune_gates.channels.full_width import Call, computes_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
@@ -125,10 +125,8 @@ def aliases(model: nn.Module) -> dict[str, str]:
 def _capture(flow: Flow, forward: Forward | None, options: Options, training: bool) -> ExportedProgram:
     """The ATen graph of one pass, in training or evaluation mode; the modes of all modules are restored."""
     model = flow.model
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
     try:
-        with noted_calls(model, flow.plain, flow.odd):
+        with in_mode(model, training), noted_calls(model, flow.plain, flow.odd):
             program = export(_Captured(model, forward), *options, strict=False)
     except Exception as error:
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(options) if isinstance(leaf, torch.Tensor)]
@@ -137,9 +135,6 @@ def _capture(flow: Flow, forward: Forward | None, options: Options, training: bo
             'Give `forward` a function that runs the part of the model to be pruned without data-dependent branches '
             'and returns its tensors; inputs by keyword go into a dict.'
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     inline_contexts(program.graph_module)
     return program
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmprune_gates.budget import Cost, Criterion, Cycle, Goal, Limits, Taylor, TickTock
 from mmprune_gates.budget.criteria import MeanGradient
 from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
-from mmprune_gates.channels.calls import Inputs
+from mmprune_gates.channels.calls import Inputs, in_mode
 from mmprune_gates.checks import (
     COUNT,
     NOT_NEGATIVE,
@@ -244,7 +244,8 @@ class GateDecorator(Pruner):
         """As in every pruner; all parameters that were trained can be trained again."""
         report = super().finish()
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in self.trained)
+            if name in self.trained:
+                parameter.requires_grad_(True)
         return report
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -255,12 +256,8 @@ class GateDecorator(Pruner):
 
 def trained_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters that learn in training mode: some models freeze stages when they enter it."""
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for module, mode in modes.items():
-        module.training = mode
-    return names
+    with in_mode(model, training=True):
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def base_rate(optimizer: torch.optim.Optimizer) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmprune_gates.channels.calls import Options, run
+from mmprune_gates.channels.calls import Options, run, same_draws
 from mmprune_gates.channels.flow import AMONG, BEHIND, NONE, FullWidth
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import touches
@@ -100,7 +100,6 @@ def narrow_outputs(
         slim = copy.deepcopy(module)
         slim.train(training)  # train() of some modules does not return the module
         narrow(slim, x, wide.dim, mask, zeros)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with same_draws(slim):
             found += run(slim, None, (args, kwargs))
     return found

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmprune_gates.channels.calls import Options, run
+from mmprune_gates.channels.calls import Options, run, same_draws
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, common_path, touches
 from mmprune_gates.channels.heads import Follow, Seen
@@ -170,7 +170,7 @@ def failure(model: nn.Module, graph: ChannelGraph, scope: Scope, follows: Sequen
     options = tree_map(partial(random_like, generator), scope.calls[scope.path])
     part = part_of(graph, scope.path, follows)
     eager = torch.compiler.set_stance('force_eager')
-    with eager, torch.random.fork_rng(devices=[]), torch.no_grad():
+    with eager, same_draws(module), torch.no_grad():
         for masks in fewer_heads(scope.groups):
             try:
                 failed = difference(module, part, masks, options)

@@ -6,9 +6,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
-from mmprune_gates.channels.calls import Forward, Options, run
+from mmprune_gates.channels.calls import Forward, Options, run, same_draws
 
 TOLERANCE = 1e-5
 
@@ -20,15 +20,13 @@ def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -
     Random draws are the same every time, and leave the random state outside as it was.
     """
 
-    def double(leaf):
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+    def double(leaf: Tensor) -> Tensor:
+        return leaf.double() if leaf.is_floating_point() else leaf
 
     model = copy.deepcopy(model).double()
     model.eval()
-    gpus = list({tensor.device for tensor in model.parameters() if tensor.is_cuda})
-    with torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(0)
-        return run(model, forward, tree_map(double, options))
+    with same_draws(model):
+        return run(model, forward, tree_map_only(Tensor, double, options))
 
 
 def relative_error(expected: list[Tensor], found: list[Tensor]) -> float:

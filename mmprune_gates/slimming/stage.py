@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
-from mmprune_gates.channels.calls import Forward, Options, first_sample, on_meta, run
+from mmprune_gates.channels.calls import Forward, Options, first_sample, on_meta, run, same_draws
 from mmprune_gates.gates.stand_in import given
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -48,11 +48,12 @@ class Stage:
         """Shapes of all outputs of a model that is run in place of the copy."""
         found = []
         eager = torch.compiler.set_stance('force_eager')  # for compiled parts, and torch.cond
-        with eager, torch.random.fork_rng(devices=[]), torch.no_grad():
+        with eager, torch.no_grad():
             for forward, training in self.modes:
-                torch.manual_seed(0)
                 model.train(training)  # train() of some models does not return the model
-                outputs = run(model, forward, tree_map(copied, self.options))
+                options = tree_map_only(Tensor, Tensor.clone, self.options)  # a model may change its input in place
+                with same_draws(model):
+                    outputs = run(model, forward, options)
                 found += [tensor.shape for tensor in outputs]
         return found
 
@@ -69,11 +70,6 @@ class Stage:
             module.register_forward_pre_hook(partial(note, path), with_kwargs=True)
         self.run(model)
         return calls
-
-
-def copied(leaf: Any) -> Any:
-    """A copy of an input, which a model may change in place."""
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options) -> Iterator[Stage]:

@@ -28,6 +28,7 @@ from rich.progress import track
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from mmprune_gates.channels.calls import in_mode
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.datasets import check_datasets
 from mmprune_gates.engine.model_config import without_pretrained
@@ -130,15 +131,11 @@ def batch_losses(model: nn.Module, batches: Sequence[dict]) -> Iterator[Tensor]:
 @contextmanager
 def as_in_a_tick(model: nn.Module) -> Iterator[None]:
     """Training mode; afterwards modes, running statistics and random generators are restored."""
-    modes = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), in_mode(model, training=True):
         try:
-            model.train()
             yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
             for buffer, value in buffers.items():
                 buffer.copy_(value)
 
