@@ -175,7 +175,8 @@ def test_a_resumed_run_of_two_ranks_with_everything_on_equals_an_uninterrupted_o
     whole = config(method, 16, **ALL_AT_ONCE)
     whole.optim_wrapper.clip_grad = dict(max_norm=1.0)
     whole.default_hooks.checkpoint.interval = 6 if method == GDP else 4  # in the middle of the ramp, and of a Tick
-    whole.custom_hooks.append(dict(type='EMAHook', ema_type='ExponentialMovingAverage', begin_iter=12))
+    whole.custom_hooks.append(dict(type='EMAHook', ema_type='ExponentialMovingAverage', begin_iter=3))
+    whole.custom_hooks[0].shrink = True
     expected = trained(whole)
     again = copy.deepcopy(whole)
     again.work_dir, again.experiment_name = str(tmp_path / 'again'), 'again'
@@ -184,6 +185,10 @@ def test_a_resumed_run_of_two_ranks_with_everything_on_equals_an_uninterrupted_o
     for one, other in zip(expected, found, strict=True):
         assert_same(one['pruner'], other['pruner'])
         assert_same(without_statistics(one['model']), without_statistics(other['model']))
+    saved_by = (torch.load(f'{run.work_dir}/iter_16.pth', weights_only=True) for run in (whole, again))
+    one, other = (checkpoint['ema_state_dict'] for checkpoint in saved_by)
+    assert one and one.keys() == other.keys()
+    assert_same(without_statistics(one), without_statistics(other))
     report = export_slim(
         Config.fromfile(f'{again.work_dir}/config.py'), f'{again.work_dir}/iter_16.pth', tmp_path / 's'
     )
@@ -197,11 +202,19 @@ def test_channels_leave_both_ranks_at_the_same_step(config, method):
     two.custom_hooks[0].update(shrink=True, export=True)
     if method == GDP:
         two.custom_hooks[0].update(begin=0.05, end=0.3, settle=0.4)
+    two.default_hooks.checkpoint.interval = 14
     first, second = trained(two)
     assert len(first['pruner']['shrunk']) == 1
     assert_same(first['pruner'], second['pruner'])
     assert_same(without_statistics(first['model']), without_statistics(second['model']))
     assert (Path(two.work_dir) / 'slim' / 'slim.json').is_file()
+    after = Path(two.work_dir) / 'iter_14.pth'
+    assert torch.load(after, weights_only=True)['mmprune_gates']['shrunk']
+    again = copy.deepcopy(two)
+    again.work_dir, again.experiment_name = f'{two.work_dir}/again', 'again'
+    for one, other in zip((first, second), trained(again, '--resume', after), strict=True):
+        assert_same(one['pruner'], other['pruner'])
+        assert_same(without_statistics(one['model']), without_statistics(other['model']))
 
 
 @pytest.mark.slow

@@ -153,6 +153,19 @@ def test_a_run_resumes_from_before_and_after_the_shrink(run, method, stop, tmp_p
         assert_same(a[part], b[part])
 
 
+def test_a_run_resumes_while_its_target_falls_and_channels_have_left(run, tmp_path):
+    falling = dict(shrink=0.1, end=0.7, settle=0.8, target_macs=0.3)
+    train(run(GDP, 'whole', **falling))
+    middle = tmp_path / 'whole' / 'iter_12.pth'
+    state = torch.load(middle, weights_only=True)[STATE]
+    assert state['shrunk'] and not state['settled']
+    arguments = [str(tmp_path / 'whole' / 'config.py'), '--work-dir', str(tmp_path / 'again'), '--resume', str(middle)]
+    assert train_tool.main(arguments) == 0
+    a, b = (torch.load(tmp_path / name / 'iter_20.pth', weights_only=True) for name in ('whole', 'again'))
+    for part in ('state_dict', STATE):
+        assert_same(a[part], b[part])
+
+
 @pytest.mark.slow
 @BOTH
 def test_every_tool_opens_a_checkpoint_of_a_shrunk_run_with_the_gated_config(run, method, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import train
 from demo_data import generate_voc
+from mmengine.config import Config
 from PIL import Image
 from tiny_run import load_tool
 
@@ -353,3 +354,22 @@ def test_reading_a_config_turns_unsafe_loading_off_in_every_loader(tmp_path, sma
     torch.save(Crafted(), tmp_path / 'crafted.pth')
     with pytest.raises(Exception, match='[Ww]eights'):
         torch.load(tmp_path / 'crafted.pth', weights_only=False)
+
+
+@pytest.mark.parametrize('by', ['option', 'config'])
+def test_without_a_checkpoint_to_resume_a_run_starts_from_its_own(gated_run, tmp_path, by):
+    config = Config.fromfile(gated_run[0])
+    config.load_from, config.work_dir = str(gated_run[1]), str(tmp_path / 'empty')
+    config.train_cfg.max_iters = 1
+    if by == 'option':
+        assert train.set_resume(config, 'auto') is None
+        assert config.load_from == str(gated_run[1]) and config.resume is False
+    else:
+        config.resume = True  # as mmengine's Runner reads it
+        checkpoint, path = train.set_resume(config, None)
+        assert path == config.load_from == str(gated_run[1]) and 'state_dict' in checkpoint and config.resume is True
+
+
+def test_a_metric_may_be_a_table():
+    metrics = (0.5, [1.0, 2.0], torch.tensor([[1, 2], [3, 4]]))
+    assert [tester.plain(value) for value in metrics] == [0.5, [1.0, 2.0], [[1, 2], [3, 4]]]

@@ -6,6 +6,7 @@ Like test.py of mmsegmentation and mmpretrain, but a checkpoint that does not fi
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from mmprune_gates import cli  # cures come before the imports below
 
@@ -40,8 +41,13 @@ def main(argv: list[str] | None = None) -> int:
     check_samples(runner.test_loop, 'test_dataloader')
     metrics = runner.test()
     if args.out_json:
-        cli.write_json(args.out_json, {name: float(value) for name, value in metrics.items()})
+        cli.write_json(args.out_json, {name: plain(value) for name, value in metrics.items()})
     return 0
+
+
+def plain(value: Any) -> Any:
+    """A metric as JSON takes it: a number, or for metrics of each class (nested) lists."""
+    return value.tolist() if hasattr(value, 'tolist') else value
 
 
 def draw_predictions(config: Config, folder: str) -> None:

@@ -5,6 +5,7 @@ Like train.py of mmsegmentation and mmpretrain, but bad input ends with one mess
 
 from __future__ import annotations
 
+import copy
 import sys
 
 from mmprune_gates import cli  # cures come before the imports below
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = set_resume(config, args.resume)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     if checkpoint is not None:
-        load_weights(unwrapped(runner), *checkpoint)  # the Runner, which loads it again, only warns
+        trial = copy.deepcopy(unwrapped(runner))  # the run's own model becomes narrower only as its pruner resumes
+        load_weights(trial, *checkpoint)  # the Runner, which loads it again, only warns
     check_samples(runner.train_loop, 'train_dataloader')
     check_samples(runner.val_loop, 'val_dataloader')
     runner.train()
@@ -64,7 +66,11 @@ def use_amp(config: Config) -> None:
 
 
 def set_resume(config: Config, resume: str | None) -> tuple[dict, str] | None:
-    """Set the checkpoint to resume from in the config.
+    """Set the checkpoint to resume from in the config; ``load_from`` stays where there is none yet.
+
+    Args:
+        config: The config; its own ``resume`` counts without ``resume``.
+        resume: A checkpoint, or ``auto`` for the latest of the work folder.
 
     Returns:
         The checkpoint's contents and path, or None where training starts afresh.
@@ -72,15 +78,17 @@ def set_resume(config: Config, resume: str | None) -> tuple[dict, str] | None:
     Raises:
         OSError, ValueError: The checkpoint is missing, broken, or not from a training run.
     """
-    config.resume = resume is not None
-    if resume is None:
-        start = config.get('load_from')
+    start = config.get('load_from')
+    if resume is None and config.get('resume'):
+        resume = start or 'auto'  # as mmengine's Runner
+    path = latest_checkpoint(config.work_dir) if resume == 'auto' else resume
+    config.resume = path is not None
+    if path is None:
         if start and '://' not in str(start):
             read_checkpoint(str(start))
         return None
-    path = latest_checkpoint(config.work_dir) if resume == 'auto' else resume
     config.load_from = path
-    return None if path is None else (read_run(path), path)
+    return read_run(path), path
 
 
 if __name__ == '__main__':
