@@ -1,6 +1,7 @@
 """Latency as a cost: what it looks up, how it rounds, its slopes, and that pruning to it works as to any other."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_another_file_is_no_table(tmp_path, text):
 def test_without_a_table_the_message_has_the_command(tmp_path):
     _, graph = wide()
     cost = Latency(str(tmp_path / 'absent.json'), backend='onnxruntime', threads=2)
-    with pytest.raises(ValueError, match='latency_table.py CONFIG --backend onnxruntime --threads 2'):
+    with pytest.raises(ValueError, match=r'CONFIG --backend onnxruntime --threads 2 --table .*absent\.json'):
         cost.bind(graph)
 
 
@@ -85,6 +86,33 @@ def test_a_table_without_ops_of_the_model_is_refused(tmp_path):
     del table.curves[kind_of(graph.workload.works[0]).signature]
     with pytest.raises(ValueError, match='lacks 1 ops of the model'):
         Latency(saved(tmp_path, table)).bind(graph)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        ({'backend': 'onnxruntime'}, "measured with backend 'torch', not 'onnxruntime'"),
+        ({'batch': 8}, 'measured with batch 1, not 8'),
+        ({'threads': 2}, 'measured with threads 1, not 2'),
+    ],
+)
+def test_a_table_of_other_settings_is_refused(tmp_path, settings, words):
+    _, graph = wide()
+    with pytest.raises(ValueError, match=words):
+        Latency(saved(tmp_path, table_of(graph)), **settings).bind(graph)
+
+
+def test_a_table_of_another_machine_may_be_given(tmp_path):
+    _, graph = wide()
+    table = table_of(graph)
+    table.facts = {**table.facts, 'machine': 'another'}
+    assert Latency(saved(tmp_path, table)).bind(graph).step == STEP
+
+
+def test_a_backend_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(ValueError, match='cannot be imported'):
+        Target('onnxruntime').facts()
 
 
 @pytest.mark.parametrize(

@@ -167,3 +167,7 @@ def test_a_run_prunes_to_it_and_slimming_states_the_verdict(measured, capsys):
     step = Table.load(measured / 'table.json').step
     groups = json.loads((measured / 'slim' / 'slim.json').read_text())['groups'].values()
     assert all(len(group['kept']) % step == 0 or len(group['kept']) == group['size'] for group in groups)
+    elsewhere = ['--cfg-options', f'custom_hooks.0.cost.table={measured / "absent.json"}']
+    assert slim.main([config, checkpoint, str(measured / 'elsewhere'), *elsewhere]) == 0
+    assert 'the latency was not measured: no table of latencies' in capsys.readouterr().out
+    assert 'no table' in json.loads((measured / 'elsewhere' / 'slim.json').read_text())['latency']['not_measured']

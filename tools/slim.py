@@ -27,7 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     for name, row in ((name, report[key]) for name, key in rows.items()):
         if row['before']:  # not every run has gates on blocks, or on channels
             print(f'{name:12}{row["before"]:14,}{row["after"]:14,}{row["after"] / row["before"]:8.1%}')
-    if latency := verdict(config, args.out_dir, report):
+    try:
+        latency = verdict(config, args.out_dir, report)
+    except ValueError as error:  # the model is slim all the same
+        latency = {'not_measured': str(error)}
+    if latency:
         cli.write_json(Path(args.out_dir) / 'slim.json', {**report, 'latency': latency})
         print('\n'.join(told(latency)))
     print(f'parity error {report["parity_error"]:.1e}; written to {args.out_dir}')
@@ -36,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def told(latency: dict) -> list[str]:
     """Predicted and measured latency in words, and by how much the target was missed."""
+    if 'not_measured' in latency:
+        return [f'the latency was not measured: {latency["not_measured"]}']
     lines = []
     for name in ('predicted', 'measured'):
         row = latency[f'{name}_ms']

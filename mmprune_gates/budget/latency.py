@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -245,18 +245,20 @@ class Latency(Cost):
     """
 
     def __init__(self, table: str | None = None, **settings: Any) -> None:
-        self.settings = Target(**settings)
+        self.settings, self.table = Target(**settings), table
         self.path = Path(table) if table else self.settings.path()
 
     def bind(self, graph: ChannelGraph, model: nn.Module | None = None) -> Latency:
         """Look up all ops of a graph.
 
         Raises:
-            ValueError: There is no table, or it lacks ops of the model; the message has the command to measure them.
+            ValueError: There is no table, it is of another backend, device or batch, or it lacks ops of the model; the
+                message has the command to measure them.
         """
         if not self.path.is_file():
             raise ValueError(f'no table of latencies at {self.path}; measure it: {self.command}')
         table = Table.load(self.path)
+        table.check(self.path, asdict(self.settings))
         kinds = [kind_of(work) for work in graph.workload.works]
         signatures = [kind.signature for kind in kinds]
         missing, fit = table.missing(signatures), table.fits.get(digest_of(signatures))
@@ -315,4 +317,5 @@ class Latency(Cost):
     @property
     def command(self) -> str:
         """The command that measures a table for this machine and these settings."""
-        return f'{COMMAND} {self.settings.options()}'.rstrip()
+        options = f'{self.settings.options()} --table {self.table}' if self.table else self.settings.options()
+        return f'{COMMAND} {options}'.rstrip()

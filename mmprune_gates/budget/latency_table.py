@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Target:
         return {
             **asdict(self),
             'machine': processor() if self.device == 'cpu' else torch.cuda.get_device_name(self.device),
-            'version': version(self.backend),
+            'version': version_of(self.backend),
             'precision': 'fp32',
         }
 
@@ -66,14 +66,34 @@ class Target:
         return ' '.join(f'--{name} {value}' for name, value in given.items())
 
 
+def version_of(backend: str) -> str:
+    """Version of a backend.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    try:
+        return import_module(backend).__version__
+    except ImportError as error:
+        raise ValueError(f"backend={backend!r} cannot be imported ({error}): pip install '.[onnx]'") from error
+
+
+DETAILS = ('cpu family', 'model', 'stepping', 'CPU implementer', 'CPU variant', 'CPU part')  # of x86, and of ARM
+
+
 def processor() -> str:
-    """Name of the processor."""
+    """Name of the processor, and numbers that tell apart those of one name."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(':')
+        facts.setdefault(name.strip(), value.strip())  # of the first core
+    known = [f'{detail} {facts[detail]}' for detail in DETAILS if detail in facts]
+    name = facts.get('model name') or platform.processor() or platform.machine()
+    return f'{name} ({", ".join(known)})' if known else name
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,22 @@ class Table:
             return cls(data['facts'], int(data['step']), curves, fits)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{path} is not a table of latencies ({error}): delete it and measure again') from error
+
+    def check(self, path: Path, facts: Mapping[str, Any]) -> None:
+        """Refuse to use it for something else than it was measured for.
+
+        Args:
+            path: Its file, for the message.
+            facts: Settings, and perhaps the machine, that it should hold for.
+
+        Raises:
+            ValueError: It holds for others; names the first.
+        """
+        for name, value in facts.items():
+            if self.facts.get(name) != value:
+                raise ValueError(
+                    f'{path} was measured with {name} {self.facts.get(name)!r}, not {value!r}; give another table'
+                )
 
     def text(self) -> str:
         """The contents of its file."""

@@ -100,12 +100,7 @@ def table_at(path: Path, target: Target) -> Table:
     if not path.is_file():
         return Table(facts)
     table = Table.load(path)
-    differs = [name for name, value in facts.items() if table.facts.get(name) != value]
-    if differs:
-        name = differs[0]
-        raise ValueError(
-            f'{path} was measured with {name} {table.facts.get(name)!r}, not {facts[name]!r}; give another --table'
-        )
+    table.check(path, facts)
     return table
 
 
