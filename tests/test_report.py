@@ -269,6 +269,16 @@ def test_a_run_with_a_cut_line_resumes_and_every_iteration_is_there_once(killed,
     assert not [doubt for doubt in run.doubts if 'reach its end' in doubt]
 
 
+def test_the_start_is_that_of_training_whatever_came_later(finished, tmp_path):
+    run = shutil.copytree(finished('gdp-scenes')[0], tmp_path / 'run')
+    (path,) = run.glob('*.py')
+    config = Config.fromfile(path)
+    config.load_from = str(run / 'iter_14.pth')  # as test.py leaves it
+    config.dump(path)
+    page, _ = reported(run, tmp_path / 'out')
+    assert 'no checkpoint (load_from is not set)' in page.text and 'load_from=None' in page.text
+
+
 def test_data_that_is_not_here_leaves_predictions_out(finished, tmp_path):
     source, slim = finished('gdp-scenes')
     run = shutil.copytree(source, tmp_path / 'run')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,12 +194,9 @@ def find_config(folder: Path) -> tuple[Path | None, Config | None, str]:
     error = f'{folder} holds no config (NAME.py) of the run'
     for path in paths:
         try:
-            config = load_config(argparse.Namespace(config=str(path), cfg_options={}))
+            config = config_at(path)
         except ValueError as reason:
             error = str(reason)
-            continue
-        except Exception as reason:  # a config is code
-            error = f'{path} cannot be read: {reason!r}'
             continue
         if config.model.get('type') == GATED:
             return path, config, ''
@@ -207,6 +205,30 @@ def find_config(folder: Path) -> tuple[Path | None, Config | None, str]:
         return other
     newest = paths[0] if paths else None
     return newest, None, error
+
+
+def first_checkpoint(folder: Path, config: Config) -> str | None:
+    """The checkpoint that a run started from, whatever it was resumed from or tested with since.
+
+    Args:
+        folder: Work directory of the run.
+        config: The config that it wrote last.
+    """
+    for scalars in scalar_files(folder):
+        written = scalars.with_name('config.py')
+        if written.is_file() and '"loss"' in scalars.read_text(errors='replace'):  # the first start that trained
+            with suppress(ValueError):
+                return config_at(written).get('load_from')
+    return config.get('load_from')
+
+
+def config_at(path: Path) -> Config:
+    """A config that a run wrote.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    return load_config(argparse.Namespace(config=str(path), cfg_options={}))
 
 
 def modified(path: Path) -> float:
@@ -226,12 +248,11 @@ def read_scalars(folder: Path) -> tuple[Scalars, Scalars]:
     for path in scalar_files(folder):
         texts = path.read_text(errors='replace').splitlines()
         lines = [line for line in map(parsed, texts) if line]
-        counted = [line['iter'] for line in lines if 'iter' in line]
-        if counted:
-            train = lines_before(counted[0], train)
-            val = lines_before(counted[0], val)
         for line in lines:
             if 'loss' in line and 'iter' in line:
+                if train and line['iter'] <= train[-1]['iter']:  # the run was resumed
+                    train = lines_before(line['iter'], train)
+                    val = lines_before(line['iter'], val)
                 train.append(line)
             elif line.keys() - NO_METRIC:
                 reached = train[-1]['iter'] if train else 0
