@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any
 
 SHOWN = 60  # characters of a value in a message
+MOST = 3  # names in a message
 LARGEST = 2**31  # whole numbers are smaller in magnitude
 
 
@@ -127,6 +128,12 @@ def patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
     """
     checked(name, value, PATTERNS)
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def listed(names: Sequence[str], between: str = ', ') -> str:
+    """The first few names for a message, and how many more there are."""
+    more = len(names) - MOST
+    return between.join(names[:MOST]) + (f' and {more} more' if more > 0 else '')
 
 
 def shown(value: Any) -> str:

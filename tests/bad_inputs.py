@@ -25,7 +25,7 @@ POLARIZATION = {
     'momentum': (*NO_SHARE, '1'),
     'exponent': NO_NUMBER,
     'steps': NO_COUNT,
-    'criterion': ("'Magnitude'", '5', '[]', "dict(type='NoCriterion')", "dict(type='MACs')"),
+    'criterion': ("'Magnitude'", '5', '[]', "dict(type='NoCriterion')", "dict(type='MACs')", "dict(type='Taylor')"),
     'cost': ("'MACs'", '5', '[]', "dict(type='NoCost')", "dict(type='Magnitude')"),
 }
 GRADIENT = {

@@ -12,6 +12,7 @@ from mmseg.apis import inference_model, init_model
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.export import export_slim, outputs, relative_error
 from mmprune_gates.gates import gates_of
+from mmprune_gates.slimming import slim_model
 
 
 @pytest.fixture(scope='module')
@@ -133,7 +134,13 @@ def test_damaged_checkpoints_are_refused(gated_run, tmp_path, damage):
 
 
 def test_nothing_is_written_when_parity_fails(gated_run, tmp_path, monkeypatch):
-    monkeypatch.setattr('mmprune_gates.engine.export.TOLERANCE', -1.0)
+    def damaged(model, *options):
+        spec = slim_model(model, *options)
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.01)
+        return spec
+
+    monkeypatch.setattr('mmprune_gates.engine.export.slim_model', damaged)
     with pytest.raises(ValueError, match='differs from the gated one'):
         export_slim(Config.fromfile(gated_run[0]), gated_run[1], tmp_path / 'out')
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from toy_nets import NETS, Residual, SiluNet, conv_bn
 from mmprune_gates import GDP, GateDecorator
 from mmprune_gates.budget import Random
 from mmprune_gates.slimming import apply_widths
+from mmprune_gates.slimming.removal import Removed
 from mmprune_gates.slimming.surgery import cut, slot_masks
 
 OPTIMIZERS = {
@@ -307,6 +308,12 @@ def test_nothing_leaves_while_a_block_is_emptied_and_more_may_close():
     assert run.pruner.controller.open().emptied and run.pruner.leaving() == 0
     run.until_settled()
     assert run.pruner.leaving() > 0.1
+    run.pruner.shrink()
+    left = [module.constant for module in run.model.modules() if isinstance(module, Removed)]
+    constants = [constant for constant in left if constant is not None]
+    assert constants and not any(constant.requires_grad for constant in constants)  # no optimiser knows them
+    run.pruner.finish()
+    assert all(constant.requires_grad for constant in constants)
 
 
 @UPDATES

@@ -12,8 +12,8 @@ from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.budget.criteria import Criterion
 from mmprune_gates.budget.selection import Candidates, Limits
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import SHARE, checked
-from mmprune_gates.gates import GateSet, listed
+from mmprune_gates.checks import SHARE, checked, listed
+from mmprune_gates.gates import GateSet
 
 
 class Controller:

@@ -14,8 +14,7 @@ from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import COUNT, PART, Rule, checked, one_of, patterns
-from mmprune_gates.gates import listed
+from mmprune_gates.checks import COUNT, PART, Rule, checked, listed, one_of, patterns
 
 AUTO = 'auto'
 PARTS = 8  # least number of divisors that make up a width, with ``divisor='auto'``

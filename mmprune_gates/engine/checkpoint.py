@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.checks import listed
 from mmprune_gates.engine.shrinking import reshape_model
 
 STATE = 'mmprune_gates'  # key of the pruner's state in a checkpoint
 UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'  # with it set, torch refuses to be forced to load safely
-SHOWN = 4  # problems in a message
 # torch's texts begin with advice to load unsafely; the refused part follows.
 REFUSED = re.compile(r'WeightsUnpickler error:\s*([^\n]+?)(?:\.? Please use |\n|$)')
 ADVICE = re.compile(r'weights_only|can still be loaded|Weights only load failed|Check the documentation|file an issue')
@@ -121,11 +121,11 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path)
     unlike = [f'{name} {found}' for name in shared if (found := difference(own[name], given[name]))]
     problems = unlike + missing + unexpected
     if problems:
-        raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {some(problems)}')
+        raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {listed(problems, "; ")}')
     wild = [name for name in shared if is_finite(own[name]) and not is_finite(given[name])]
     if wild:
         raise ValueError(
-            f'checkpoint {path} holds values that are not finite (NaN or infinite) in {some(wild, ", ")}: the run that '
+            f'checkpoint {path} holds values that are not finite (NaN or infinite) in {listed(wild)}: the run that '
             'saved it had diverged; take an earlier checkpoint, or train with a lower learning rate'
         )
     model.load_state_dict(given, strict=False)  # all is there; some stock models refuse tables they make themselves
@@ -149,9 +149,3 @@ def difference(own: Any, given: Any) -> str | None:
 def is_finite(value: Any) -> bool:
     """Whether no value of an entry of a state_dict is NaN or infinite."""
     return not isinstance(value, Tensor) or bool(value.isfinite().all())
-
-
-def some(names: list[str], between: str = '; ') -> str:
-    """The first few names of a list, and how many more there are."""
-    more = len(names) - SHOWN
-    return between.join(names[:SHOWN]) + (f'{between}and {more} more' if more > 0 else '')

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.channels.kept import Kept
+from mmprune_gates.checks import listed
 from mmprune_gates.engine.checkpoint import STATE, load_weights, read_checkpoint
 from mmprune_gates.engine.files import digest
 from mmprune_gates.engine.forwards import example_images, training_forward
@@ -35,7 +36,7 @@ from mmprune_gates.engine.model_config import (
 )
 from mmprune_gates.engine.product import prepare_folder, write_product
 from mmprune_gates.engine.registry import MODELS
-from mmprune_gates.gates import GateSet, fold_gates, gates_of, listed
+from mmprune_gates.gates import GateSet, fold_gates, gates_of
 from mmprune_gates.gates.attach import merged
 from mmprune_gates.pruning.pruner import count_parameters
 from mmprune_gates.slimming import slim_model
@@ -139,7 +140,7 @@ def slim(config: Config, checkpoint: dict[str, Any], path: str | Path) -> Slimme
     slimmed = copy.deepcopy(gated)
     gates = gates_of(slimmed)
     spec = slim_model(slimmed, *fold_gates(slimmed))
-    graph, kept = gates.whole, gates.kept_of_whole(gates.kept())
+    graph, kept = gates.whole, gates.kept_of_whole(gates.graph.without_inner(gates.kept()))
     model_config = {'type': SLIM, **without_pretrained(own), **merged(gates.spec, spec)}
     rebuilt = MODELS.build(copy.deepcopy(model_config)).eval()
     load_weights(rebuilt, {'state_dict': slimmed.state_dict()}, 'slim.pth')

@@ -2,7 +2,7 @@
 
 from mmprune_gates.gates.attach import GateSet, attach_gates, detach_gates, fold_gates, gates_of, has_gates
 from mmprune_gates.gates.decorator import DecoratorGate, gated_norms, take_over_affine
-from mmprune_gates.gates.evidence import Evidence, GatesDoNotAct, listed
+from mmprune_gates.gates.evidence import Evidence, GatesDoNotAct
 from mmprune_gates.gates.gate import Gate
 from mmprune_gates.gates.polarization import PolarizationGate
 
@@ -19,6 +19,5 @@ __all__ = [
     'gated_norms',
     'gates_of',
     'has_gates',
-    'listed',
     'take_over_affine',
 ]

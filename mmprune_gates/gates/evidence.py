@@ -11,10 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.checks import listed
 from mmprune_gates.gates.attach import GateSet
 from mmprune_gates.gates.scale import module_at
-
-SHOWN = 3  # names in a message
 
 
 class GatesDoNotAct(RuntimeError):
@@ -92,9 +91,3 @@ class Evidence:
                 'a learning rate or loss scale that is too high), or does not depend on them'
             )
         self.forget()
-
-
-def listed(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - SHOWN
-    return ', '.join(names[:SHOWN]) + (f' and {more} more' if more > 0 else '')

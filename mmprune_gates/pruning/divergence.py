@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.gates import listed
+from mmprune_gates.checks import listed
 
 
 class Diverged(RuntimeError):

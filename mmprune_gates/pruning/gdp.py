@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.budget import Cost, Criterion, Goal, Gradient, Limits, Polarizer, Schedule, Waterline
+from mmprune_gates.budget import Cost, Criterion, Goal, Gradient, Limits, Polarizer, Schedule, Taylor, Waterline
 from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, instance_of, one_of, optional
 from mmprune_gates.gates import PolarizationGate
@@ -69,6 +69,8 @@ class GDPSettings:
         known = self.known_options(self.update)
         if unknown := sorted((self.options or {}).keys() - known):
             raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(known)}')
+        if isinstance(self.criterion, Taylor):
+            raise ValueError('criterion=Taylor needs gates with an importance; use MeanGradient, the default, here')
         if self.criterion is not None and 'momentum' in (self.options or {}):
             raise ValueError('momentum is that of the default criterion; give it to yours instead')
         if self.criterion is not None and 'criterion' not in inspect.signature(UPDATES[self.update]).parameters:

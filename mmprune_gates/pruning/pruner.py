@@ -23,7 +23,7 @@ from mmprune_gates.budget import Controller, Cost, Criterion, MACs
 from mmprune_gates.budget.criteria import Reduce, alone
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import patterns
+from mmprune_gates.checks import listed, patterns
 from mmprune_gates.gates import (
     Evidence,
     Gate,
@@ -33,7 +33,6 @@ from mmprune_gates.gates import (
     fold_gates,
     gates_of,
     has_gates,
-    listed,
 )
 from mmprune_gates.gates.attach import NAME, merged
 from mmprune_gates.pruning.divergence import Divergence
@@ -41,6 +40,7 @@ from mmprune_gates.pruning.ranks import check_ranks
 from mmprune_gates.pruning.shrink import refuse_unknown_state, shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
+from mmprune_gates.slimming.removal import Removed
 
 LOOK = 50  # steps between two checks for divergence
 
@@ -288,6 +288,9 @@ class Pruner:
         gates = self.gates
         fold_gates(self.model)
         spec = slim_model(self.model, graph, kept)
+        for module in self.model.modules():
+            if isinstance(module, Removed):
+                module.requires_grad_(True)
         return {
             'macs': {'before': gates.whole.macs(), 'after': graph.macs(kept)},
             'params': {'before': self.whole_params, 'after': count_parameters(self.model)},

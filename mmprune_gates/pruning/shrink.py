@@ -60,6 +60,8 @@ def shrink(model: nn.Module, kept: Kept, optimizer: torch.optim.Optimizer | None
     before = dict(model.named_parameters())
     left = narrow_in_place(model, kept)
     after = dict(model.named_parameters())
+    for name in after.keys() - before.keys():
+        after[name].requires_grad_(False)  # the constant of an emptied block, which no optimiser trains
     replaced = []
     for name, old in before.items():
         new = after.get(name)
