@@ -66,11 +66,12 @@ A test trains each of them, variants with another target apart, for a step on a 
 format, at smaller crops and some with fewer layers or channels (`tests/test_recipes.py`). None has been
 trained on the real data where this was written: no accuracy is claimed.
 
-- *Base model*: the stock config at the end of the inheritance. Where the config's name says another network,
-  that one stands in place of the stock one.
+- *Base model*: the stock config at the end of the inheritance. If the config's name mentions another
+  network, it replaces the stock one.
 - *Target*: kept MACs / original MACs. *GMACs* are those of inference at the input size, batch 1, multiply-add
-  = 1; *after* is what the target allows.
-- *Prunable*: MACs that go if every free channel goes, of all. Attention fixes widths, so SegFormer has fewer.
+  = 1; *after* is the most that the target allows.
+- *Prunable*: MACs that go if every free channel goes, of all. SegFormer's first stage
+  has one head, whose width stays.
 - *Source of the target*: "{ours}" where the papers have none, or theirs is not known to us. Schedules, rates
   and lengths of GDP are all this project's choice. Of Gate Decorator's settings Tocks of 10 epochs, one after
   10 Ticks, and the learning rates are the paper's (but for AdamW, and for FCN without norm, where they are

@@ -23,7 +23,7 @@ INTRO = """\
 
 Written by `python tools/dev/zoo.py --out-dir DIR --write docs/zoo.md`; the sweep is
 `python tools/dev/zoo.py --out-dir DIR`.
-All that was measured, each frozen channel's reason included, stands in [zoo.json](zoo.json).
+All measurements, with the reason for each frozen channel, are in [zoo.json](zoo.json).
 
 One model for each family, that is, folder of configs, of the installed packages: the smallest by parameters
 (`tools/dev/zoo_models.py`), built from its stock config with random weights. In each, 30 to 50 % of the channels of
