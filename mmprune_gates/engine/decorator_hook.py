@@ -11,8 +11,8 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmprune_gates.budget import Cycle
 from mmprune_gates.budget.tick_tock import TICK
 from mmprune_gates.checks import SHARE, SWITCH, checked
-from mmprune_gates.engine.pruning_hook import SHRINK, PruningHook
-from mmprune_gates.engine.registry import COSTS, CRITERIA, HOOKS, built
+from mmprune_gates.engine.pruning_hook import PruningHook
+from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.running import has_static_graph, unwrapped
 from mmprune_gates.engine.tick_data import Alternating, endless, epoch_length, subset_loader
 from mmprune_gates.pruning import GateDecorator, GateDecoratorSettings
@@ -55,15 +55,13 @@ class GateDecoratorHook(PruningHook):
         export: bool = False,
         **settings: Any,
     ) -> None:
-        self.shrink = checked('GateDecoratorHook: shrink', shrink, SHRINK)
-        self.export = checked('GateDecoratorHook: export', export, SWITCH)
+        super().__init__(criterion, cost, shrink, export)
         self.by_epoch = checked('GateDecoratorHook: by_epoch', by_epoch, SWITCH)
         self.subset = checked('GateDecoratorHook: subset', subset, SHARE)
         known = {field.name for field in fields(GateDecoratorSettings)}
         if unknown := sorted(settings.keys() - known):
             raise ValueError(f'GateDecoratorHook: no argument {unknown}; it takes {sorted(known)}')
-        criterion, cost = built(CRITERIA, criterion), built(COSTS, cost)
-        self.settings = dict(target_macs=target_macs, criterion=criterion, cost=cost, **settings)
+        self.settings |= dict(target_macs=target_macs, **settings)
         with self.own_errors():
             self.cycle = GateDecoratorSettings(**self.settings).cycle  # refuses bad values before anything is built
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from mmprune_gates.checks import SWITCH, checked
-from mmprune_gates.engine.pruning_hook import SHRINK, PruningHook
-from mmprune_gates.engine.registry import COSTS, CRITERIA, HOOKS, built
+from mmprune_gates.engine.pruning_hook import PruningHook
+from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.pruning import GDP, GDPSettings
 
@@ -44,14 +43,10 @@ class PolarizationHook(PruningHook):
         export: bool = False,
         **settings: Any,
     ) -> None:
-        self.shrink = checked('PolarizationHook: shrink', shrink, SHRINK)
-        self.export = checked('PolarizationHook: export', export, SWITCH)
+        super().__init__(criterion, cost, shrink, export)
         known = {field.name for field in fields(GDPSettings)} - {'options'}
         options = {name: settings.pop(name) for name in list(settings) if name not in known}
-        criterion, cost = built(CRITERIA, criterion), built(COSTS, cost)
-        self.settings = dict(
-            target_macs=target_macs, update=update, criterion=criterion, cost=cost, options=options, **settings
-        )
+        self.settings |= dict(target_macs=target_macs, update=update, options=options, **settings)
         with self.own_errors():
             GDPSettings(**self.settings)  # refuses bad values before anything is built
 

@@ -16,9 +16,10 @@ from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from mmengine.runner import find_latest_checkpoint
 from torch.nn.parallel import DistributedDataParallel
 
-from mmprune_gates.checks import Rule, is_number
+from mmprune_gates.checks import SWITCH, Rule, checked, is_number
 from mmprune_gates.engine.checkpoint import STATE, read_checkpoint
 from mmprune_gates.engine.export import export_slim
+from mmprune_gates.engine.registry import COSTS, CRITERIA, built
 from mmprune_gates.engine.running import accumulates, has_static_graph, loss_scale, unwrapped
 from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
@@ -42,20 +43,28 @@ BYPASSING = 'efficient_conv_bn_eval'  # computes convolution and norm at once, p
 class PruningHook(Hook):
     """Base of the pruning hooks: an adapter between a runner and a pruner.
 
-    Attributes:
-        pruner: The pruner; None before training.
-        loaded: State from a checkpoint, until it is known whether the run resumes.
-        left_at: Iteration in which channels last left the model; None once the log has said what that gained.
+    Args:
+        criterion, cost: Configs, types in ``mmprune_gates.CRITERIA`` and ``mmprune_gates.COSTS``.
         shrink: Whether closed channels leave the model once no further ones will close; a number: also earlier,
             whenever that share of the MACs can go.
         export: Whether the slim product is written when training ends.
+
+    Attributes:
+        settings: Settings of the pruner.
+        pruner: The pruner; None before training.
+        loaded: State from a checkpoint, until it is known whether the run resumes.
+        left_at: Iteration in which channels last left the model; None once the log has said what that gained.
     """
 
-    shrink: bool | float = True
-    export = False
     pruner: Pruner = None  # type: ignore[assignment]  # what a run calls while it trains may rely on it
     loaded: dict[str, Any] | None = None
     left_at: int | None = None
+
+    def __init__(self, criterion: Any, cost: Any, shrink: bool | float, export: bool) -> None:
+        name = type(self).__name__
+        self.shrink = checked(f'{name}: shrink', shrink, SHRINK)
+        self.export = checked(f'{name}: export', export, SWITCH)
+        self.settings: dict[str, Any] = {'criterion': built(CRITERIA, criterion), 'cost': built(COSTS, cost)}
 
     @contextmanager
     def own_errors(self) -> Iterator[None]:

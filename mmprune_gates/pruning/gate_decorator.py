@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.budget import Cost, Criterion, Cycle, Goal, Limits, Taylor, TickTock
+from mmprune_gates.budget import Cycle, Taylor, TickTock
 from mmprune_gates.budget.criteria import MeanGradient
 from mmprune_gates.budget.tick_tock import FINETUNE, TICK, TOCK
 from mmprune_gates.channels.calls import Inputs, in_mode
@@ -21,9 +21,7 @@ from mmprune_gates.checks import (
     COUNT,
     NOT_NEGATIVE,
     NUMBER,
-    check_all,
     checked,
-    instance_of,
     optional,
     pair_of,
     patterns,
@@ -32,43 +30,36 @@ from mmprune_gates.gates import DecoratorGate, gated_norms, take_over_affine
 from mmprune_gates.pruning.gate_params import matching_modules, own_param_group
 from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
-
-RULES = {
-    'tick_lr': NOT_NEGATIVE,
-    'tock_lr': pair_of(NOT_NEGATIVE),
-    'penalty': NOT_NEGATIVE,
-    'macs_exponent': NUMBER,
-    'cost': optional(instance_of(Cost)),
-    'criterion': optional(instance_of(Criterion)),
-}
+from mmprune_gates.pruning.settings import Settings
 
 
-@dataclass(frozen=True)
-class GateDecoratorSettings:
-    """Settings of a run of Gate Decorator, checked at once. Defaults are the paper's, except for floor and divisor.
+@dataclass(frozen=True, kw_only=True)
+class GateDecoratorSettings(Settings):
+    """Settings of a run of Gate Decorator. Defaults are the paper's, except for floor and divisor.
+
+    The criterion is what a Tick gathers; the paper's Taylor importance by default.
 
     Attributes:
-        target_macs, target, target_ms: How much is kept; one of them, see :class:`~mmprune_gates.budget.Goal`.
         fraction: Share of all filters that a Tick closes; the paper has 0.002 for ResNets, 0.01 for VGG and FCN.
-        tick, tock: Lengths of the phases.
+        tick, tock: Lengths of the phases in steps; where a hook makes the settings, as its ``by_epoch`` says.
         ticks: Number of Ticks after each Tock.
         tick_lr: Learning rate in a Tick.
         tock_lr: Learning rate at both ends and in the middle of a Tock, and of the fine-tune.
         penalty: Weight of the L1 penalty on the gates in a Tock.
         macs_exponent: Power of a channel's marginal cost that divides its importance; 0 as in the paper.
-        floor, divisor, exclude: Limits on what may close; see :class:`~mmprune_gates.budget.Limits`.
         classifier: Shell patterns, or one, of the modules that learn in a Tick besides the gates; by default the layers
             whose output is an output of the model (``conv_seg`` of every head, ``fc``).
-        cost: The cost that the target is a share of; multiply-accumulates by default.
-        criterion: What a Tick gathers; the paper's Taylor importance by default.
 
     Raises:
         ValueError: A value is out of range.
     """
 
-    target_macs: float | None = None
-    target: float | None = None
-    target_ms: float | None = None
+    rules = {
+        'tick_lr': NOT_NEGATIVE,
+        'tock_lr': pair_of(NOT_NEGATIVE),
+        'penalty': NOT_NEGATIVE,
+        'macs_exponent': NUMBER,
+    }
     fraction: float = 0.002
     tick: int = 1
     tock: int = 10
@@ -77,35 +68,19 @@ class GateDecoratorSettings:
     tock_lr: Sequence[float] = (1e-3, 1e-2)
     penalty: float = 1e-3
     macs_exponent: float = 0.0
-    floor: float = Limits.floor
-    divisor: int | str = Limits.divisor
-    exclude: str | Sequence[str] = ()
     classifier: str | Sequence[str] = ()
-    cost: Cost | None = None
-    criterion: Criterion | None = None
 
     def __post_init__(self) -> None:
-        check_all(vars(self), RULES)
-        self.goal.check_cost(self.cost)
+        super().__post_init__()
         patterns('classifier', self.classifier)
         if isinstance(self.criterion, MeanGradient):
             raise ValueError('criterion=MeanGradient is for gates that all modules of a group share; use Taylor here')
-        _ = self.cycle, self.limits  # refuse values out of range
-
-    @property
-    def goal(self) -> Goal:
-        """How much of the model is kept."""
-        return Goal.of(vars(self))
+        _ = self.cycle  # refuses values out of range
 
     @property
     def cycle(self) -> Cycle:
         """Lengths of the phases."""
         return Cycle(self.tick, self.tock, self.ticks, self.fraction)
-
-    @property
-    def limits(self) -> Limits:
-        """Limits on what may close."""
-        return Limits(self.floor, self.divisor, self.exclude)
 
 
 class GateDecorator(Pruner):

@@ -14,58 +14,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.budget import Cost, Criterion, Goal, Gradient, Limits, Polarizer, Schedule, Taylor, Waterline
+from mmprune_gates.budget import Gradient, Polarizer, Schedule, Taylor, Waterline
 from mmprune_gates.channels.calls import Inputs
-from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, instance_of, one_of, optional
+from mmprune_gates.checks import COUNT, MAPPING, checked, one_of, optional
 from mmprune_gates.gates import PolarizationGate
 from mmprune_gates.pruning.gate_params import take_out
 from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
+from mmprune_gates.pruning.settings import Settings
 
 UPDATES: dict[str, type[Polarizer]] = {'waterline': Waterline, 'gradient': Gradient}
-RULES = {
-    'update': one_of(UPDATES),
-    'cost': optional(instance_of(Cost)),
-    'criterion': optional(instance_of(Criterion)),
-    'options': optional(MAPPING),
-}
 
 
-@dataclass(frozen=True)
-class GDPSettings:
-    """Settings of a run of GDP, checked at once.
+@dataclass(frozen=True, kw_only=True)
+class GDPSettings(Settings):
+    """Settings of a run of GDP. The criterion is for ``update='waterline'``; ``MeanGradient`` by default.
 
     Attributes:
-        target_macs, target, target_ms: How much is kept; one of them, see :class:`~mmprune_gates.budget.Goal`.
         update: ``waterline`` (this project's) or ``gradient`` (the paper's form).
         begin, end, settle, eps: Phases as shares of the run; see :class:`~mmprune_gates.budget.Schedule`.
-        floor, divisor, exclude: Limits on what may close; see :class:`~mmprune_gates.budget.Limits`.
-        cost: The cost that the target is a share of; multiply-accumulates by default.
-        criterion: Scores channels, with ``update='waterline'``.
         options: Further arguments of the update.
 
     Raises:
         ValueError: A value is out of range.
     """
 
-    target_macs: float | None = None
-    target: float | None = None
-    target_ms: float | None = None
+    rules = {'update': one_of(UPDATES), 'options': optional(MAPPING)}
     update: str = 'waterline'
-    begin: float = 0.05
-    end: float = 0.2
-    settle: float = 0.25
-    eps: Sequence[float] = (0.1, 1e-4)
-    floor: float = Limits.floor
-    divisor: int | str = Limits.divisor
-    exclude: str | Sequence[str] = ()
-    cost: Cost | None = None
-    criterion: Criterion | None = None
+    begin: float = Schedule.begin
+    end: float = Schedule.end
+    settle: float = Schedule.settle
+    eps: Sequence[float] = Schedule.eps
     options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_all(vars(self), RULES)
-        self.goal.check_cost(self.cost)
+        super().__post_init__()
         known = self.known_options(self.update)
         if unknown := sorted((self.options or {}).keys() - known):
             raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(known)}')
@@ -76,7 +59,7 @@ class GDPSettings:
         if self.criterion is not None and 'criterion' not in inspect.signature(UPDATES[self.update]).parameters:
             raise ValueError(f'update={self.update!r} ranks by the gates themselves and takes no criterion')
         UPDATES[self.update].check_options(**(self.options or {}))
-        _ = self.schedule(share=1.0), self.limits  # refuse values out of range
+        _ = self.schedule(share=1.0)  # refuses values out of range
 
     @staticmethod
     def known_options(update: str) -> set[str]:
@@ -84,19 +67,9 @@ class GDPSettings:
         own = inspect.signature(UPDATES[update]).parameters
         return set(own) - set(inspect.signature(Polarizer).parameters)
 
-    @property
-    def goal(self) -> Goal:
-        """How much of the model is kept."""
-        return Goal.of(vars(self))
-
     def schedule(self, share: float) -> Schedule:
         """The phases, and the share of the cost that is kept at their end."""
         return Schedule(share, self.begin, self.end, self.settle, self.eps)
-
-    @property
-    def limits(self) -> Limits:
-        """Limits on what may close."""
-        return Limits(self.floor, self.divisor, self.exclude)
 
 
 class GDP(Pruner):
