@@ -214,6 +214,8 @@ def _coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]
         layer = Layer(
             name=use.layer,
             kind=use.kind,
+            weight=weight,
+            out_dim=use.out_dim,
             macs=round(macs.get(use.layer, 0)),
             out_groups=out_groups,
             in_groups=in_groups,
@@ -224,7 +226,7 @@ def _coverage(flow: Flow, numbering: Numbering, cost: Cost) -> tuple[Layer, ...]
     used = {layer.name for layer in layers}
     for name, module in flow.model.named_modules():
         if isinstance(module, WEIGHTED) and name not in used:
-            layers.append(Layer(name, 'unused', 0, (), (), UNREACHED, UNREACHED))
+            layers.append(Layer(name, 'unused', f'{name}.weight', 0, 0, (), (), UNREACHED, UNREACHED))
     return tuple(layers)
 
 

@@ -25,6 +25,8 @@ class Layer:
     Attributes:
         name: Module path.
         kind: ``conv``, ``depthwise conv``, ``linear``, or ``unused``.
+        weight: Name of its weight.
+        out_dim: Dimension of the weight that makes channels.
         macs: Multiply-accumulates of the whole layer, batch 1; 0 outside the inference graph.
         out_groups: Groups its output channels belong to.
         in_groups: Groups its input channels belong to.
@@ -34,6 +36,8 @@ class Layer:
 
     name: str
     kind: str
+    weight: str
+    out_dim: int
     macs: int
     out_groups: tuple[str, ...]
     in_groups: tuple[str, ...]
@@ -141,7 +145,7 @@ class ChannelGraph:
         """
         found = []
         for layer in self.layers:
-            for index in self.slots.get(f'{layer.name}.weight', {}).values():
+            for index in self.slots.get(layer.weight, {}).values():
                 own = index[inside(index, group)]
                 found += own.unique(return_counts=True)[1].tolist()
         return min(found, default=1)

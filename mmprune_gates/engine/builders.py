@@ -23,7 +23,7 @@ from torch import nn
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.checks import MAPPING, SHARE, checked, is_list, optional, shown
 from mmprune_gates.engine.forwards import inference_forward, training_forward
-from mmprune_gates.engine.model_config import default_input_shape, without_pretrained
+from mmprune_gates.engine.model_config import default_input_shape, model_config_of, without_pretrained
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import DecoratorGate, Gate, PolarizationGate, attach_gates
 from mmprune_gates.gates.attach import NAME
@@ -109,7 +109,7 @@ def build_slim_model(
 def inference_model(config: Config) -> nn.Module:
     """The model of a config without pretrained weights, ready for inference on one device."""
     init_default_scope(config.get('default_scope', 'mmengine'))
-    model = ROOT_MODELS.build(without_pretrained(config.model.to_dict()))
+    model = ROOT_MODELS.build(model_config_of(config))
     return revert_sync_batchnorm(model).eval()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.groups import Block
 from mmprune_gates.engine.builders import trace
-from mmprune_gates.engine.model_config import GATED, default_input_shape, stock_model, without_pretrained
+from mmprune_gates.engine.model_config import GATED, default_input_shape, model_config_of, stock_model
 
 
 def model_of_config(
@@ -33,7 +33,7 @@ def model_of_config(
         ValueError: No input shape is known.
     """
     init_default_scope(config.get('default_scope', 'mmengine'))
-    model_config = without_pretrained(config.model.to_dict())
+    model_config = model_config_of(config)
     shape = tuple(input_shape or default_input_shape(model_config))
     attention = 'heads'
     if model_config['type'] == GATED:

@@ -270,6 +270,32 @@ def blocks_report(graph: ChannelGraph, kept: Kept) -> dict[str, Any]:
     return {'before': len(can_go), 'after': len(can_go) - len(gone), 'removed': gone, 'constant': constant}
 
 
+def kept_in(graph: ChannelGraph, report: Mapping[str, Any]) -> Kept:
+    """The channels that a product has kept, read back from its report.
+
+    Args:
+        graph: The graph of the whole model, its blocks gated.
+        report: The contents of ``slim.json``.
+
+    Raises:
+        ValueError: The report is of another model.
+    """
+    free = {group.name: group for group in graph.free}
+    vector = graph.kept().vector.clone()
+    for name, entry in report['groups'].items():
+        group, size = free.get(name), entry['size']
+        if group is None or group.size != size:
+            raise ValueError(f'slim.json is of another model: it has a group {name!r} of {size} channels')
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[entry['kept']] = True
+        vector[group.span] = mask
+    blocks = report['blocks']
+    for block in graph.gated_blocks:
+        if block.name in blocks['removed'] and block.name not in blocks['constant']:
+            vector[block.gate] = False
+    return graph.without_inner(graph.keeping(vector))
+
+
 def provenance(config: Config, checkpoint: Path) -> dict[str, str]:
     """Config, checkpoint and versions that a product was made from."""
     return {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmengine.config import Config
+
 from mmprune_gates.checks import IMAGE, MAPPING, Rule, checked, is_list, is_shape
 
 GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
@@ -24,6 +26,14 @@ def stock_model(model: Mapping[str, Any]) -> dict[str, Any]:
         if key != 'type' and key not in ADDED_KEYS:
             stock[key] = value
     return stock
+
+
+def model_config_of(config: Config) -> dict[str, Any]:
+    """The model config of a run as its Runner completes it, without pretrained weights: checkpoints replace them."""
+    model = without_pretrained(config.model.to_dict())
+    if config.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', config.data_preprocessor.to_dict())
+    return model
 
 
 def is_ours(hook: Mapping[str, Any] | object) -> bool:

@@ -40,7 +40,7 @@ from mmprune_gates.pruning.ranks import check_ranks
 from mmprune_gates.pruning.shrink import refuse_unknown_state, shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
-from mmprune_gates.slimming.removal import Removed
+from mmprune_gates.slimming.removal import train_constants
 
 LOOK = 50  # steps between two checks for divergence
 
@@ -288,9 +288,7 @@ class Pruner:
         gates = self.gates
         fold_gates(self.model)
         spec = slim_model(self.model, graph, kept)
-        for module in self.model.modules():
-            if isinstance(module, Removed):
-                module.requires_grad_(True)
+        train_constants(self.model)
         return {
             'macs': {'before': gates.whole.macs(), 'after': graph.macs(kept)},
             'params': {'before': self.whole_params, 'after': count_parameters(self.model)},

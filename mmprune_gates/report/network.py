@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.channels.graph import Layer
-from mmprune_gates.channels.groups import at, touches
+from mmprune_gates.channels.groups import at
 from mmprune_gates.engine.coverage import graph_of_config
+from mmprune_gates.engine.export import kept_in
 from mmprune_gates.report.run import TO_RECORD, Absent, Run
 
 
@@ -90,16 +90,10 @@ def from_slim(graph: ChannelGraph, slim: Mapping) -> Tensor:
     Raises:
         Absent: It belongs to another model.
     """
-    free = {group.name: group for group in graph.free}
-    value = torch.ones(graph.num_channels, dtype=torch.double)
-    for name, entry in slim['groups'].items():
-        group, size = free.get(name), entry['size']
-        if group is None or group.size != size:
-            raise Absent(f'slim.json is of another model: it has a group {name!r} of {size} channels')
-        mask = torch.zeros(size, dtype=torch.double)
-        mask[entry['kept']] = 1
-        value[group.span] = mask
-    return without_blocks(graph, value, slim['blocks']['removed'])
+    try:
+        return kept_in(graph, slim).vector.double()
+    except ValueError as error:
+        raise Absent(str(error)) from error
 
 
 def from_history(graph: ChannelGraph, opened: Mapping[str, int]) -> Tensor:
@@ -115,22 +109,8 @@ def from_history(graph: ChannelGraph, opened: Mapping[str, int]) -> Tensor:
         if group is None or count > group.size:
             raise Absent(f'gates.jsonl is of another model: it has {count} open channels of a group {name!r}')
         value[group.span] = count / group.size
-    return without_blocks(graph, value)
-
-
-def without_blocks(graph: ChannelGraph, value: Tensor, removed: Container[str] = ()) -> Tensor:
-    """``value`` with zeros inside residual blocks that are gone: removed by name, closed, or emptied."""
-    value = value.clone()
-    kept = graph.keeping(value != 0)
-    gone = {*kept.closed, *kept.emptied}
-    for block in graph.blocks:
-        if block not in gone and block.name not in removed:
-            continue
-        for name in block.inner:
-            value[graph.group(name).span] = 0
-        if block.gate is not None:
-            value[block.gate] = 0
-    return value
+    staying = graph.without_inner(graph.keeping(value != 0)).vector
+    return torch.where(staying, value, 0.0)
 
 
 def blocks_of(graph: ChannelGraph, run: Run) -> list[str]:
@@ -152,7 +132,7 @@ def widths_of(graph: ChannelGraph, value: Tensor, gone: Container[str]) -> list[
     removed = [block for block in graph.blocks if block.name in gone]
     widths = []
     for layer in graph.layers:
-        index = made_by(graph, layer)
+        index = graph.slots.get(layer.weight, {}).get(layer.out_dim)
         if index is None or not layer.macs:
             continue
         is_gone = any(block.holds(layer.name) for block in removed)
@@ -160,20 +140,6 @@ def widths_of(graph: ChannelGraph, value: Tensor, gone: Container[str]) -> list[
         after = 0 if is_gone else round(float(kept))
         widths.append(Width(layer.name, stage_of(layer.name), len(index), after))
     return widths
-
-
-def made_by(graph: ChannelGraph, layer: Layer) -> Tensor | None:
-    """(out_channels,) channels that a layer makes, -1 for none; None if they are not known."""
-    made = set(layer.out_groups)
-    if not made:
-        return None
-    slots = graph.slots.get(f'{layer.name}.weight', {})
-    for dimension in sorted(slots):  # the first, except for transposed convolutions
-        index = slots[dimension]
-        held = {group.name for group in graph.groups if touches(index, group)}
-        if made <= held:
-            return index
-    return None
 
 
 def costs_of(graph: ChannelGraph, value: Tensor) -> dict[str, tuple[float, float]]:

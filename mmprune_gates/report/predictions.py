@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.datasets import check_datasets
 from mmprune_gates.engine.forwards import is_segmentor
-from mmprune_gates.engine.model_config import without_pretrained
+from mmprune_gates.engine.model_config import model_config_of
 from mmprune_gates.report.network import first_line
 from mmprune_gates.report.pictures import Drawn, confusion, side_by_side
 from mmprune_gates.report.run import Absent, Run
@@ -72,10 +72,7 @@ def weights_of(run: Run) -> tuple[str, Config, Path]:
 def load(config: Config, weights: Path) -> nn.Module:
     """The model of a config with the weights of a checkpoint, on the CPU, ready to test."""
     init_default_scope(config.get('default_scope', 'mmengine'))
-    model_config = without_pretrained(config.model.to_dict())
-    if config.get('data_preprocessor'):
-        model_config.setdefault('data_preprocessor', config.data_preprocessor.to_dict())  # as the Runner does
-    model = MODELS.build(model_config).eval()
+    model = MODELS.build(model_config_of(config)).eval()
     load_weights(model, read_checkpoint(weights), weights)
     return model
 

@@ -61,6 +61,13 @@ def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]
                 model.set_submodule(alias, nothing)
 
 
+def train_constants(model: nn.Module) -> None:
+    """Let the constants that removed blocks have left be trained from now on."""
+    for module in model.modules():
+        if isinstance(module, Removed):
+            module.requires_grad_(True)
+
+
 def module_named(modules: Mapping[str, nn.Module], path: str, key: str) -> nn.Module:
     """The module at a path that a slim config names.
 

@@ -11,10 +11,9 @@ from mmengine.config import Config
 
 from mmprune_gates.budget.goal import Goal
 from mmprune_gates.budget.latency import Latency
-from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.channels.kept import Kept
 from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.coverage import model_of_config
+from mmprune_gates.engine.export import kept_in
 from mmprune_gates.engine.model_config import is_ours
 from mmprune_gates.engine.registry import COSTS, built
 from mmprune_gates.timing.clock import medians
@@ -66,16 +65,3 @@ def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> 
 def compared(before: float, after: float) -> dict[str, float]:
     """Two figures, and the share that is kept."""
     return {'before': before, 'after': after, 'kept': after / before}
-
-
-def kept_in(graph: ChannelGraph, report: Mapping[str, Any]) -> Kept:
-    """The channels that a product has kept, according to its report."""
-    masks = {}
-    for name, group in report['groups'].items():
-        mask = torch.zeros(group['size'], dtype=torch.bool)
-        mask[group['kept']] = True
-        masks[name] = mask
-    blocks = report['blocks']
-    for name in set(blocks['removed']).difference(blocks['constant']):
-        masks[name] = torch.zeros(1, dtype=torch.bool)
-    return graph.kept(masks)

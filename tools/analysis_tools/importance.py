@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from mmprune_gates.channels.calls import in_mode
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.datasets import check_datasets
-from mmprune_gates.engine.model_config import without_pretrained
+from mmprune_gates.engine.model_config import model_config_of
 from mmprune_gates.gates import GateSet, gates_of, take_over_affine
 from mmprune_gates.pruning import GateDecorator
 from mmprune_gates.pruning.pruner import check_kind
@@ -73,10 +73,7 @@ def gated_model(config: Config, checkpoint: str) -> nn.Module:
         OSError, ValueError: Gates are missing or of another kind, or the checkpoint is broken or does not fit.
     """
     init_default_scope(config.get('default_scope', 'mmengine'))
-    settings = without_pretrained(config.model.to_dict())
-    if 'data_preprocessor' in config:  # as the Runner does
-        settings.setdefault('data_preprocessor', config.data_preprocessor.to_dict())
-    model = MODELS.build(settings)
+    model = MODELS.build(model_config_of(config))
     gates = gates_of(model)
     check_kind(gates, GateDecorator)
     contents = read_checkpoint(checkpoint)
