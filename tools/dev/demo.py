@@ -46,6 +46,7 @@ class Demo(Jobs):
         self.data_root = data / 'VOC2012'
         roots = [f'{kind}_dataloader.dataset.data_root={self.data_root}' for kind in ('train', 'val', 'test')]
         self.options = [*roots, f'randomness.seed={seed}', *options]
+        self.dense, self.gdp = work_dir / 'dense' / DENSE.name, work_dir / 'gdp' / GDP.name  # with all options
 
     def train_all(self, jobs: dict[str, tuple[Path, list[str]]]) -> None:
         """Train several configs side by side.
@@ -65,7 +66,7 @@ class Demo(Jobs):
     def step_times(self) -> dict[str, float]:
         """Time of a training step with gates, and after channels have left, relative to one of the dense model."""
         out = self.work_dir / 'step.json'
-        self.run('step', 'analysis_tools/benchmark.py', GDP, '--shrunk', self.last('gdp'), '--batch', 8,
+        self.run('step', 'analysis_tools/benchmark.py', self.gdp, '--shrunk', self.last('gdp'), '--batch', 8,
                  '--pairs', self.pairs, '--json', out)  # fmt: skip
         report = cli.read_json(out)
         return {'gated': report['time_ratio']['median'], 'shrunk': report['shrunk_time_ratio']['median']}
@@ -79,11 +80,11 @@ def summarise(demo: Demo, target: float) -> dict:
     last = history[-1]
     half = len(last['histogram']) // 2
     out = demo.work_dir / 'latency.json'
-    demo.run('latency', 'analysis_tools/latency.py', DENSE, slim / 'slim.py', '--backend', 'both',
+    demo.run('latency', 'analysis_tools/latency.py', demo.dense, slim / 'slim.py', '--backend', 'both',
              '--json', out)  # fmt: skip
     latency = cli.read_json(out)
     step = demo.step_times()
-    settle = Config.fromfile(GDP).custom_hooks[0].get('settle', Schedule.settle)
+    settle = Config.fromfile(demo.gdp).custom_hooks[0].get('settle', Schedule.settle)
     return {
         'miou_dense': demo.miou('dense', DENSE, demo.last('dense')),
         'miou_gated': demo.miou('gated', GDP, demo.last('gdp')),
@@ -146,8 +147,8 @@ def main() -> None:
     demo.train_all({'start': (START, [])})
     start = f'load_from={demo.last("start")}'
     demo.train_all({'dense': (DENSE, [start]), 'gdp': (GDP, [start])})
-    demo.run('slim', 'slim.py', GDP, demo.last('gdp'), args.work_dir / 'slim')
-    hook = Config.fromfile(GDP).custom_hooks[0]
+    demo.run('slim', 'slim.py', demo.gdp, demo.last('gdp'), args.work_dir / 'slim')
+    hook = Config.fromfile(demo.gdp).custom_hooks[0]
     summary = summarise(demo, hook.target_macs)
     cli.write_json(args.work_dir / 'summary.json', summary)
     show(demo.console, summary)
