@@ -26,7 +26,7 @@ RATIO_STEPS = 100  # from nothing to all of each layer; no layer of the tasks is
 TAYLOR_BATCHES = 10  # whose gradients are summed, as in the package's own example
 LAST_STEPS = 5  # of the ratio that follow the first group left out
 NEAR = 0.01  # relative distance above the target at which no further group is tried
-FAR = 0.02  # of the whole model's MACs: largest distance from the target, but at most a quarter of the target
+FAR = 0.02  # of the whole model's MACs: largest distance from the target, but at most a third of the target
 CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     'magnitude': ('GroupMagnitudeImportance', {'p': 2}),  # of all weights of a group
     'taylor': ('GroupTaylorImportance', {}),  # weights times gradients (Molchanov et al., CVPR 2019)
@@ -114,7 +114,7 @@ class TorchPruning(Method):
             else:
                 last = min(last, cutter.current_step)
         cutter.current_step = min(last, cutter.current_step) - 1  # groups left out of this step come first
-        if share <= self.share * (1 + NEAR) and abs(now - share) > min(FAR, share / 4):
+        if share <= self.share * (1 + NEAR) and abs(now - share) > min(FAR, share / 3):
             raise ValueError(
                 f'Torch-Pruning ({self.options}) ends with {now:.4f} of the MACs; {share:.4f} were asked for'
             )
