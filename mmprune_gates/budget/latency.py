@@ -111,7 +111,7 @@ DROPOUTS = frozenset('dropout feature_dropout alpha_dropout'.split())
 def absorbed(works: Sequence[Work]) -> set[int]:
     """Positions of the ops that take no time of their own in onnxruntime: norms, activations, sums and dropouts.
 
-    Behaviour of onnxruntime 1.31: norms behind a layer are folded into its weights, activations and sums are applied as
+    Behaviour of onnxruntime 1.31: norms after a layer are folded into its weights, activations and sums are applied as
     the layer writes its result, dropouts are dropped.
     """
     readers = Counter(operand.maker for work in works for operand in work.operands)

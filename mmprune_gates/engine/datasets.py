@@ -82,7 +82,7 @@ def check_datasets(config: Config, loaders: tuple[str, ...]) -> None:
         loaders: Keys of the loaders that the run uses, such as ``train_dataloader``.
 
     Raises:
-        FileNotFoundError: Something is missing; lists it, what belongs there, and a way to go on without it.
+        FileNotFoundError: Something is missing; lists it, what belongs there, and a way to continue without it.
     """
     missing: dict[str, str] = {}
     for loader in loaders:

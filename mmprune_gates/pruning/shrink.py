@@ -27,7 +27,7 @@ class Replaced:
 
     Attributes:
         old: The wide parameter.
-        new: The narrow parameter; None if it has gone with a block.
+        new: The narrow parameter; None if it was removed with a block.
         cut: Cuts a tensor of the old shape to the new shape.
     """
 

@@ -2,7 +2,7 @@
 
 A table of widths is what a slim model needs besides the config of its architecture:
 ``{'backbone.conv1': {'out_channels': 24}, 'backbone.bn1': {'num_features': 24}}``. A plain parameter or buffer of
-a module without such attributes (a layer scale) stands under its own name with its shape. A module that keeps its full
+a module without such attributes (a layer scale) is listed by name with its shape. A module that keeps its full
 width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24, 'zeros': 'behind', 'scaled': False}}``: the
 arguments of :func:`keep_full_width`, the last two of which are optional. A module whose code counts heads stands with
 the attributes that say how many there are: ``{'num_heads': 3, 'embed_dims': 192}`` (``attributes.py``).
