@@ -52,11 +52,16 @@ def cells_of(runs: Iterable[Run], results: Results) -> list[dict[str, Any]]:
     by_cell: dict[tuple, list[Run]] = {}
     for run in runs:
         by_cell.setdefault((run.task, title_of(run), run.share), []).append(run)
-    alike: dict[tuple, int] = {}
+    compared: dict[tuple, int] = {}
     for (task, _, share), cell in by_cell.items():
-        if rates := complete_rates(cell, found):
-            alike[task, share] = min(rates, alike.get((task, share), rates))
-    return [cell_of(cell, found, alike.get((task, share), 1)) for (task, _, share), cell in by_cell.items()]
+        planned = len({run.rate_scale for run in cell})
+        compared[task, share] = max(planned, compared.get((task, share), 1))
+    for (task, _, share), cell in by_cell.items():
+        planned = len({run.rate_scale for run in cell})
+        rates = complete_rates(cell, found)
+        if 0 < rates < planned:  # what a method lacks is not counted for the others; a method may be planned with fewer
+            compared[task, share] = min(rates, compared[task, share])
+    return [cell_of(cell, found, compared[task, share]) for (task, _, share), cell in by_cell.items()]
 
 
 def complete_rates(runs: Sequence[Run], found: Mapping[str, dict]) -> int:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 FRESH = (0, 1, 2)  # seeds of the tables
-PRUNING_RATES = (1.0, 3.0)  # times the recipe's; of all methods that continue a dense start
+PRUNING_RATES = (1.0, 3.0, 5.0)  # times the recipe's; of methods that continue a dense start
 SCRATCH_RATES = (1.0, 0.3)  # times that of the dense start, the highest at which it trains
 
 
@@ -80,12 +80,14 @@ class Arm:
         return Run(task, self.method, share, seed, self.label, self.options, rate, after)
 
 
-def torch_pruning(method: str, criterion: str, title: str, family: str) -> list[Arm]:
+def torch_pruning(
+    method: str, criterion: str, title: str, family: str, rates: tuple[float, ...] = PRUNING_RATES
+) -> list[Arm]:
     """Arms of Torch-Pruning: one ratio for all layers, and one threshold for all."""
     kinds = (('local', 'one ratio', False), ('global', 'one threshold', True))
     return [
         Arm(f'torch_pruning{method}', f'{criterion}_{kind}', f'Torch-Pruning, {title}, {words}',
-            {'criterion': criterion, 'global_pruning': one_threshold}, family=family)
+            {'criterion': criterion, 'global_pruning': one_threshold}, rates, family=family)
         for kind, words, one_threshold in kinds
     ]  # fmt: skip
 
@@ -102,19 +104,22 @@ PEERS = (
     *torch_pruning('', 'taylor', 'Taylor', ONE_CUT),
     *torch_pruning('', 'magnitude', 'magnitude', ONE_CUT),
     Arm('dcfp', '', "DCFP's recipe", family=WHILE),
-    *torch_pruning('_sparse', 'norm_scale', 'sparse BN scales', WHILE),
-    *torch_pruning('', 'random', 'random', ONE_CUT),
+    *torch_pruning('_sparse', 'norm_scale', 'sparse BN scales', WHILE, PRUNING_RATES[:2]),
+    *torch_pruning('', 'random', 'random', ONE_CUT, PRUNING_RATES[:2]),
 )
 
 
 def from_scratch(label: str, title: str, **options: Any) -> list[Arm]:
-    """Arms of a network trained from scratch: for the same iterations, and for the same training MACs."""
-    lengths = (('', 'same iterations', {}), ('_macs', 'same training MACs', {'same_macs': True}))
+    """Arms of a network trained from scratch: for the same iterations, and for the same training MACs.
+
+    The latter takes three to six times as many iterations, and has only the rate at which the former is better.
+    """
+    titles = f'{title} from scratch, same iterations', f'{title} from scratch, same training MACs'
+    longer, family = {'same_macs': True}, 'from scratch'
     return [
-        Arm('scratch', f'{label}{suffix}', f'{title} from scratch, {words}', own, SCRATCH_RATES,
-            family='from scratch', **options)
-        for suffix, words, own in lengths
-    ]  # fmt: skip
+        Arm('scratch', label, titles[0], {}, SCRATCH_RATES, family=family, **options),
+        Arm('scratch', f'{label}_macs', titles[1], longer, SCRATCH_RATES[:1], family=family, **options),
+    ]
 
 
 SCRATCH = (
@@ -144,11 +149,12 @@ class Stage:
         """All its runs: for each cut and rate, arm by arm."""
         cells = []
         for share, place, arm in product(self.shares, self.rates, self.arms):
-            cells.append((share, replace(arm, rates=(arm.rates[place],))))
+            if place < len(arm.rates):
+                cells.append((share, replace(arm, rates=(arm.rates[place],))))
         return [run for share, arm in cells for run in arm.runs(self.task, (share,), FRESH)]
 
 
-LONGER = tuple(arm for arm in SCRATCH if arm.options.get('same_macs'))  # three to six times as many iterations
+LONGER = tuple(arm for arm in SCRATCH if arm.options.get('same_macs'))
 SPARSE = tuple(arm for arm in PEERS if arm.method == 'torch_pruning_sparse')
 RANDOM = tuple(arm for arm in PEERS if arm.options.get('criterion') == 'random')
 SAME_ITERATIONS = tuple(arm for arm in SCRATCH if arm not in LONGER)
@@ -162,9 +168,10 @@ STAGES = (
     Stage('scenes', (0.15,), KEY, (0,)),
     Stage('digits', (0.05,), KEY, (1,)),
     Stage('digits', (0.15, 0.05), REST, (0, 1)),
+    Stage('digits', (0.15, 0.05), KEY, (2,)),
     Stage('scenes', (0.05,), KEY, (0,)),
     Stage('scenes', (0.15,), REST, (0,)),
-    Stage('digits', (0.15, 0.05), LONGER, (0, 1)),
+    Stage('digits', (0.15, 0.05), LONGER, (0,)),
     Stage('scenes', (0.3,), KEY, (0,)),
     Stage('scenes', (0.05, 0.3), SPARSE, (0,)),
     Stage('scenes', (0.15,), LONGER, (0,)),
