@@ -294,8 +294,9 @@ def test_a_run_goes_on_once_all_its_gates_have_left_with_their_blocks(method):
     assert whole.pruner.finish()['kept'] == narrow.pruner.finish()['kept']
 
 
-def test_nothing_leaves_while_a_block_is_emptied_and_more_may_close():
-    run = ramp('waterline', floor=0, target_macs=0.3, net=Blocks)
+@pytest.mark.parametrize('units', ['channels', 'both'])
+def test_nothing_leaves_while_a_block_is_emptied_and_more_may_close(units):
+    run = ramp('waterline', floor=0, target_macs=0.3, net=Blocks, trace=dict(units=units))
     run.go(3)
     gates = run.pruner.gates
     theta = gates.theta()
@@ -309,6 +310,10 @@ def test_nothing_leaves_while_a_block_is_emptied_and_more_may_close():
     run.until_settled()
     assert run.pruner.leaving() > 0.1
     run.pruner.shrink()
+    gates = run.pruner.gates
+    whole = gates.kept_of_whole(gates.kept())
+    emptied = [block for block in whole.emptied if block not in whole.closed]
+    assert emptied and not any(block.gate is not None for block in gates.graph.blocks if block in emptied)
     left = [module.constant for module in run.model.modules() if isinstance(module, Removed)]
     constants = [constant for constant in left if constant is not None]
     assert constants and not any(constant.requires_grad for constant in constants)  # no optimiser knows them

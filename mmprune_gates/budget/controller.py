@@ -96,7 +96,7 @@ class Controller:
         if self.criterion is not None:
             self.criterion.narrow(gates, kept)
         if self.kept is not None:
-            self.kept = gates.graph.keeping(self.kept.vector[kept.vector])
+            self.kept = gates.graph.keeping(self.kept.vector[kept.staying])
 
     def check(self) -> None:
         """Check that exactly the channels closed for good are closed, and that the limits hold.

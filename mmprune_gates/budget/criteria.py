@@ -68,9 +68,11 @@ class Criterion:
             kept: The channels that were kept, in the graph before the removal.
         """
         self.gates = gates
-        state = self.state_dict()
-        wide = {name for name, value in state.items() if isinstance(value, Tensor) and value.shape == kept.vector.shape}
-        self.load_state_dict({name: v[kept.vector] if name in wide else v for name, v in state.items()})
+        stays, narrow = kept.staying, {}
+        for name, value in self.state_dict().items():
+            is_wide = isinstance(value, Tensor) and value.shape == stays.shape
+            narrow[name] = value[stays] if is_wide else value
+        self.load_state_dict(narrow)
 
     def state_dict(self) -> dict[str, Any]:
         """State to resume from; tensors and plain values only."""

@@ -135,7 +135,7 @@ class Gradient(Polarizer):
     def narrow(self, gates: GateSet, kept: Kept) -> None:
         """Continue with the gates that remain after channels were removed."""
         super().narrow(gates, kept)
-        vector = kept.vector.to(self.mean.device)
+        vector = kept.staying.to(self.mean.device)
         self.mean, self.square = self.mean[vector], self.square[vector]
 
     def state_dict(self) -> dict[str, Any]:

@@ -214,7 +214,7 @@ class ChannelGraph:
         for group in self.groups:
             leaves[group.span] &= group.frozen is None
         for block in self.gated_blocks:
-            leaves[block.gate] = any(block.is_inside(other) for other in gone)
+            leaves[block.gate] = any(block.is_inside(other) for other in gone if other is not block)
         return self.keeping(kept.vector & ~leaves)
 
     def macs(self, kept: Mapping[str, Tensor] | None = None) -> int:

@@ -66,6 +66,15 @@ class Kept(Mapping):
         gated = [block for block in self.blocks if block.gate is not None]
         return tuple(block for block in gated if not self.vector[block.gate])
 
+    @property
+    def staying(self) -> Tensor:
+        """(num_channels,) bool: the channels of the model that is left, in which emptied blocks have no gate."""
+        vector = self.vector.clone()
+        for block in self.emptied:
+            if block.gate is not None:
+                vector[block.gate] = False
+        return vector
+
     def indices(self) -> dict[str, list[int]]:
         """Free group -> indices of its kept channels, as a plain list."""
         return {name: mask.nonzero().flatten().tolist() for name, mask in self.items()}

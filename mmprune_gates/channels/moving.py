@@ -79,8 +79,10 @@ def index(op: Op) -> Result:
         return op.give_up(NO_RULE)
     ((dim, node),) = places
     chosen = op.values.get(node)
-    if node.meta['val'].dtype == torch.bool or chosen is None or chosen.axes:
+    computed = chosen is not None and chosen.axes and node not in op.names
+    if node.meta['val'].dtype == torch.bool or chosen is None or computed:
         return op.give_up(NO_RULE)
+    op.freeze(chosen.axes, 'indices')  # of a buffer
     picked = len(shapes(node)[0])
     sources: list[int | None] = list(range(op.x.rank))
     sources[dim : dim + 1] = [None] * picked

@@ -48,7 +48,7 @@ def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> Channel
         sites=tuple(left.site(site) for site in graph.sites if left.stays(site.module)),
         full_width=full_width,
         blocks=tuple(left.block(block) for block in graph.blocks if left.stays(block.modules[-1])),
-        filters=graph.filters[kept.vector],
+        filters=graph.filters[kept.staying],
         unreached=tuple(path for path in graph.unreached if left.stays(path)),
         cost=cost,
         workload=graph.workload.narrowed(left.index),
@@ -68,8 +68,9 @@ class _Left:
 
     def __init__(self, kept: Kept, removed: tuple[str, ...]) -> None:
         self.kept, self.removed = kept, removed
-        order = kept.vector.cumsum(0) - 1
-        self.number_of = torch.where(kept.vector, order, -1)
+        self.staying = kept.staying
+        order = self.staying.cumsum(0) - 1
+        self.number_of = torch.where(self.staying, order, -1)
 
     def stays(self, path: str) -> bool:
         """Whether a module, parameter or buffer is still there."""
@@ -84,7 +85,7 @@ class _Left:
         """The groups that keep at least one channel, with new sizes and positions."""
         found, start = [], 0
         for group in groups:
-            size = int(self.kept.vector[group.span].sum())
+            size = int(self.staying[group.span].sum())
             if size:
                 found.append(replace(group, size=size, start=start, empties=False))
                 start += size
@@ -115,7 +116,7 @@ class _Left:
 
     def layers(self, layers: Sequence[Layer], names: set[str], cost: Cost) -> tuple[Layer, ...]:
         """Coverage of the layers that are still there."""
-        everything = torch.ones(int(self.kept.vector.sum()), dtype=torch.double)
+        everything = torch.ones(int(self.staying.sum()), dtype=torch.double)
         macs = cost.per_layer(everything)
         found = []
         for layer in layers:

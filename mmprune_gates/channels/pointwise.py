@@ -31,7 +31,7 @@ def _passed(op: Op, at_most: int) -> Result:
 
 
 def nothing(op: Op) -> Result:
-    """Rule of a check that computes nothing."""
+    """Rule of ops whose result has nothing of the operand's channels: checks, new tensors of its type."""
     return op.result()
 
 
@@ -104,7 +104,7 @@ def _stays_positive(node: Any) -> bool:
 
 
 def comparison(op: Op) -> Result:
-    """eq, lt, ...: channels pass, values are lost."""
+    """eq, lt, masked_fill, where, ...: channels pass, values are lost."""
     return _elementwise(op, _lost, broadcast=LOST)
 
 

@@ -72,12 +72,12 @@ TABLE: dict[str, Rule] = {
     **rows('clamp clamp_min hardtanh', pointwise.clamp, FUNCTION),
     **rows('pow', pointwise.power, FUNCTION),
     **rows('prelu', pointwise.prelu),
-    **rows('_assert_tensor_metadata', pointwise.nothing),
+    **rows('_assert_tensor_metadata new_zeros new_ones new_full new_empty', pointwise.nothing),
     # functions of one element of each operand
     **rows('add sub rsub maximum minimum', pointwise.additive, FUNCTION),
     **rows('mul', pointwise.multiplicative, FUNCTION),
     **rows('div', pointwise.quotient, Trait.ELEMENTWISE),
-    **rows('eq ne lt gt le ge', pointwise.comparison, Trait.ELEMENTWISE),
+    **rows('eq ne lt gt le ge masked_fill where', pointwise.comparison, Trait.ELEMENTWISE),
     # within a channel
     **rows('max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d', pointwise.resampling),
     **rows('adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d', pointwise.resampling),

@@ -40,7 +40,7 @@ from mmprune_gates.gates import GateSet, fold_gates, gates_of
 from mmprune_gates.gates.attach import merged
 from mmprune_gates.pruning.pruner import count_parameters
 from mmprune_gates.slimming import slim_model
-from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
+from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
 from mmprune_gates.version import __version__
 
 
@@ -174,9 +174,10 @@ def refuse_unlike(outputs: list[Tensor], parity: float, path: str | Path) -> Non
             f'the outputs of the gated model of {path} are not finite (NaN or infinite), so nothing can be compared '
             'and nothing was written. The run had diverged: take an earlier checkpoint'
         )
-    if not parity <= TOLERANCE:
+    most = tolerance(outputs)
+    if not parity <= most:
         raise ValueError(
-            f'the slim model differs from the gated one by {parity:.2e} (relative, at most {TOLERANCE:.0e}); nothing '
+            f'the slim model differs from the gated one by {parity:.2e} (relative, at most {most:.0e}); nothing '
             'was written. The model probably fixes a channel count in its code; run tools/channels.py to see its '
             'groups, and exclude the module with the hook argument `exclude`'
         )

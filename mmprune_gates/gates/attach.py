@@ -35,6 +35,7 @@ class GateSet(nn.Module):
         scales: The :class:`Scale` at each placement.
         whole: The graph before any channel left the model.
         shrunk: For each time that channels left the model, (num_channels,) bool over the graph until then, True = kept.
+        staying: The same, less the gates of blocks that were emptied.
         spec: The ``SlimModel`` specification of the channels that have left.
         owner: Name of the pruner or hook that moves the gates; None if there is none.
         warned: Whether the user was warned that there is none.
@@ -52,6 +53,7 @@ class GateSet(nn.Module):
         self.scales: list[Scale] = []
         self.whole = graph
         self.shrunk: list[Tensor] = []
+        self.staying: list[Tensor] = []
         self.spec: dict[str, dict] = {'widths': {}, 'removed': {}}
         self.owner: str | None = None
         self.warned = False
@@ -171,7 +173,9 @@ class GateSet(nn.Module):
             with torch.no_grad():
                 new = self.cut_of(group, left, kept)(old)
             left[group.name].theta = old if new.shape == old.shape else nn.Parameter(new, old.requires_grad)
-        left.whole, left.shrunk = self.whole, [*self.shrunk, kept.vector]
+        left.whole = self.whole
+        left.shrunk = [*self.shrunk, kept.vector]
+        left.staying = [*self.staying, kept.staying]
         left.spec = merged(self.spec, spec)
         left.owner, left.warned = self.owner, self.warned
         return left
@@ -198,9 +202,9 @@ class GateSet(nn.Module):
     def kept_of_whole(self, kept: Kept) -> Kept:
         """``kept`` in terms of the whole model's channels; those that have left are not kept."""
         vector = kept.vector
-        for earlier in reversed(self.shrunk):
-            wide = torch.zeros_like(earlier)
-            wide[earlier] = vector
+        for earlier, stayed in zip(reversed(self.shrunk), reversed(self.staying), strict=True):
+            wide = earlier.clone()  # gates of emptied blocks are open
+            wide[stayed] = vector
             vector = wide
         return self.whole.keeping(vector)
 
@@ -270,7 +274,8 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
     if not graph.free:
         reasons = sorted({group.frozen for group in graph.groups if group.frozen is not None})
         raise ValueError(f'{type(model).__name__} has no prunable channel: {"; ".join(reasons) or "no layers"}')
-    like = next(model.parameters())
+    floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    like = floating[0]
     gates = GateSet(graph, make_gate).to(like.device, like.dtype)
     attach_gate_set(model, gates)
     return gates

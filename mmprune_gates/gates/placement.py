@@ -74,6 +74,15 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
     return tuple(placement for placement in placements if bool((placement.index >= 0).any()))
 
 
+def unread(graph: ChannelGraph) -> dict[str, str]:
+    """Groups that nothing reads, so that no gate could act on them, and why they stay."""
+    reasons = {}
+    for group in graph.free_channels:
+        if not any(touches(read.index, group) for read in graph.reads):
+            reasons[group.name] = 'read by nothing in the traced passes'
+    return reasons
+
+
 def read_in_several_ways(graph: ChannelGraph) -> dict[str, str]:
     """Groups that need a gate before a weight used by several modules or along several dimensions, and why they stay.
 

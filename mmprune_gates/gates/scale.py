@@ -90,7 +90,8 @@ class Scale:
         for name, dim in self.targets():
             holder, attribute = held(module, name)
             parameter = getattr(holder, attribute)
-            scaled = parameter * laid(value, dim, parameter.dim())
+            factor = laid(value, dim, parameter.dim())
+            scaled = parameter * factor.to(parameter.dtype)
             vars(holder)[attribute] = scaled  # attribute lookup finds it before the parameter
         return None
 

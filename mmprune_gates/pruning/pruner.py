@@ -14,6 +14,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from math import inf
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
 from mmprune_gates.pruning.shrink import refuse_unknown_state, shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
-from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
+from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
 from mmprune_gates.slimming.removal import train_constants
 
 LOOK = 50  # steps between two checks for divergence
@@ -79,14 +80,17 @@ class Pruner:
         attention: str = 'heads',
         exclude: str | Sequence[str] = (),
     ) -> None:
-        self.model, self.optimizer, self.forward = model, optimizer, train_forward or forward
+        self.model, self.optimizer = model, optimizer
+        self.forwards = (forward,) if train_forward is None else (forward, train_forward)
         self.options = None if example_inputs is None else call_options(example_inputs)
         self.attached = not has_gates(model)
         if self.attached:
             if example_inputs is None:
                 raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
             graph = trace_channels(model, example_inputs, forward, train_forward, units, attention)
+            expected = self.outputs(model)
             attach_gates(model, graph, self.gate)
+            self.refuse_changed(expected)
         self.gates, self.whole_params = gates_of(model), count_parameters(model)
         check_kind(self.gates, type(self))
         check_reached(model, self.gates, patterns('exclude', exclude))
@@ -97,6 +101,29 @@ class Pruner:
         self.grads: dict[str, Tensor] = {}
         self.handles: list = []
         self.watch_gates()
+
+    def outputs(self, model: nn.Module) -> list[Tensor]:
+        """Outputs of all passes, to compare the model with another; empty if no example inputs are known."""
+        if self.options is None:
+            return []
+        return [output for forward in self.forwards for output in exact_outputs(model, forward, self.options)]
+
+    def refuse_changed(self, expected: list[Tensor]) -> None:
+        """Detach the gates again if the model does not compute with open gates what it did before.
+
+        Raises:
+            ValueError: It does not.
+        """
+        try:
+            error = relative_error(expected, self.outputs(self.model))
+        except (RuntimeError, ValueError):  # another number or shape of outputs
+            error = inf
+        if not error <= tolerance(expected):
+            detach_gates(self.model)
+            raise ValueError(
+                f'{type(self.model).__name__} computes something else with a submodule {NAME!r}: its forward runs '
+                'over its children. Wrap the model in a module of your own, and prune that one'
+            )
 
     @contextmanager
     def released_if_it_fails(self) -> Iterator[None]:
@@ -132,19 +159,19 @@ class Pruner:
             RuntimeError: Nothing is closed, or the output has changed.
             ValueError: The optimiser has state that cannot be narrowed; nothing has changed then.
         """
-        kept, options = self.controller.staying(), self.options
+        kept = self.controller.staying()
         if kept.vector.all():
             raise RuntimeError(f'{type(self).__name__}: no gate is closed, so nothing can leave the model')
         macs, params = self.gates.graph.macs(), count_parameters(self.model)
         self.check()
-        expected = None if options is None else exact_outputs(self.model, self.forward, options)
+        expected = self.outputs(self.model)
         self.narrow(kept)
         error = None
-        if options is not None and expected is not None:
-            error = relative_error(expected, exact_outputs(self.model, self.forward, options))
-            if not error <= TOLERANCE:
+        if expected:
+            error, most = relative_error(expected, self.outputs(self.model)), tolerance(expected)
+            if not error <= most:
                 raise RuntimeError(
-                    f'the output has changed by {error:.2e} (relative, at most {TOLERANCE:.0e}) when channels left the '
+                    f'the output has changed by {error:.2e} (relative, at most {most:.0e}) when channels left the '
                     'model; go on from the last checkpoint with shrink=False'
                 )
         return {
@@ -276,13 +303,13 @@ class Pruner:
             raise RuntimeError(f'{type(self).__name__}: the gates have not settled: {self.controller.summary()}')
         self.check()
         graph, kept = self.gates.graph, self.controller.staying()
-        expected = exact_outputs(self.model, self.forward, self.options)
+        expected = self.outputs(self.model)
         trial = copy.deepcopy(self.model)
         fold_gates(trial)
         slim_model(trial, graph, kept)
-        error = relative_error(expected, exact_outputs(trial, self.forward, self.options))
-        if not error <= TOLERANCE:
-            raise RuntimeError(f'the slim model differs from the gated one by {error:.2e} (at most {TOLERANCE:.0e})')
+        error, most = relative_error(expected, self.outputs(trial)), tolerance(expected)
+        if not error <= most:
+            raise RuntimeError(f'the slim model differs from the gated one by {error:.2e} (at most {most:.0e})')
         for handle in self.handles:
             handle.remove()
         gates = self.gates
@@ -305,6 +332,9 @@ class Pruner:
         """Continue from a saved state; load those of model and optimiser separately, afterwards.
 
         Channels that had left the saved model leave this one here.
+
+        Raises:
+            ValueError: Channels have left this model that the saved one still had.
         """
         self.reshape(state.get('shrunk', []))
         self.done = int(state['step'])

@@ -56,7 +56,7 @@ class Scope:
     def around(self) -> Scope | None:
         """The scope widened to the next enclosing module that is called; None if there is none."""
         path = called(holder_of(self.path), self.calls)
-        return replace(self, path=path) if path else None
+        return replace(self, path=path) if self.path and path in self.calls else None
 
 
 def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelGraph:
@@ -73,7 +73,8 @@ def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> Channel
         found, failed = first_way(model, graph, scope)
         around = scope.around()
         if failed is not None and around is not None:  # the module around it may ignore an output that differs
-            found, failed = first_way(model, graph, around)
+            found, still = first_way(model, graph, around)
+            failed = failed if still is not None else None
         if failed is None:
             follows += found
         else:

@@ -15,15 +15,16 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from mmprune_gates.channels.calls import Forward, Options
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Block, Group, touches
 from mmprune_gates.gates.full_width import lay_among_zeros
 from mmprune_gates.slimming.full_width import place_zeros
-from mmprune_gates.slimming.heads import follow_heads
+from mmprune_gates.slimming.heads import follow_heads, random_like, randomized
 from mmprune_gates.slimming.numbers import Deviation, Numbers, SameNumbers, Step
-from mmprune_gates.slimming.parity import TOLERANCE, exact_outputs, relative_error
+from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
 from mmprune_gates.slimming.stage import ERRORS, Failure, Stage, line_of_model_code, stages
 from mmprune_gates.slimming.surgery import masked_copy, slim_model
 
@@ -124,19 +125,47 @@ def wrong_guesses(
         if any(touches(index, graph.group(name)) for index in graph.guessed):
             suspects[name] = mask
 
+    if not suspects:
+        return []
+    generator = torch.Generator().manual_seed(0)
+    random = tree_map(partial(random_like, generator), options)
+    trials = [(randomized(model), random), (model, options)]  # a weight of zero hides what is behind it
+
     def differs(masks: Masks) -> Failure | None:
-        expected = exact_outputs(masked_copy(model, graph, masks), forward, options)
-        if not all(output.isfinite().all() for output in expected):
-            return None  # nothing can be told
-        slim = copy.deepcopy(model)
-        slim_model(slim, graph, masks)
-        try:
-            error = relative_error(expected, exact_outputs(slim, forward, options))
-        except ERRORS as failed:
-            return Failure(line_of_model_code(failed), 'fixes')
-        return None if error <= TOLERANCE else Failure('a view', 'cuts')
+        for own, inputs in trials:
+            expected = finite_outputs(masked_copy(own, graph, masks), forward, inputs)
+            if expected is not None:
+                return difference(own, graph, masks, partial(exact_outputs, forward=forward, options=inputs), expected)
+        return None  # nothing can be told
 
     return list(culprits(suspects, differs))
+
+
+def finite_outputs(model: nn.Module, forward: Forward | None, options: Options) -> list[Tensor] | None:
+    """Outputs of a model; None if they are not finite, or if it does not run with these inputs."""
+    try:
+        outputs = exact_outputs(model, forward, options)
+    except ERRORS:
+        return None
+    is_finite = all(bool(output.isfinite().all()) for output in outputs)
+    return outputs if is_finite else None
+
+
+def difference(
+    model: nn.Module,
+    graph: ChannelGraph,
+    masks: Masks,
+    outputs: Callable[[nn.Module], list[Tensor]],
+    expected: list[Tensor],
+) -> Failure | None:
+    """How the slim model's outputs differ from those expected; None if they do not."""
+    slim = copy.deepcopy(model)
+    slim_model(slim, graph, masks)
+    try:
+        error = relative_error(expected, outputs(slim))
+    except ERRORS as failed:
+        return Failure(line_of_model_code(failed), 'fixes')
+    return None if error <= tolerance(expected) else Failure('a view', 'cuts')
 
 
 def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> ChannelGraph:

@@ -120,9 +120,10 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor
     with torch.no_grad():
         for name, dims in slot_masks(graph, kept).items():
             for dim, mask in dims.items():
-                rows = tensors[name].movedim(dim, 0)
-                gone = ~mask.to(rows.device)
-                rows[gone] = 0
+                tensor = tensors[name]
+                tensor.data = tensor.data.contiguous()  # an expanded one has a single element for all channels
+                gone = ~mask.to(tensor.device)
+                tensor.movedim(dim, 0)[gone] = 0
         like = next(model.parameters())
         for path, wide in graph.full_width.items():
             module = model.get_submodule(path)

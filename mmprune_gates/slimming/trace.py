@@ -6,7 +6,7 @@ from torch import nn
 
 from mmprune_gates.channels import ChannelGraph, read_graph
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
-from mmprune_gates.gates.placement import read_in_several_ways
+from mmprune_gates.gates.placement import read_in_several_ways, unread
 from mmprune_gates.slimming.rehearsal import rehearse
 
 
@@ -44,6 +44,6 @@ def trace_channels(
     """
     options = call_options(example_inputs)
     graph = read_graph(model, options, forward, train_forward, units, attention)
-    graph = graph.with_frozen(read_in_several_ways(graph))
+    graph = graph.with_frozen(read_in_several_ways(graph) | unread(graph))
     passes = (forward,) if train_forward is None else (forward, train_forward)
     return rehearse(model, graph, passes, options) if rehearsal else graph
