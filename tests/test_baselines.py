@@ -166,7 +166,7 @@ def test_after_a_failure_nothing_further_begins(tmp_path):
     message = r'tools/dataset_converters/demo_data.py failed: .*arguments are required.* \(see .*failing_0.log\)'
     with pytest.raises(SystemExit, match=message):
         jobs.side_by_side([lambda number=number: fail(number) for number in range(5)], at_once=1)
-    assert len(begun) < 5
+    assert len(begun) <= 2  # the first, and perhaps one that had begun when it failed
 
 
 def test_jobs_run_so_many_at_a_time():

@@ -54,7 +54,8 @@ def test_the_key_that_is_shown_repairs_the_config(scenes):
     check_datasets(config, ('val_dataloader',))
 
 
-def test_sbd_is_read_as_the_config_names_it(sbd):
+def test_sbd_is_read_as_the_config_names_it(sbd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the real one may be elsewhere
     config = Config.fromfile(CONFIGS / 'dense_fcn_voc.py')
     loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     with pytest.raises(FileNotFoundError) as caught:

@@ -152,7 +152,7 @@ def test_a_label_map_of_any_size_is_what_the_model_predicts(product, tmp_path):
     dimensions = proto.graph.output[0].type.tensor_type.shape.dim
     assert [dimension.dim_param for dimension in dimensions] == ['batch', 'height', 'width']
     model = init_model(str(product / 'slim.py'), str(product / 'slim.pth'), device='cpu')
-    picture = torch.randint(0, 255, (40, 72, 3), dtype=torch.uint8)
+    picture = torch.randint(0, 255, (40, 72, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model.cfg.test_pipeline = [step for step in model.cfg.test_pipeline if 'Resize' not in step.type]
     expected = inference_model(model, picture.numpy()).pred_sem_seg.data
     values = json.loads(said['preprocessing'])

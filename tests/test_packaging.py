@@ -27,7 +27,7 @@ def wheel(tmp_path_factory):
     """The wheel, built without a network from a copy, since building leaves files in the source folder."""
     copy, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('dist')
     for name in ('mmprune_gates', 'configs', 'tools'):
-        shutil.copytree(ROOT / name, copy / name, symlinks=True)
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, copy)
     (copy / 'configs' / 'notes.txt').write_text('not for the wheel')

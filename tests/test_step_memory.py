@@ -42,4 +42,4 @@ def test_a_backward_counts():
     with Alive() as alive:
         (weight * 2).sum().backward()
     assert alive.now == 4000  # the gradient
-    assert alive.peak >= 8000 - 4000
+    assert alive.peak > alive.now  # the product as well, or the sum

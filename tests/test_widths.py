@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from helpers import call, random_kept, relative_error, toy
+from helpers import call, flat, random_kept, relative_error, toy
 from torch import nn
 from toy_nets import NETS, Plain, TiedWeights, Transposed, conv
 
@@ -34,6 +34,10 @@ def test_a_fresh_net_is_initialised_and_trains(net):
     apply_widths(fresh, slim_model(slim, graph, random_kept(graph))['widths'])
     assert [n for n, _ in fresh.named_parameters()] == [n for n, _ in net().named_parameters()]
     assert all(tensor.isfinite().all() for tensor in call(fresh, inputs))
+    fresh.train()
+    sum(output.square().sum() for output in flat(fresh(inputs))).backward()
+    grads = [parameter.grad for parameter in fresh.parameters() if parameter.grad is not None]
+    assert grads and all(grad.isfinite().all() for grad in grads)
 
 
 def test_widths_name_the_attributes_that_changed_and_only_those():

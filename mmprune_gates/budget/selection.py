@@ -309,10 +309,6 @@ class Candidates:
         """Cost of the kept channels / cost of the whole model."""
         return float(self.cost.price(kept.vector.double())) / self.total
 
-    def marginal(self, kept: Tensor) -> Tensor:
-        """(num_channels,) cost that closing each channel alone would save; 0 inside closed blocks."""
-        return self.cost.marginal(kept.double())
-
     def per_cost(self, score: Tensor, kept: Tensor, exponent: float) -> Tensor:
         """(num_channels,) scores divided by a power of the cost that closing each channel alone would save.
 
@@ -321,7 +317,7 @@ class Candidates:
             kept: (num_channels,) bool, the open channels.
             exponent: Power of the marginal cost; 0 leaves the scores as they are.
         """
-        saved = self.marginal(kept).clamp_min(self.cost.unit)
+        saved = self.cost.marginal(kept.double()).clamp_min(self.cost.unit)
         return score.cpu() / saved.pow(exponent)
 
 

@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def find_tools(folder: Path = TOOLS) -> dict[str, Path]:
-    """Name -> file of every tool below ``folder``."""
+def find_tools() -> dict[str, Path]:
+    """Name -> file of every tool."""
     tools = {}
     for room in ROOMS:
-        files = (folder / room).glob('*.py')
+        files = (TOOLS / room).glob('*.py')
         for file in sorted(files):
             if RUNS in file.read_text(encoding='utf-8'):
                 tools[file.stem] = file

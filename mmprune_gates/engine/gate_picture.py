@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 BLUE, GREEN, VERMILION, GREY = '#0072B2', '#009E73', '#D55E00', '#D0D0D0'
 
 Line = Mapping[str, Any]  # of gates.jsonl
+DPI = 100
 
 
 def draw_histogram(axes: Axes, line: Line) -> None:
@@ -61,9 +62,9 @@ def histograms(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
+def pixels(figure: Figure) -> np.ndarray:
     """(H, W, 3) uint8, RGB pixels of a figure."""
-    figure.set_dpi(dpi)
+    figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = np.asarray(canvas.buffer_rgba())

@@ -226,10 +226,10 @@ def path_of_failed(error: BaseException, name: str) -> str:
     return ''
 
 
-def first_lines(text: str, lines: int = 2) -> str:
+def first_lines(text: str) -> str:
     """The first lines of a message of torch; the rest is advice about torch."""
     told = [line.strip() for line in text.splitlines() if line.strip()]
-    return ' '.join(told[:lines])
+    return ' '.join(told[:2])
 
 
 def strip(proto: Proto) -> None:

@@ -122,7 +122,6 @@ def fit(
     backend: Backend,
     cost: Latency,
     show: Show,
-    count: int = SELECTIONS,
 ) -> Fit:
     """Fit the sum over ops to the latencies of randomly pruned models, by least squares of relative errors.
 
@@ -134,11 +133,10 @@ def fit(
         backend: Times the model.
         cost: Looks up ops; its fit is changed.
         show: Shows progress.
-        count: Number of selections.
     """
     kinds = [kind_of(work) for work in graph.workload.works]
     cost.look_up(graph, table, kinds)
-    chosen = [*random_selections(graph, table.step, count, seed=0), graph.kept()]
+    chosen = [*random_selections(graph, table.step, SELECTIONS, seed=0), graph.kept()]
     measured = torch.tensor(latencies(model, graph, chosen, images, backend, show)).double()
     sums = prices(cost.fitted(SUM), chosen)
     numbers = prices(cost.fitted(NUMBER), chosen)
