@@ -36,7 +36,7 @@ def shrink_run(runner, pruner: Pruner) -> dict[str, Any]:
     kept, device = pruner.controller.staying(), next(pruner.model.parameters()).device
     if runner.cfg.get('model') is not None:  # else the model was not built from a config, and its inputs are not known
         example = example_images(runner.cfg.model).to(device)
-        pruner.forwards, pruner.options = (training_forward,), ((example,), {})
+        pruner.forwards, pruner.inputs = (training_forward,), ((example,), {})
     report = pruner.shrink()
     for averaged in averaged_models(runner):
         shrink(averaged.module, gates_of(averaged.module).graph.keeping(kept.vector))

@@ -82,7 +82,7 @@ class Pruner:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.forwards = (forward,) if train_forward is None else (forward, train_forward)
-        self.options = None if example_inputs is None else call_options(example_inputs)
+        self.inputs = None if example_inputs is None else call_options(example_inputs)
         self.attached = not has_gates(model)
         if self.attached:
             if example_inputs is None:
@@ -104,9 +104,9 @@ class Pruner:
 
     def outputs(self, model: nn.Module) -> list[Tensor]:
         """Outputs of all passes, to compare the model with another; empty if no example inputs are known."""
-        if self.options is None:
+        if self.inputs is None:
             return []
-        return [output for forward in self.forwards for output in exact_outputs(model, forward, self.options)]
+        return [output for forward in self.forwards for output in exact_outputs(model, forward, self.inputs)]
 
     def refuse_changed(self, expected: list[Tensor]) -> None:
         """Detach the gates again if the model does not compute with open gates what it did before.
@@ -114,6 +114,8 @@ class Pruner:
         Raises:
             ValueError: It does not.
         """
+        if not all(bool(output.isfinite().all()) for output in expected):
+            return  # nothing can be told; training says what is wrong
         try:
             error = relative_error(expected, self.outputs(self.model))
         except (RuntimeError, ValueError):  # another number or shape of outputs
@@ -297,7 +299,7 @@ class Pruner:
             RuntimeError: The slim model's output differs, or the gates have not settled; the model is unchanged.
             ValueError: No example inputs were given.
         """
-        if self.options is None:
+        if self.inputs is None:
             raise ValueError(f'{type(self).__name__}.finish compares outputs: give example_inputs')
         if not self.controller.settled:
             raise RuntimeError(f'{type(self).__name__}: the gates have not settled: {self.controller.summary()}')
