@@ -10,7 +10,7 @@ import torch
 
 Call = Callable[[], None]
 Clock = Callable[[], float]
-REPEATS = (5, 40)  # at least and at most
+REPEATS = (3, 40)  # at least and at most
 ENOUGH_MS = 300  # total time of a call, after which it is repeated only the least number of times
 
 

@@ -29,7 +29,8 @@ from mmprune_gates.engine.onnx_graph import (
 from mmprune_gates.timing.clock import Call, clock_of
 from mmprune_gates.timing.narrowing import Narrowed
 
-REPEATS = 8  # runs after the first, which warms up
+REPEATS = (3, 8)  # runs of a graph after the first, which warms up: at least and at most
+ENOUGH_S = 3  # total time of these runs, after which there are only the least number
 ELEMENTS = 2**26  # of all tensors of one graph, at most
 RESULT = 'result'  # and a number: name of an op's result
 REORDERS = ('ReorderInput', 'ReorderOutput')  # between layouts; in a whole model few are left
@@ -97,8 +98,11 @@ class Onnxruntime:
             feeds = {}
             for value, tensor in zip(session.get_inputs(), inputs, strict=True):
                 feeds[value.name] = tensor.numpy()
-            for _ in range(REPEATS + 1):
-                session.run(None, feeds)
+            session.run(None, feeds)
+            begin = self.now()
+            for repeat in range(REPEATS[1]):
+                if repeat < REPEATS[0] or self.now() - begin < ENOUGH_S:
+                    session.run(None, feeds)
             profile = Path(session.end_profiling())
             events = json.loads(profile.read_text())
             optimized = onnx.load(options.optimized_model_filepath)
