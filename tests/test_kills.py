@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import assert_same, repeatable
 
-from mmprune_gates.engine.product import WHOLE
+from mmprune_gates.engine.product import WHOLE, prepare_folder
 
 ROOT = Path(__file__).parents[1]
 GDP, GBN = 'demo/gdp_deeplabv3plus_scenes.py', 'demo/gbn_deeplabv3plus_scenes.py'
@@ -135,6 +135,7 @@ def test_a_killed_slim_leaves_the_old_product_or_a_whole_new_one(tiny_config, tm
     assert products[0]['slim.pth'] != products[1]['slim.pth']
     chance, kills = random.Random(0), 0
     for number in range(KILLS // 2):
+        prepare_folder(out)  # without what the last one has left, the first sign of writing is this one's
         process = start('slim.py', config, checkpoints[number % 2], out)
         while process.poll() is None and not list(out.glob('.slim-*')):
             time.sleep(0.0002)
@@ -151,5 +152,5 @@ def test_a_killed_slim_leaves_the_old_product_or_a_whole_new_one(tiny_config, tm
 
 
 def files_in(folder):
-    """Name -> contents of the files of a product, less the time at which it was made."""
+    """Name -> contents of the files of a product."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import latency_table
 import pytest
+import report
 import slim
 import torch
 import train
@@ -171,3 +172,5 @@ def test_a_run_prunes_to_it_and_slimming_states_the_verdict(measured, capsys):
     assert slim.main([config, checkpoint, str(measured / 'elsewhere'), *elsewhere]) == 0
     assert 'the latency was not measured: no table of latencies' in capsys.readouterr().out
     assert 'no table' in json.loads((measured / 'elsewhere' / 'slim.json').read_text())['latency']['not_measured']
+    pages = ['--slim', str(measured / 'elsewhere'), '--out', str(measured / 'report')]
+    assert report.main([str(measured / 'run'), *pages]) == 0

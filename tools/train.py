@@ -42,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = set_resume(config, args.resume)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     if checkpoint is not None:
-        trial = copy.deepcopy(unwrapped(runner))  # the run's own model becomes narrower only as its pruner resumes
-        load_weights(trial, *checkpoint)  # the Runner, which loads it again, only warns
+        # The Runner only warns of what does not fit; its own model becomes narrower as its pruner resumes, not here.
+        load_weights(copy.deepcopy(unwrapped(runner)), *checkpoint)
+        del checkpoint
     check_samples(runner.train_loop, 'train_dataloader')
     check_samples(runner.val_loop, 'val_dataloader')
     runner.train()
@@ -81,6 +82,9 @@ def set_resume(config: Config, resume: str | None) -> tuple[dict, str] | None:
     start = config.get('load_from')
     if resume is None and config.get('resume'):
         resume = start or 'auto'  # as mmengine's Runner
+    if resume is not None and '://' in resume:
+        config.resume, config.load_from = True, resume
+        return None  # mmengine fetches it
     path = latest_checkpoint(config.work_dir) if resume == 'auto' else resume
     config.resume = path is not None
     if path is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from math import inf
 from typing import Any
@@ -42,6 +42,7 @@ from mmprune_gates.pruning.shrink import refuse_unknown_state, shrink, still_to_
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
 from mmprune_gates.slimming.removal import train_constants
+from mmprune_gates.slimming.stage import ERRORS
 
 LOOK = 50  # steps between two checks for divergence
 
@@ -81,16 +82,19 @@ class Pruner:
         exclude: str | Sequence[str] = (),
     ) -> None:
         self.model, self.optimizer = model, optimizer
-        self.forwards = (forward,) if train_forward is None else (forward, train_forward)
+        self.forwards: tuple[Forward | None, ...] = (forward,)
         self.inputs = None if example_inputs is None else call_options(example_inputs)
         self.attached = not has_gates(model)
         if self.attached:
             if example_inputs is None:
                 raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
             graph = trace_channels(model, example_inputs, forward, train_forward, units, attention)
+            self.compare_too(train_forward)
             expected = self.outputs(model)
             attach_gates(model, graph, self.gate)
             self.refuse_changed(expected)
+        else:
+            self.compare_too(train_forward)
         self.gates, self.whole_params = gates_of(model), count_parameters(model)
         check_kind(self.gates, type(self))
         check_reached(model, self.gates, patterns('exclude', exclude))
@@ -101,6 +105,14 @@ class Pruner:
         self.grads: dict[str, Tensor] = {}
         self.handles: list = []
         self.watch_gates()
+
+    def compare_too(self, forward: Forward | None) -> None:
+        """Compare outputs of a training pass as well, unless it runs in training mode only."""
+        if forward is None or self.inputs is None:
+            return
+        with suppress(*ERRORS):
+            exact_outputs(self.model, forward, self.inputs)
+            self.forwards = (*self.forwards, forward)
 
     def outputs(self, model: nn.Module) -> list[Tensor]:
         """Outputs of all passes, to compare the model with another; empty if no example inputs are known."""
@@ -118,7 +130,7 @@ class Pruner:
             return  # nothing can be told; training says what is wrong
         try:
             error = relative_error(expected, self.outputs(self.model))
-        except (RuntimeError, ValueError):  # another number or shape of outputs
+        except ERRORS:  # it takes the gates for one of its layers
             error = inf
         if not error <= tolerance(expected):
             detach_gates(self.model)

@@ -52,8 +52,8 @@ def slim_tiles(run: Run, slim: Data) -> list[Tile]:
         if key == 'macs' and run.target:
             note += f'; target {run.target:.1%}'
         tiles.append(Tile(f'{name} kept', f'{after / before:.1%}', note))
-    if latency := slim.get('latency'):
-        measured = latency['measured_ms']
+    latency = slim.get('latency') or {}
+    if measured := latency.get('measured_ms'):
         note = f'{measured["before"]:.2f} → {measured["after"]:.2f} ms; target {latency["target"]:.1%}'
         tiles.append(Tile('latency kept', f'{measured["kept"]:.1%}', note))
     return tiles

@@ -66,8 +66,8 @@ def network_of(run: Run) -> Network:
         last = run.history[-1]
         value = from_history(graph, last['open'])
         source = f'gates at iteration {last["iter"]}'
-    closed = graph.keeping(value != 0).closed
-    gone = [block.name for block in closed]
+    kept = graph.keeping(value != 0)
+    gone = [block.name for block in graph.blocks if block in kept.closed or block in kept.emptied]
     return Network(
         widths=widths_of(graph, value, gone),
         costs=costs_of(graph, value),

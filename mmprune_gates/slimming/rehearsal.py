@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from mmprune_gates.channels.calls import Forward, Options
 from mmprune_gates.channels.graph import ChannelGraph
@@ -128,15 +128,19 @@ def wrong_guesses(
     if not suspects:
         return []
     generator = torch.Generator().manual_seed(0)
-    random = tree_map(partial(random_like, generator), options)
+    device = next(model.parameters()).device
+    random = tree_map_only(Tensor, lambda leaf: random_like(generator, leaf).to(device), options)
     trials = [(randomized(model), random), (model, options)]  # a weight of zero hides what is behind it
 
     def differs(masks: Masks) -> Failure | None:
         for own, inputs in trials:
             expected = finite_outputs(masked_copy(own, graph, masks), forward, inputs)
-            if expected is not None:
-                return difference(own, graph, masks, partial(exact_outputs, forward=forward, options=inputs), expected)
-        return None  # nothing can be told
+            if expected is None:
+                continue  # nothing can be told
+            found = partial(exact_outputs, forward=forward, options=inputs)
+            if failed := difference(own, graph, masks, found, expected):
+                return failed
+        return None
 
     return list(culprits(suspects, differs))
 
