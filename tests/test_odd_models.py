@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from toy_nets import conv, conv_bn
 
 from mmprune_gates import GDP, GateDecorator, masked_copy, slim_model, trace_channels
+from mmprune_gates.slimming import remove_modules
 
 STEPS = 24
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -92,6 +93,12 @@ class Numbered(Parts):
 
 def test_gates_are_numbers_with_a_fraction_whatever_the_first_parameter_is():
     assert trained(Numbered()).finish()['parity_error'] < 1e-5
+
+
+def test_what_takes_the_place_of_a_block_is_a_number_with_a_fraction_too():
+    model = Numbered()
+    remove_modules(model, {'b': [1, 8, 1, 1]})
+    assert model.b.constant.dtype == torch.float32 and torch.isfinite(model(X)).all()
 
 
 class Dropped(Parts):

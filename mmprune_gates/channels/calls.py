@@ -94,6 +94,12 @@ def same_draws(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def floating_tensor(model: nn.Module) -> Tensor:
+    """A parameter with fractions, whose device and precision added tensors take; a number on the CPU without any."""
+    floating = (parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return next(floating, torch.zeros(()))
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """All tensors of nested outputs: sequences, mappings and dataclasses, in order.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.channels.calls import floating_tensor
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, at, touches, within
 from mmprune_gates.channels.kept import Kept
@@ -274,8 +275,7 @@ def attach_gates(model: nn.Module, graph: ChannelGraph, make_gate: MakeGate) -> 
     if not graph.free:
         reasons = sorted({group.frozen for group in graph.groups if group.frozen is not None})
         raise ValueError(f'{type(model).__name__} has no prunable channel: {"; ".join(reasons) or "no layers"}')
-    floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    like = floating[0]
+    like = floating_tensor(model)
     gates = GateSet(graph, make_gate).to(like.device, like.dtype)
     attach_gate_set(model, gates)
     return gates

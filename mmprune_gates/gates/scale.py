@@ -86,30 +86,23 @@ class Scale:
         value = self.value()
         if self.placement.kind == INPUT:
             x, *rest = given(args)
-            return (self.scaled(x, value), *rest)
+            return (scaled(x, value, self.placement.dim), *rest)
         for name, dim in self.targets():
             holder, attribute = held(module, name)
             parameter = getattr(holder, attribute)
-            factor = laid(value, dim, parameter.dim())
-            scaled = parameter * factor.to(parameter.dtype)
-            vars(holder)[attribute] = scaled  # attribute lookup finds it before the parameter
+            vars(holder)[attribute] = scaled(parameter, value, dim)  # attribute lookup finds it before the parameter
         return None
 
     def after(self, module: nn.Module, args: tuple, output):
         """Forward hook, called even if the forward fails: scale the output, or stop shadowing the parameters."""
         if self.placement.kind == OUTPUT:
-            return None if output is None else self.scaled(output, self.value())
+            return None if output is None else scaled(output, self.value(), self.placement.dim)
         if self.placement.kind == INPUT:
             return None
         for name, _ in self.targets():
             holder, attribute = held(module, name)
             vars(holder).pop(attribute, None)
         return None
-
-    def scaled(self, tensor: Tensor, value: Tensor) -> Tensor:
-        """An input or output multiplied by gate values, in its own dtype."""
-        factor = laid(value, self.placement.dim, tensor.dim())
-        return tensor * factor.to(tensor.dtype)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -123,6 +116,12 @@ class Scale:
             parameter = getattr(holder, attribute)  # or a buffer
             size = parameter.shape[dim]  # groups of a convolution share their gates: its input may have more positions
             parameter.mul_(laid(value[:size], dim, parameter.dim()))
+
+
+def scaled(tensor: Tensor, value: Tensor, dim: int) -> Tensor:
+    """A tensor multiplied by gate values along a dimension, in its own dtype."""
+    factor = laid(value, dim, tensor.dim())
+    return tensor * factor.to(tensor.dtype)
 
 
 def held(module: nn.Module, name: str) -> tuple[nn.Module, str]:

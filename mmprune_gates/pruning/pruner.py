@@ -84,17 +84,15 @@ class Pruner:
         self.model, self.optimizer = model, optimizer
         self.forwards: tuple[Forward | None, ...] = (forward,)
         self.inputs = None if example_inputs is None else call_options(example_inputs)
+        self.compare_too(train_forward)
         self.attached = not has_gates(model)
         if self.attached:
             if example_inputs is None:
                 raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
             graph = trace_channels(model, example_inputs, forward, train_forward, units, attention)
-            self.compare_too(train_forward)
             expected = self.outputs(model)
             attach_gates(model, graph, self.gate)
             self.refuse_changed(expected)
-        else:
-            self.compare_too(train_forward)
         self.gates, self.whole_params = gates_of(model), count_parameters(model)
         check_kind(self.gates, type(self))
         check_reached(model, self.gates, patterns('exclude', exclude))

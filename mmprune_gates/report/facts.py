@@ -10,7 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmprune_gates.engine.model_config import stock_model
-from mmprune_gates.report.run import Data, Run, first_checkpoint, scalar_files
+from mmprune_gates.report.run import Data, Run, scalar_files
 from mmprune_gates.version import __version__
 
 COUNTED = {'macs': 'MACs', 'params': 'parameters', 'channels': 'channels'}  # key of slim.json -> its usual name
@@ -112,8 +112,7 @@ def facts_of(run: Run) -> dict[str, object]:
     if run.config is not None:
         randomness = run.config.get('randomness') or {}
         facts['config'] = run.config_path
-        start = first_checkpoint(run.folder, run.config)
-        facts['started from'] = start or 'no checkpoint (load_from is not set)'
+        facts['started from'] = run.start or 'no checkpoint (load_from is not set)'
         facts['seed'] = randomness.get('seed', 'not set')
     if run.hook:
         facts['pruning hook'] = pprint.pformat(run.hook, compact=True, width=110)
@@ -159,9 +158,8 @@ def commands_of(run: Run) -> str:
     written = run.config or Config()
     launcher = written.get('launcher', 'none')
     options = [] if launcher == 'none' else ['--launcher', launcher]
-    start = first_checkpoint(run.folder, written)
-    if written.get('resume') or start != written.get('load_from'):  # it was resumed, or tested, since
-        options += ['--cfg-options', 'resume=False', f'load_from={start}']
+    if written.get('resume') or run.start != written.get('load_from'):  # it was resumed, or tested, since
+        options += ['--cfg-options', 'resume=False', f'load_from={run.start}']
     train = command('train.py', config, '--work-dir', run.folder, *options)
     checkpoint = checkpoint_of(run)
     if checkpoint is None:

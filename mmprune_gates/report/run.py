@@ -49,6 +49,7 @@ class Run:
         config_path: The config that the run wrote there; None if there is none.
         config: Its contents; None if it cannot be read.
         config_error: Why ``config`` is None.
+        start: The checkpoint that the run started from; None if there was none.
         history: Lines of ``gates.jsonl``.
         train: Scalars of the training iterations, each with ``iter``.
         val: Scalars of the validations; ``iter`` is where in training they happened.
@@ -63,6 +64,7 @@ class Run:
     config_path: Path | None
     config: Config | None
     config_error: str
+    start: str | None
     history: Scalars
     train: Scalars
     val: Scalars
@@ -169,6 +171,7 @@ def read_run(folder: str | Path, slim_dir: str | Path | None = None) -> Run:
         config_path=config_path,
         config=config,
         config_error=config_error,
+        start=first_checkpoint(folder, config),
         history=history,
         train=train,
         val=val,
@@ -207,19 +210,19 @@ def find_config(folder: Path) -> tuple[Path | None, Config | None, str]:
     return newest, None, error
 
 
-def first_checkpoint(folder: Path, config: Config) -> str | None:
+def first_checkpoint(folder: Path, config: Config | None) -> str | None:
     """The checkpoint that a run started from, whatever it was resumed from or tested with since.
 
     Args:
         folder: Work directory of the run.
-        config: The config that it wrote last.
+        config: The config that it wrote last, if there is one.
     """
     for scalars in scalar_files(folder):
         written = scalars.with_name('config.py')
         if written.is_file() and '"loss"' in scalars.read_text(errors='replace'):  # the first start that trained
             with suppress(ValueError):
                 return config_at(written).get('load_from')
-    return config.get('load_from')
+    return None if config is None else config.get('load_from')
 
 
 def config_at(path: Path) -> Config:

@@ -225,7 +225,8 @@ def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> Channe
     layers = []
     for layer in graph.layers:
         if layer.name.startswith(prefix):
-            layers.append(replace(layer, name=layer.name.removeprefix(prefix)))
+            weight = layer.weight.removeprefix(prefix)
+            layers.append(replace(layer, name=layer.name.removeprefix(prefix), weight=weight))
     inner = []
     for one in follows:
         module = f'{one.module}.'.removeprefix(prefix).removesuffix('.')

@@ -25,14 +25,15 @@ def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -
     def double(leaf: Tensor) -> Tensor:
         return leaf.double() if leaf.is_floating_point() else leaf
 
-    own = copy.deepcopy(model)
-    own.eval()  # eval() of some models does not return the model
+    def evaluated(copied: nn.Module, inputs: Options) -> list[Tensor]:
+        copied.eval()  # eval() of some models does not return the model
+        with same_draws(copied):
+            return run(copied, forward, inputs)
+
     try:
-        with same_draws(own):
-            return run(copy.deepcopy(own).double(), forward, tree_map_only(Tensor, double, options))
+        return evaluated(copy.deepcopy(model).double(), tree_map_only(Tensor, double, options))
     except RuntimeError:
-        with same_draws(own):
-            return run(own, forward, options)
+        return evaluated(copy.deepcopy(model), options)
 
 
 def tolerance(outputs: list[Tensor]) -> float:

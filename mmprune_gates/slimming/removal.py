@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.channels.calls import floating_tensor
 from mmprune_gates.checks import MAPPING, SHAPE, checked, optional
 
 
@@ -45,7 +46,7 @@ def remove_modules(model: nn.Module, removed: Mapping[str, Sequence[int] | None]
     """
     given = checked('removed', removed, MAPPING)
     modules = dict(model.named_modules(remove_duplicate=False))
-    like = next(model.parameters(), torch.zeros(()))
+    like = floating_tensor(model)
     for path, shape in given.items():
         gone = module_named(modules, path, 'removed')
         if gone is model:

@@ -12,6 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.channels.calls import floating_tensor
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Block, within
 from mmprune_gates.channels.kept import Kept
@@ -119,12 +120,12 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor
     tensors = named_tensors(model)
     with torch.no_grad():
         for name, dims in slot_masks(graph, kept).items():
+            tensor = tensors[name]
+            tensor.data = tensor.data.contiguous()  # an expanded one has a single element for all channels
             for dim, mask in dims.items():
-                tensor = tensors[name]
-                tensor.data = tensor.data.contiguous()  # an expanded one has a single element for all channels
                 gone = ~mask.to(tensor.device)
                 tensor.movedim(dim, 0)[gone] = 0
-        like = next(model.parameters())
+        like = floating_tensor(model)
         for path, wide in graph.full_width.items():
             module = model.get_submodule(path)
             mask = kept.at(wide.index)
@@ -161,7 +162,7 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
     masks = {name: dims for name, dims in all_masks.items() if stays(name)}
     shrunk_modules = shrink_tensors(model, masks, grouped_modules(model, graph))
     widths = {path: own for path, own in shrunk_modules.items() if stays(path)}
-    like = next(model.parameters())
+    like = floating_tensor(model)
     for path, wide in graph.full_width.items():
         if not stays(path):
             continue

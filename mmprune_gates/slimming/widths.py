@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.channels.calls import floating_tensor
 from mmprune_gates.checks import COUNT, MAPPING, SHAPE, SWITCH, WHOLE, Rule, checked, one_of
 from mmprune_gates.gates.full_width import keep_full_width
 from mmprune_gates.gates.zeros import WAYS
@@ -140,7 +141,7 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
         module = module_named(modules, path, 'widths')
         check_widths(module, path, attributes)
         if FULL_WIDTH in attributes:
-            like = next(model.parameters())
+            like = floating_tensor(model)
             keep_full_width(module, like, **attributes[FULL_WIDTH])
             continue
         following, sizes = split_following(module, attributes)

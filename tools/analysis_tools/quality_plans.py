@@ -181,7 +181,7 @@ STAGES = (
 def peers() -> list[Run]:
     """Every method on fresh seeds, the most important runs first.
 
-    Thinned out to about four core-hours: the digits have two cuts, 85 and 95 %, and two learning rates;
+    Thinned out to about four core-hours: the digits have two cuts, 85 and 95 %, and up to three learning rates;
     the scenes have one learning rate, the recipe's, for all methods alike, and at 70 and 95 % no random pruning, no
     training of GDP's widths and no longer training from scratch. No seed is thinned out.
     """

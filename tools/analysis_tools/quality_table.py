@@ -1,7 +1,7 @@
 r"""Tables and pictures of the results of a plan of the quality benchmark: Markdown, PNG and JSON.
 
-A method's figure at a cut is that of the learning rate with the best mean over the seeds, out of as many rates for
-every method. Cells without a run say so, cells that lack seeds say how many; the JSON file names the missing runs.
+A method's figure at a cut is that of the learning rate with the best mean over the seeds, out of those that the plan
+has for it. Cells without a run say so, cells that lack seeds say how many; the JSON file names the missing runs.
 
 Example::
 
@@ -46,9 +46,10 @@ def provenance(plan: str, results: Results) -> dict[str, Any]:
 
 NOTES = (
     "Mean ± standard deviation over the seeds (each value; the factor of the recipe's learning rate with which it was "
-    'reached). Of several rates the one with the best mean counts, for each method and cut, but only rates that every '
-    'method has been run with at that cut, all seeds. "MACs" is what was kept, where it differs from what was asked '
-    'for by more than 0.5 % of the whole model. "Lacks": seeds that were not run with that rate. –: not in the plan.'
+    'reached). Of the rates planned for a method the one with the best mean counts, at each cut; a rate counts once '
+    'every method planned with it has been run with it at that cut, all seeds. "MACs" is what was kept, where it '
+    'differs from what was asked for by more than 0.5 % of the whole model. "Lacks": seeds that were not run with that '
+    'rate. –: not in the plan.'
 )
 
 
