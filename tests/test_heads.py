@@ -12,7 +12,7 @@ from mmpretrain.models.utils.attention import WindowMSA as PretrainWindow
 from mmseg.models.backbones.swin import WindowMSA
 from torch import nn
 
-from mmprune_gates import masked_copy, slim_model, trace_channels
+from mmprune_gates import GDP, GateDecorator, masked_copy, slim_model, trace_channels
 from mmprune_gates.budget import Candidates, Limits
 from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates, detach_gates
 from mmprune_gates.gates.stand_in import StandIn, show_width, shown_width
@@ -394,9 +394,117 @@ def test_channels_of_heads_stay_where_torch_divides_by_the_root_of_their_number(
     assert graph.group('attn.qkv').frozen.startswith('divided by the square root of their number')
 
 
+def heads_of_two(module, x):
+    """Two heads of two channels: lengths do not tell which is which."""
+    return x.view(len(x), TOKENS, 3, module.num_heads, module.head_dims).permute(2, 0, 3, 1, 4)
+
+
+class Square(OwnCode):
+    """As many heads as channels in each, both known by attributes."""
+
+    def __init__(self):
+        super().__init__(heads_of_two)
+        self.num_heads, self.head_dims = 2, 2
+        self.qkv, self.proj = nn.Linear(C, 12), nn.Linear(4, C)
+
+
+BOTH = {
+    'mmpretrain window': (KINDS['mmpretrain window'][0], 3, 4, {'num_heads': 2, 'shown_width': 6}),
+    'mmseg window': (KINDS['mmseg window'][0], 3, 4, {'num_heads': 2, 'shown_width': 6}),
+    'own code': (KINDS['own code'][0], 3, 4, {'num_heads': 2}),
+    'square': (Square, 2, 2, {'num_heads': 1, 'head_dims': 1}),
+}
+
+
+@pytest.mark.parametrize('kind', BOTH)
+def test_heads_and_channels_of_heads_go_together(kind):
+    build, heads, dims, attributes = BOTH[kind]
+    torch.manual_seed(0)
+    model, x = randomize_(Around(build()).double()).eval(), example((TOKENS, 5))
+    graph = trace_channels(model, (x,), attention='both')
+    groups = [graph.group('attn.qkv'), graph.group('attn.qkv#2')]
+    assert [(group.size, group.frozen, graph.rows(group)) for group in groups] == [
+        (heads, None, dims),
+        (dims, None, heads),
+    ]
+    kept = {'attn.qkv': torch.arange(heads) != 0, 'attn.qkv#2': torch.arange(dims) % 4 != 1}
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    followed = spec['widths']['attn']
+    assert {name: followed[name] for name in attributes} == attributes
+    left = (heads - 1) * int(kept['attn.qkv#2'].sum())
+    assert slim.attn.qkv.weight.shape[0] == 3 * left and slim.attn.proj.weight.shape[1] == left
+    assert graph.macs(kept) == trace_channels(slim, (x,), attention='both').macs()
+    fresh = Around(build()).double()
+    apply_widths(fresh, json.loads(json.dumps(spec['widths'])))
+    fresh.load_state_dict(slim.state_dict(), strict=True)
+    assert relative_error(call(fresh, x), call(slim, x)) == 0
+    whole = call(model, x)
+    for gate in (PolarizationGate, DecoratorGate):
+        attach_gates(model, graph, gate)
+        assert relative_error(call(model, x), whole) < 1e-14
+        model.gates.close(graph.kept(kept))
+        assert relative_error(call(model, x), call(slim, x)) < 1e-12
+        detach_gates(model)
+
+
+def test_channels_of_heads_go_where_the_code_fixes_the_number_of_heads():
+    model, x = randomize_(Around(OwnCode(head_dim)).double()).eval(), example((TOKENS, 5))
+    graph = trace_channels(model, (x,), attention='both')
+    assert 'fixes its number of heads' in graph.group('attn.qkv').frozen
+    assert graph.group('attn.qkv#2').frozen is None
+    assert removal_errors(model, graph, x, {'attn.qkv#2': torch.arange(4) != 1})[0] < 1e-12
+
+
+def test_heads_go_where_torch_divides_by_the_root_of_their_channels():
+    model, x = randomize_(Around(Pretrain(C, HEADS)).double()).eval(), example((TOKENS, 5))
+    graph = trace_channels(model, (x,), attention='both')
+    assert graph.group('attn.qkv').frozen is None
+    assert graph.group('attn.qkv#2').frozen.startswith('divided by the square root of their number')
+    assert removal_errors(model, graph, x, {'attn.qkv': torch.arange(HEADS) != 1})[0] < 1e-12
+
+
+METHODS = {
+    'gdp': (GDP, dict(total_steps=20, options=dict(steps=2))),
+    'gradient': (GDP, dict(total_steps=20, update='gradient')),
+    'gate decorator': (
+        GateDecorator,
+        dict(total_steps=200, fraction=0.2, tick=1, tock=1, ticks=2, tick_lr=1e-4, tock_lr=(1e-4, 1e-3)),
+    ),
+}
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_training_goes_on_without_the_heads_and_channels_that_have_left(method):
+    make, options = METHODS[method]
+    losses = []
+    for shrink in (False, True):
+        torch.manual_seed(0)
+        model = randomize_(Around(KINDS['mmseg window'][0]()).double()).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        limits = dict(target_macs=0.3, divisor=1)
+        pruner = make(model, (example((TOKENS, 5)),), optimizer, trace=dict(attention='both'), **limits, **options)
+        own = []
+        for step in range(60):
+            if shrink and pruner.controller.settled and not pruner.gates.shrunk:
+                pruner.shrink()
+                assert model.attn.num_heads < HEADS and model.attn.qkv.out_features % (3 * model.attn.num_heads) == 0
+            loss = model(example((TOKENS, 5), seed=step)).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            pruner.step()
+            own.append(float(loss.detach()))
+        assert bool(pruner.gates.shrunk) == shrink
+        report = pruner.finish()
+        assert len(report['kept']['attn.qkv']) < HEADS and len(report['kept']['attn.qkv#2']) < C // HEADS
+        losses.append(own)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+
+
 def test_unknown_parts_of_attention_are_refused():
-    with pytest.raises(ValueError, match="attention must be one of .'dims', 'heads'., got 'both'"):
-        trace_channels(nn.Linear(2, 2), torch.zeros(1, 2), attention='both')
+    with pytest.raises(ValueError, match="attention must be one of .'both', 'dims', 'heads'., got 'all'"):
+        trace_channels(nn.Linear(2, 2), torch.zeros(1, 2), attention='all')
 
 
 class Tutorial(nn.Module):

@@ -39,7 +39,9 @@ SEGMENTORS = {
         base='vit/vit_deit-s16_upernet_8xb2-160k_ade20k-512x512.py', backbone='img_size=(64, 96)', aux=AUX
     ),
 }
-SEGMENTORS['swin dims'] = SEGMENTORS['swin'].replace('pretrained=None,', "pretrained=None, attention='dims',")
+for attention in ('dims', 'both'):
+    more = f'pretrained=None, attention={attention!r},'
+    SEGMENTORS[f'swin {attention}'] = SEGMENTORS['swin'].replace('pretrained=None,', more)
 DEIT = """
 _base_ = 'mmpretrain::deit/deit-tiny_4xb256_in1k.py'
 custom_imports = dict(imports=['mmprune_gates'])
@@ -52,7 +54,7 @@ param_scheduler = []
 """
 ITERATIONS = 12
 HOOK = dict(type='mmprune_gates.PolarizationHook', target_macs=0.5, steps=2, floor=0.0)
-DIMS = {'swin dims': 32}  # channels of a head
+SIZES = {'swin dims': {32}, 'swin both': {3, 6, 12, 24, 32}}  # of the groups: numbers of heads, channels of a head
 HOOKS = {'vit': HOOK | dict(target_macs=0.7, exclude='decode_head.*')}  # that head has most of the MACs
 
 
@@ -97,7 +99,7 @@ def test_a_run_closes_heads_and_stock_tools_go_on(config, tmp_path, name):
     assert target - 0.02 <= report['macs']['after'] / report['macs']['before'] <= target
     heads = [group for key, group in report['groups'].items() if '.attn' in key or '.w_msa' in key]
     assert any(len(group['kept']) < group['size'] for group in heads)
-    assert name not in DIMS or {group['size'] for group in heads} == {DIMS[name]}
+    assert name not in SIZES or {group['size'] for group in heads} == SIZES[name]
     pair = [str(product / 'slim.py'), str(product / 'slim.pth')]
     assert test_tool.main([*pair, '--work-dir', str(tmp_path / 'test')]) == 0
     package = 'mmseg' if name in SEGMENTORS else 'mmpretrain'

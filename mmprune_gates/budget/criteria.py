@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.channels.index import unpaired
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import WHOLE, Rule, checked, is_number
 from mmprune_gates.gates import GateSet, gated_norms
@@ -103,8 +104,8 @@ class Criterion:
         """(num_channels,) sum of the values of each channel, from (values, channels) pairs."""
         total = torch.zeros(self.gates.graph.num_channels + 1, dtype=torch.double)  # last: positions without a channel
         for values, index in pairs:
-            rows = index % len(total)
-            total.index_add_(0, rows, values.detach().cpu().double())
+            for channels in unpaired(index):
+                total.index_add_(0, channels % len(total), values.detach().cpu().double())
         return total[:-1]
 
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target, digest_of
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import at
+from mmprune_gates.channels.index import at
 from mmprune_gates.channels.workload import Operand, Work
 
 COMMAND = 'python tools/analysis_tools/latency_table.py CONFIG'
@@ -152,7 +152,7 @@ class Widths:
 
     def __call__(self, counts: Tensor) -> Tensor:
         """(T,) width of each op, from (V,) counts of the channel vectors."""
-        factors = at(counts, self.factors, 1)
+        factors = at(counts, self.factors)
         return self.rigid * factors.prod(1)
 
 

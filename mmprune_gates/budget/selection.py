@@ -13,6 +13,7 @@ from torch import Tensor
 from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group
+from mmprune_gates.channels.index import channels_in
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import COUNT, PART, Rule, checked, listed, one_of, patterns
 
@@ -333,7 +334,7 @@ def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
     found: set[int] = set()
     for name in owned:
         for index in graph.slots[name].values():
-            found.update(index.tolist())
+            found.update(channels_in(index).tolist())
     for block in graph.blocks:
         if block.gate is not None and any(map(block.holds, owned)):
             found.add(block.gate)

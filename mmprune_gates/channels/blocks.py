@@ -131,5 +131,8 @@ def _largest_modules(graph: Walked, nodes: set[fx.Node], elsewhere: Container[st
 
 def _sites_of(value: Value) -> frozenset[str]:
     """The sites whose gates scale every channel of a tensor; empty if there are none."""
-    found = [axis.sites for axis in value.axes if axis.sites and (axis.state == GATED).all()]
+    found = []
+    for axis in value.axes:
+        if axis.sites and (axis.state == GATED).all():
+            found.append(axis.sites)
     return found[0] if len(found) == 1 else frozenset()

@@ -17,6 +17,7 @@ from mmprune_gates.channels.flow import Flow, FullWidth, Read, Site
 from mmprune_gates.channels.graph import ChannelGraph, Layer
 from mmprune_gates.channels.groups import Block
 from mmprune_gates.channels.heads import Seen, find_seen
+from mmprune_gates.channels.index import channels_in
 from mmprune_gates.channels.labels import Axis
 from mmprune_gates.channels.numbering import Numbering, number_channels
 from mmprune_gates.channels.walked import Walked
@@ -103,17 +104,21 @@ def _find_reads(flow: Flow, numbering: Numbering) -> tuple[Read[Tensor], ...]:
 
 def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site[Tensor], ...]:
     """Norms and layers whose output a gate can scale."""
-    sites = [_resolved(site, numbering) for site in flow.sites.values()]
-    return tuple(site for site in sites if (site.index >= 0).any())
+    found = []
+    for site in flow.sites.values():
+        resolved = _resolved(site, numbering)
+        if (resolved.index >= 0).any():
+            found.append(resolved)
+    return tuple(found)
 
 
 def _find_seen(flow: Flow, numbering: Numbering) -> tuple[Seen, ...]:
     """Channels, some of them heads, that modules view in another shape."""
     if not flow.cuts:
         return ()
-    heads = numbering.channels(np.concatenate([ids for _, ids in flow.cuts]))
+    heads = numbering.channels(np.concatenate([cut.ids for cut in flow.cuts]))
     indices = [numbering.channels(ids) for _, ids in flow.seen]
-    return find_seen(flow.seen, indices, heads[heads >= 0])
+    return find_seen(flow.seen, indices, channels_in(heads))
 
 
 def _describe_blocks(
@@ -196,7 +201,7 @@ def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) ->
         made = value.along(use.out_dim)
         if made is not None:
             index = numbering.channels(made.ids)
-            filters += torch.bincount(index[index >= 0], minlength=len(filters))
+            filters += torch.bincount(channels_in(index), minlength=len(filters))
     for block in blocks:
         if block.gate is not None:
             filters[block.gate] = sum(size for weight, size in rows.items() if block.holds(weight))

@@ -40,7 +40,8 @@ def call_options(example_inputs: Inputs) -> Options:
 
 def batch_size(options: Options) -> int:
     """Size of the first dimension of the first tensor that has one."""
-    return next(leaf.shape[0] for leaf in tree_leaves(options) if isinstance(leaf, Tensor) and leaf.dim())
+    tensors = [leaf for leaf in tree_leaves(options) if isinstance(leaf, Tensor)]
+    return next(tensor.shape[0] for tensor in tensors if tensor.dim())
 
 
 def first_sample(options: Options) -> Options:

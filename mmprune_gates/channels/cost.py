@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmprune_gates.channels.groups import at
+from mmprune_gates.channels.index import at
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class Cost:
     def per_op(self, value: Tensor) -> Tensor:
         """(T,) cost of each op when channel i counts by ``value[i]``; linear in each factor, differentiable."""
         owner = self.owner.to(value.device)
-        sums = value.new_zeros(self.count).index_add(0, owner, at(value, self.index, 1))
-        factors = at(sums, self.factors, 1)
+        nothing = value.new_zeros(self.count)
+        sums = nothing.index_add(0, owner, at(value, self.index))
+        factors = at(sums, self.factors)
         return self.positions.to(value) * factors.prod(1)
 
     def per_layer(self, value: Tensor) -> dict[str, float]:

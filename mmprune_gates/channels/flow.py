@@ -135,6 +135,21 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Channels along a dimension that can shrink, of a view that cuts channels into heads.
+
+    Attributes:
+        layer: Module path of the view.
+        kind: What they are: heads, or channels of a head.
+        ids: (C,) their ids.
+    """
+
+    layer: str
+    kind: str
+    ids: Ids
+
+
+@dataclass(frozen=True)
 class Piece:
     """One of the dimensions that a view cuts channels into.
 
@@ -186,8 +201,10 @@ class Flow:
         calls: How often each module without submodules is called, by path.
         plain: Module path -> other arguments, for modules that take and return one tensor.
         odd: Paths of modules that are called in other ways.
-        heads: Views that cut channels into heads -> the dimension of their result that can shrink.
-        cuts: (module path, ids along that dimension) of those views.
+        crossed: (ids, first ids, second ids): each id stands for a pair of channels and is kept if both are.
+        heads: Views that cut channels into heads -> what a dimension of their result holds -> that dimension, for those
+            that can shrink.
+        cuts: The channels along those dimensions.
         seen: (module path, ids) of each channel dimension of the operand and the result of every view.
         guessed: Ids along the dimension taken to shrink where a view cuts channels and does not say which does.
         scout: Collects views that cut channels; None in a walk that makes use of its findings.
@@ -208,8 +225,9 @@ class Flow:
     calls: Counter[str] = field(default_factory=Counter)
     plain: dict[str, Options] = field(default_factory=dict)
     odd: set[str] = field(default_factory=set)
-    heads: Mapping[Node, int] = field(default_factory=dict)
-    cuts: list[tuple[str, Ids]] = field(default_factory=list)
+    crossed: list[tuple[Ids, Ids, Ids]] = field(default_factory=list)
+    heads: Mapping[Node, Mapping[str, int]] = field(default_factory=dict)
+    cuts: list[Cut] = field(default_factory=list)
     seen: list[tuple[str, Ids]] = field(default_factory=list)
     guessed: list[Ids] = field(default_factory=list)
     scout: Scout | None = None
@@ -246,6 +264,7 @@ class Flow:
         """Take over everything that rules have recorded in a draft."""
         self.absorb_cost(draft)
         self.edges += draft.edges
+        self.crossed += draft.crossed
         self.frozen += draft.frozen
         self.reads += draft.reads
         self.sites |= draft.sites
@@ -277,14 +296,29 @@ class Flow:
         """Keep or remove the channels at the same place of all rows together."""
         self.unite(rows[:1], rows[1:])
 
+    def cross(self, ids: Ids, first: Ids, second: Ids) -> None:
+        """Keep the channels of ``ids`` if those of ``first`` and ``second`` are kept (broadcasting)."""
+        ids, first, second = map(np.ravel, np.broadcast_arrays(ids, first, second))
+        self.crossed.append((ids, first, second))
+
     def freeze(self, axes: Iterable[Axis | None], reason: str) -> None:
         """Never remove the channels of ``axes``."""
         self.frozen.extend((axis.ids, reason) for axis in axes if axis is not None)
 
+    def are_crossed(self, axes: Iterable[Axis]) -> bool:
+        """Whether all channels of the axes are parts of pairs: heads, or channels of heads."""
+        parts: set[int] = set()
+        for _, first, second in self.crossed:
+            parts.update(first.tolist())
+            parts.update(second.tolist())
+        return all(parts.issuperset(axis.ids.tolist()) for axis in axes)
+
     def is_frozen(self, axis: Axis) -> bool:
         """Whether all channels of an axis are frozen so far."""
-        frozen = [ids for ids, _ in self.frozen]
-        return bool(frozen) and bool(np.isin(axis.ids, np.concatenate(frozen)).all())
+        frozen: set[int] = set()
+        for ids, _ in self.frozen:
+            frozen.update(ids.tolist())
+        return frozen.issuperset(axis.ids.tolist())
 
     def weaken(self, axis: Axis, at_most: int | np.ndarray) -> Axis:
         """``axis`` with its states capped at ``at_most``; sites whose gate no longer scales the result are tainted."""
@@ -297,6 +331,39 @@ class Flow:
 
     def classes(self) -> Ids:
         """(num_ids,) class of every id: ids that are kept or removed together share one."""
+        classes = self._connected()
+        while implied := self._implied(classes):
+            self.edges += implied
+            classes = self._connected()
+        return classes
+
+    def pairs(self, classes: Ids) -> dict[int, tuple[int, int]]:
+        """Class that stands for a pair of channels -> the classes of the two."""
+        found = {}
+        for vectors in self.crossed:
+            triples = classes[np.stack(vectors, axis=1)]
+            for own, first, second in triples.tolist():
+                if first != own:
+                    found[own] = (first, second)
+        return found
+
+    def _implied(self, classes: Ids) -> list[tuple[Ids, Ids]]:
+        """Edges that follow from pairs: what is one class has one pair. Pairs of pairs go together as a whole."""
+        if not self.crossed:
+            return []
+        ids, first, second = map(np.concatenate, zip(*self.crossed, strict=True))
+        own = classes[ids]
+        nested = np.isin(classes[first], own) | np.isin(classes[second], own)
+        _, earliest, number = np.unique(own, return_index=True, return_inverse=True)
+        same = earliest[number]  # for each id, where the first of its class stands
+        edges = []
+        for part in (first, second):
+            edges.append((part, part[same]))
+            edges.append((ids[nested], part[nested]))
+        return [edge for edge in edges if (classes[edge[0]] != classes[edge[1]]).any()]
+
+    def _connected(self) -> Ids:
+        """(num_ids,) component of every id in the graph of all edges."""
         if not self.edges:
             return np.arange(self.num_ids)
         rows = np.concatenate([first for first, _ in self.edges])

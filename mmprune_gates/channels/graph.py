@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import FullWidth, Read, Site, Summed
-from mmprune_gates.channels.groups import Block, Group, inside, touches
+from mmprune_gates.channels.groups import Block, Group
 from mmprune_gates.channels.heads import Follow, Seen
+from mmprune_gates.channels.index import channels_in, inside, touches
 from mmprune_gates.channels.kept import Kept, kept_of
 from mmprune_gates.channels.workload import Workload
 
@@ -136,7 +137,8 @@ class ChannelGraph:
 
     def products(self, group: Group) -> list[Summed]:
         """Products of activations that sum over channels of a group."""
-        return [read for read in self.reads if isinstance(read, Summed) and touches(read.index, group)]
+        products = [read for read in self.reads if isinstance(read, Summed)]
+        return [product for product in products if touches(product.index, group)]
 
     def rows(self, group: Group) -> int:
         """Smallest number of weight rows or columns that one channel of a group takes up in any layer.
@@ -146,7 +148,8 @@ class ChannelGraph:
         found = []
         for layer in self.layers:
             for index in self.slots.get(layer.weight, {}).values():
-                own = index[inside(index, group)]
+                channels = channels_in(index)
+                own = channels[inside(channels, group)]
                 found += own.unique(return_counts=True)[1].tolist()
         return min(found, default=1)
 
@@ -179,9 +182,15 @@ class ChannelGraph:
 
     def without_emptying(self, names: Container[str]) -> ChannelGraph:
         """The graph in which each of the named groups must keep at least one channel."""
-        groups = tuple(replace(group, empties=group.empties and group.name not in names) for group in self.groups)
-        blocks = tuple(replace(block, last=None) if block.last in names else block for block in self.blocks)
-        return replace(self, groups=groups, blocks=blocks)
+        groups = []
+        for group in self.groups:
+            empties = group.empties and group.name not in names
+            groups.append(replace(group, empties=empties))
+        blocks = []
+        for block in self.blocks:
+            last = None if block.last in names else block.last
+            blocks.append(replace(block, last=last))
+        return replace(self, groups=tuple(groups), blocks=tuple(blocks))
 
     def kept(self, masks: Mapping[str, Tensor] | None = None) -> Kept:
         """Check masks and return them as a :class:`Kept`; a :class:`Kept` of this graph is returned unchanged.
@@ -204,13 +213,13 @@ class ChannelGraph:
     def without_inner(self, kept: Kept) -> Kept:
         """``kept`` less everything that occurs only inside closed or emptied blocks."""
         gone = {*kept.closed, *kept.emptied}
-        inside = torch.zeros(self.num_channels + 1, dtype=torch.bool)  # last: positions that belong to no group
-        outside = inside.clone()
+        within = torch.zeros(self.num_channels, dtype=torch.bool)
+        outside = within.clone()
         for name, dims in self.slots.items():
-            held = inside if any(block.holds(name) for block in gone) else outside
+            held = within if any(block.holds(name) for block in gone) else outside
             for index in dims.values():
-                held[index] = True
-        leaves = (inside & ~outside)[:-1]
+                held[channels_in(index)] = True
+        leaves = within & ~outside
         for group in self.groups:
             leaves[group.span] &= group.frozen is None
         for block in self.gated_blocks:
@@ -223,7 +232,8 @@ class ChannelGraph:
         Args:
             kept: Group name -> (size,) bool, True = keep; groups not named are kept whole.
         """
-        return round(float(self.cost(self.kept(kept).vector.double())))
+        vector = self.kept(kept).vector
+        return round(float(self.cost(vector.double())))
 
     def prunable_macs(self) -> int:
         """MACs that go if every free channel goes, not counting those that only go with whole blocks."""

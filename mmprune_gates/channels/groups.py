@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os.path import commonprefix
 
-import torch
 from torch import Tensor
 
 from mmprune_gates.channels.tails import Tail
@@ -75,26 +74,13 @@ class Block:
 
 def within(path: str, modules: tuple[str, ...]) -> bool:
     """Whether a module, parameter or buffer is one of ``modules`` or below one."""
-    return any(path == module or path.startswith(f'{module}.') for module in modules)
+    for module in modules:
+        if path == module or path.startswith(f'{module}.'):
+            return True
+    return False
 
 
 def common_path(paths: Iterable[str]) -> str:
     """The longest path that all of several module paths begin with; '' if there is none."""
     parts = [path.split('.') for path in paths]
     return '.'.join(commonprefix(parts))
-
-
-def inside(index: Tensor, group: Group) -> Tensor:
-    """Bool of the shape of ``index``: which positions hold channels of a group."""
-    return (index >= group.start) & (index < group.start + group.size)
-
-
-def touches(index: Tensor, group: Group) -> bool:
-    """Whether channels of a group are among those of an index."""
-    return bool(inside(index, group).any())
-
-
-def at(values: Tensor, index: Tensor, otherwise: float) -> Tensor:
-    """``values[index]``, but ``otherwise`` where the index is -1 (no channel)."""
-    extended = torch.cat([values, values.new_full((1,), otherwise)])
-    return extended[index.to(values.device)]

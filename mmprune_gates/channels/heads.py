@@ -6,6 +6,7 @@ in attention, that one counts heads: a head goes as a whole, and everything that
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from mmprune_gates.channels.flow import Flow, Scout
+from mmprune_gates.channels.index import channels_in
 from mmprune_gates.channels.labels import Ids
 
-HEADS, DIMS = 'heads', 'dims'  # what attention loses
+HEADS, DIMS, BOTH = 'heads', 'dims', 'both'  # what attention loses
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +50,8 @@ class Follow:
     index: Tensor
 
 
-def heads_of(flow: Flow, scout: Scout, attention: str = HEADS) -> dict[Node, int]:
-    """Views that cut channels into heads -> the dimension of their result that can shrink.
+def heads_of(flow: Flow, scout: Scout, attention: str = HEADS) -> dict[Node, dict[str, int]]:
+    """Views that cut channels into heads -> what goes along dimensions of their result -> that dimension.
 
     If another view cuts a piece further, the first view shrinks along that piece. Where nothing counts heads, as in
     attention with a single head, the channels that products sum over can go.
@@ -57,20 +59,29 @@ def heads_of(flow: Flow, scout: Scout, attention: str = HEADS) -> dict[Node, int
     Args:
         flow: Findings of a walk that cuts channels along all dimensions at once.
         scout: The scout of that walk.
-        attention: What goes: whole ``heads``, or ``dims``, the same channels of every head.
+        attention: What goes: whole ``heads``, ``dims``, the same channels of every head, or ``both``.
     """
     classes = flow.classes()
     heads = _cuts_along(scout.batches, classes, scout)
-    if attention == HEADS:
-        return _cuts_along(scout.summed, classes, scout) | heads
-    return heads | _cuts_along([*scout.summed, *_beside(heads, classes, scout)], classes, scout)
+    ways = {}
+    if attention != DIMS:
+        ways[HEADS] = _cuts_along(scout.summed, classes, scout) | heads
+    if attention != HEADS:
+        beside = _beside(heads, classes, scout)
+        ways[DIMS] = heads | _cuts_along([*scout.summed, *beside], classes, scout)
+    found: dict[Node, dict[str, int]] = defaultdict(dict)
+    for kind, views in ways.items():
+        for view, dim in views.items():
+            found[view][kind] = dim
+    return dict(found)
 
 
 def tie_cuts(flow: Flow) -> None:
-    """Unite equally long cuts of a module: heads of q, k and v lose the same channels, since one number counts them."""
+    """Unite equally many channels of the heads of a module: q, k and v lose the same, since one number counts them."""
     first: dict[tuple[str, int], Ids] = {}
-    for layer, ids in flow.cuts:
-        flow.unite(first.setdefault((layer, len(ids)), ids), ids)
+    for cut in flow.cuts:
+        if cut.kind == DIMS:
+            flow.unite(first.setdefault((cut.layer, len(cut.ids)), cut.ids), cut.ids)
 
 
 def _beside(heads: Mapping[Node, int], classes: Ids, scout: Scout) -> list[Ids]:
@@ -111,7 +122,8 @@ def find_seen(seen: Sequence[tuple[str, Ids]], indices: Sequence[Tensor], heads:
     """
     found: dict[tuple, Seen] = {}
     for (module, _), index in zip(seen, indices, strict=True):
-        if torch.isin(index, heads).any():
+        channels = channels_in(index)
+        if torch.isin(channels, heads).any():
             key = (module, tuple(index.tolist()))
             found.setdefault(key, Seen(module, index))
     return tuple(found.values())

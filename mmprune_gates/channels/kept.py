@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mmprune_gates.channels.groups import Block, Group, at
+from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.channels.index import at
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +49,16 @@ class Kept(Mapping):
 
     def at(self, index: Tensor) -> Tensor:
         """Bool of the shape of ``index``: which positions stay; positions of no channel (-1) always do."""
-        return at(self.vector, index, True)
+        return at(self.vector, index)
 
     @cached_property
     def emptied(self) -> tuple[Block, ...]:
         """The blocks that become constants, since no channel of their last group is kept."""
-        return tuple(block for block in self.blocks if block.last is not None and not self[block.last].any())
+        found = []
+        for block in self.blocks:
+            if block.last is not None and not self[block.last].any():
+                found.append(block)
+        return tuple(found)
 
     @cached_property
     def idle(self) -> tuple[Group, ...]:

@@ -5,15 +5,16 @@ Most rules only state where each dimension of the result comes from, see :meth:`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter, itemgetter
 from typing import cast
 
 import numpy as np
 import torch
 from torch.fx import Node
 
-from mmprune_gates.channels.flow import Piece
+from mmprune_gates.channels.flow import Cut, Piece
 from mmprune_gates.channels.labels import LOST, Axis, Ids, Value
 from mmprune_gates.channels.op import NO_RULE, UNKNOWN, Op, Result, shapes
 from mmprune_gates.channels.pointwise import aligned
@@ -180,9 +181,12 @@ def stack(op: Op) -> Result:
 
 def _unsqueezed(value: Value, dim: int) -> Value:
     """A tensor with a new dimension of size one."""
-    shape = (*value.shape[:dim], 1, *value.shape[dim:])
-    axes = [replace(axis, dim=axis.dim + (axis.dim >= dim)) for axis in value.axes]
-    return Value(shape, tuple(axes))
+    before, behind = value.shape[:dim], value.shape[dim:]
+    axes = []
+    for axis in value.axes:
+        new = axis.dim + 1 if axis.dim >= dim else axis.dim
+        axes.append(replace(axis, dim=new))
+    return Value((*before, 1, *behind), tuple(axes))
 
 
 def cat(op: Op) -> Result:
@@ -227,6 +231,9 @@ def view(op: Op) -> Result:
             own = [axis for axis in own if not op.flow.is_frozen(axis)] or own  # what stays has a fixed size
         if len(own) == 1:
             axes += _relaid(op, own[0], before, after)
+        elif len(own) == 2 and op.flow.are_crossed(own):
+            first, second = sorted(own, key=attrgetter('dim'))
+            axes += _joined(op, first, second, before, after)
         else:
             op.freeze(own, 'two channel dimensions viewed as one')
     op.flow.seen += [(op.layer, axis.ids) for axis in (*x.axes, *axes)]
@@ -255,16 +262,82 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
         return []
     if op.flow.scout is not None and len(varying) > 1:
         return [_piece(op, axis, lines(reduced, dim - after.start), dim) for dim in varying]
-    shrinks = _shrinking_dim(op, varying)
+    known = op.flow.heads.get(op.node, {})
+    heads = {kind: dim for kind, dim in known.items() if dim in varying}
+    if len(set(heads.values())) > 1:
+        return _crossed(op, axis, reduced, heads, after.start)
+    shrinks = _shrinking_dim(op, varying, heads)
     along = shrinks - after.start
     op.flow.tie(axis.ids[lines(reduced, along)])
-    rows = lines(positions, along)
-    relaid = replace(axis, dim=shrinks, ids=axis.ids[rows[0]], state=axis.state[rows].min(axis=0))
-    if op.node in op.flow.heads:
-        op.flow.cuts.append((op.layer, relaid.ids))
-    elif len(varying) > 1:
+    relaid = _line(axis, lines(positions, along), shrinks)
+    op.flow.cuts += [Cut(op.layer, kind, relaid.ids) for kind in known]
+    if not known and len(varying) > 1:
         op.flow.guessed.append(relaid.ids)
     return [relaid]
+
+
+def _line(axis: Axis, rows: Ids, dim: int) -> Axis:
+    """The axis along ``dim`` of a result whose lines hold the channels at ``rows``, tied to each other."""
+    ids = axis.ids[rows]
+    state = axis.state[rows]
+    return replace(axis, dim=dim, ids=ids[0], state=state.min(axis=0))
+
+
+def _crossed(op: Op, axis: Axis, positions: Ids, heads: Mapping[str, int], start: int) -> list[Axis]:
+    """The axes of a run whose channels are cut into heads and their channels, both of which can shrink.
+
+    Args:
+        op: The view.
+        axis: The channels.
+        positions: Position in the axis at each place of the run.
+        heads: What can shrink -> the dimension of the result.
+        start: First dimension of the run.
+    """
+    axes = []
+    for kind, dim in sorted(heads.items(), key=itemgetter(1)):
+        rows = lines(positions, dim - start)
+        piece = _piece(op, axis, rows, dim)
+        line = _line(axis, rows, dim)
+        axes.append(replace(line, ids=piece.ids))
+        cut = Cut(op.layer, kind, piece.ids)
+        op.flow.cuts.append(cut)
+    first, second = axes
+    places = [first.dim - start, second.dim - start]
+    last = np.moveaxis(positions, places, [-2, -1])
+    tables = last.reshape(-1, *last.shape[-2:])
+    tied = axis.ids[tables]
+    op.flow.tie(tied)
+    op.flow.cross(tied[0], first.ids[:, None], second.ids)
+    return axes
+
+
+def _joined(op: Op, first: Axis, second: Axis, before: range, after: range) -> list[Axis]:
+    """The axis of a run in which a view joins heads and their channels.
+
+    Args:
+        op: The view.
+        first: Channels along one dimension of the run.
+        second: Channels along another.
+        before: The run, dimensions of the operand.
+        after: The same run, dimensions of the result.
+    """
+    if len(after) > 1:
+        op.freeze([first, second], 'two channel dimensions viewed as several others')
+        return []
+    old = tuple(op.x.shape[dim] for dim in before)
+    dim = after.start
+    size = op.shape[dim]
+    laid = []
+    for axis in (first, second):
+        own = np.arange(len(axis.ids))
+        places = grid(own, axis.dim - before.start, old, (size,))
+        laid.append(axis.take(places))
+    one, other = laid
+    joined = op.flow.fresh(dim, size)
+    op.flow.cross(joined.ids, one.ids, other.ids)
+    state = np.minimum(one.state, other.state)
+    sites = one.sites | other.sites
+    return [replace(joined, state=state, sites=sites)]
 
 
 def _piece(op: Op, axis: Axis, rows: Ids, dim: int) -> Axis:
@@ -278,9 +351,9 @@ def _piece(op: Op, axis: Axis, rows: Ids, dim: int) -> Axis:
     return piece
 
 
-def _shrinking_dim(op: Op, varying: list[int]) -> int:
+def _shrinking_dim(op: Op, varying: list[int], heads: Mapping[str, int]) -> int:
     """The dimension that can shrink, among those over which the channels vary."""
-    for dim in (op.flow.heads.get(op.node), _inferred_dim(op)):
+    for dim in (*heads.values(), _inferred_dim(op)):
         if dim in varying:
             return dim
     return varying[-1]

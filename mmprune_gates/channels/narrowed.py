@@ -12,8 +12,9 @@ from torch import Tensor
 from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import Read, Site
 from mmprune_gates.channels.graph import ChannelGraph, Layer
-from mmprune_gates.channels.groups import Block, Group, at, within
+from mmprune_gates.channels.groups import Block, Group, within
 from mmprune_gates.channels.heads import Follow
+from mmprune_gates.channels.index import renumbered
 from mmprune_gates.channels.kept import Kept
 
 Reader = TypeVar('Reader', bound=Read[Tensor])
@@ -79,7 +80,7 @@ class _Left:
     def index(self, index: Tensor) -> Tensor:
         """New numbers of the channels that stay, in their order."""
         stays = self.kept.at(index)
-        return at(self.number_of, index[stays], -1)
+        return renumbered(index[stays], self.number_of)
 
     def groups(self, groups: Sequence[Group]) -> tuple[Group, ...]:
         """The groups that keep at least one channel, with new sizes and positions."""

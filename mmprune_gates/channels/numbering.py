@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor
 from mmprune_gates.channels.blocks import Branch
 from mmprune_gates.channels.flow import Flow
 from mmprune_gates.channels.groups import Group
+from mmprune_gates.channels.index import channels_in, paired
 from mmprune_gates.channels.labels import Ids
 
 ALONE = 'all channels go together, so none can go'
+
+Parts = Callable[[Ids], dict[int, int]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Numbering:
         groups: Groups of channels in order of execution.
         gates: Groups of one channel each, which stand for the residual blocks.
         classes: (num_ids,) class of each id.
-        number_of: Channel number of each class; -1 if no layer makes it and it stands for no block.
+        number_of: Entry of an index for each class: channel number, or pair of them; -1 if no layer makes it and it
+            stands for no block.
         reasons: Class -> why it is frozen.
     """
 
@@ -43,7 +47,7 @@ class Numbering:
         return len(self.group_of)
 
     def channels(self, ids: Ids) -> Tensor:
-        """Channel number of each id, -1 for none."""
+        """Entry of an index for each id."""
         classes = self.classes[ids]
         return torch.from_numpy(self.number_of[classes])
 
@@ -54,8 +58,8 @@ class Numbering:
         return np.repeat(np.arange(len(sizes)), sizes)
 
     def groups_in(self, index: Tensor) -> list[int]:
-        """Numbers of the groups that have channels in a vector of channel numbers, ascending."""
-        present = index[index >= 0].numpy()
+        """Numbers of the groups that have channels in an index, ascending."""
+        present = channels_in(index).numpy()
         return np.unique(self.group_of[present]).tolist()
 
     def why_frozen(self, ids: Ids) -> str | None:
@@ -70,9 +74,11 @@ class Numbering:
 def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
     """Number the channels in order of execution, group after group, then the gates of residual blocks."""
     classes = flow.classes()
-    reasons = _freeze_reasons(flow, classes)
-    makers = _makers(flow, classes)
-    members = _with_same_slots(flow, classes, makers, reasons)
+    pairs = flow.pairs(classes)
+    parts = partial(_parts, classes, pairs)
+    reasons = _freeze_reasons(flow, parts)
+    makers = _makers(flow, parts)
+    members = _with_same_slots(flow, parts, makers, reasons)
     number_of = np.full(flow.num_ids + 1, -1)
     names = _numbered(makers[numbers[0]] for numbers in members)
     groups = []
@@ -85,6 +91,7 @@ def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
         groups.append(group)
         number_of[numbers] = np.arange(start, start + group.size)
         start += group.size
+    _number_pairs(number_of, pairs, reasons)
     gates = []
     for branch in branches:
         if branch.gate is not None:
@@ -113,23 +120,40 @@ def _numbered(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _freeze_reasons(flow: Flow, classes: Ids) -> dict[int, str]:
+def _parts(classes: Ids, pairs: Mapping[int, tuple[int, int]], ids: Ids) -> dict[int, int]:
+    """The classes of ids -> 0; for one that stands for a pair, the first class -> 0, the second -> 1."""
+    found: dict[int, int] = {}
+    for number in dict.fromkeys(classes[ids].tolist()):
+        for place, part in enumerate(pairs.get(number, (number,))):
+            found.setdefault(part, place)
+    return found
+
+
+def _number_pairs(number_of: Ids, pairs: Mapping[int, tuple[int, int]], reasons: dict[int, str]) -> None:
+    """Set the entries of classes that stand for pairs, and why they stay if neither channel can go."""
+    numbers = torch.from_numpy(number_of)
+    for number, (first, second) in pairs.items():
+        numbers[number] = paired(numbers[first], numbers[second])
+        if first in reasons and second in reasons:
+            reasons[number] = reasons[first]
+
+
+def _freeze_reasons(flow: Flow, parts: Parts) -> dict[int, str]:
     """Class -> why it is frozen; the first reason found stands."""
     reasons: dict[int, str] = {}
     for ids, reason in flow.frozen:
-        for number in np.unique(classes[ids]).tolist():
+        for number in parts(ids):
             reasons.setdefault(number, reason)
     return reasons
 
 
-def _with_same_slots(flow: Flow, classes: Ids, numbers: Iterable[int], reasons: dict[int, str]) -> list[list[int]]:
+def _with_same_slots(flow: Flow, parts: Parts, numbers: Iterable[int], reasons: dict[int, str]) -> list[list[int]]:
     """Classes grouped by the slots they own and the reason they are frozen, if any."""
     slots = defaultdict(list)
     for name, value in flow.tensors.items():
         for axis in value.axes:
-            slot = (name, axis.dim)
-            for number in np.unique(classes[axis.ids]).tolist():
-                slots[number].append(slot)
+            for number, place in parts(axis.ids).items():
+                slots[number].append((name, axis.dim, place))
     alike = defaultdict(list)
     for number in numbers:
         key = (*slots[number], reasons.get(number))
@@ -137,13 +161,13 @@ def _with_same_slots(flow: Flow, classes: Ids, numbers: Iterable[int], reasons: 
     return list(alike.values())
 
 
-def _makers(flow: Flow, classes: Ids) -> dict[int, str]:
+def _makers(flow: Flow, parts: Parts) -> dict[int, str]:
     """Class -> the first layer that makes it, in order of execution."""
     makers: dict[int, str] = {}
     for weight, use in flow.layers.items():
         made = flow.tensors[weight].along(use.out_dim)
         if made is None or use.in_dim is None:  # a depthwise convolution makes no channels of its own
             continue
-        for number in classes[made.ids].tolist():
+        for number in parts(made.ids):
             makers.setdefault(number, use.layer or weight)  # a weight of the model itself has no layer
     return makers

@@ -200,7 +200,10 @@ def resampling(op: Op) -> Result:
 
 def _place_is_read(op: Op, number: int) -> bool:
     """Whether one of several results of an op is used."""
-    return any(user.args[1:] == (number,) and user.users for user in op.node.users)
+    for user in op.node.users:
+        if user.args[1:] == (number,) and user.users:
+            return True
+    return False
 
 
 def sampling(op: Op) -> Result:

@@ -19,7 +19,7 @@ from mmprune_gates.channels.calls import Forward, Options, batch_size, in_mode, 
 from mmprune_gates.channels.flow import Flow, Scout
 from mmprune_gates.channels.full_width import Call, computes_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
-from mmprune_gates.channels.heads import DIMS, HEADS, heads_of, tie_cuts
+from mmprune_gates.channels.heads import BOTH, DIMS, HEADS, heads_of, tie_cuts
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names
@@ -59,14 +59,14 @@ def read_graph(
         forward: ``forward(model, *args, **kwargs)`` where a plain call is not the inference pass.
         train_forward: A second function captured in training mode.
         units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
-        attention: What attention loses: whole ``heads``, or ``dims``, the same channels of every head.
+        attention: What attention loses: whole ``heads``, ``dims``, the same channels of every head, or ``both``.
 
     Raises:
         RuntimeError: ``torch.export`` cannot capture the model.
         ValueError: ``units`` or ``attention`` has another value.
     """
     checked('units', units, one_of(UNITS))
-    checked('attention', attention, one_of((HEADS, DIMS)))
+    checked('attention', attention, one_of((HEADS, DIMS, BOTH)))
     flow = Flow(model, aliases(model))
     batch = batch_size(options)
     program = _capture(flow, forward, options, training=False)
@@ -77,8 +77,7 @@ def read_graph(
         trained = _walk(flow, program, batch, False, attention)
         branches = _in_both_passes(branches, find_branches(trained))
     settle(flow)
-    if attention == DIMS:
-        tie_cuts(flow)
+    tie_cuts(flow)
     branches = _that_can_go(flow, branches)
     if units != 'channels':
         branches = [_with_gate(flow, branch) for branch in branches]
@@ -188,8 +187,8 @@ def _settle_draft(flow: Flow, draft: Flow, call: Call | None, values: dict[Node,
     return False
 
 
-def _find_heads(flow: Flow, program: ExportedProgram, batch: int, attention: str) -> dict[Node, int]:
-    """Views that cut channels into heads -> the dimension that can shrink, found in a walk of its own."""
+def _find_heads(flow: Flow, program: ExportedProgram, batch: int, attention: str) -> dict[Node, dict[str, int]]:
+    """Views that cut channels into heads -> the dimensions that can shrink, found in a walk of its own."""
     calls = [node for node in program.graph.nodes if node.op == 'call_function']
     if not any(has_trait(node, Trait.PRODUCT) for node in calls):
         return {}

@@ -18,7 +18,8 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from mmprune_gates.channels.groups import Block, at
+from mmprune_gates.channels.groups import Block
+from mmprune_gates.channels.index import at
 from mmprune_gates.channels.labels import Shape, Value
 from mmprune_gates.channels.numbering import Numbering
 from mmprune_gates.channels.op import base_name
@@ -71,7 +72,8 @@ class Work:
     @property
     def operands(self) -> list[Operand]:
         """All tensors among the arguments, in order."""
-        return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Operand)]
+        arguments = (self.args, dict(self.kwargs))
+        return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Operand)]
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,12 @@ class Workload:
     @cached_property
     def flat(self) -> tuple[Tensor, Tensor]:
         """(C,) all vectors, concatenated, and (C,) the number of the vector that each position belongs to."""
-        index = torch.cat([torch.zeros(0, dtype=torch.long), *self.vectors])
-        sizes = torch.tensor([len(vector) for vector in self.vectors], dtype=torch.long)
-        return index, torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        nothing = torch.zeros(0, dtype=torch.long)
+        index = torch.cat([nothing, *self.vectors])
+        lengths = list(map(len, self.vectors))
+        sizes = torch.tensor(lengths, dtype=torch.long)
+        numbers = torch.arange(len(sizes))
+        return index, torch.repeat_interleave(numbers, sizes)
 
     def counts(self, value: Tensor) -> Tensor:
         """(#vectors,) number of channels kept in each vector when channel i counts by ``value[i]``.
@@ -99,7 +104,8 @@ class Workload:
         Differentiable; positions of no channel count by 1.
         """
         index, owner = self.flat
-        return value.new_zeros(len(self.vectors)).index_add(0, owner, at(value, index, 1))
+        nothing = value.new_zeros(len(self.vectors))
+        return nothing.index_add(0, owner, at(value, index))
 
     def narrowed(self, index: Callable[[Tensor], Tensor]) -> Workload:
         """The same ops on fewer channels; ops that have gone with their modules have no channels left.

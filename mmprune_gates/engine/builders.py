@@ -49,7 +49,7 @@ def build_gated_model(
         gates: Config of the gates; the type is looked up in ``mmprune_gates.MODELS``.
         input_shape: (C, H, W) that MACs are stated for; by default (3, *data_preprocessor.size).
         units: What gets gates: ``channels``, whole residual ``blocks``, or ``both``.
-        attention: What gets gates in attention: whole ``heads``, or ``dims``, the same channels of every head.
+        attention: What attention loses: whole ``heads``, ``dims``, the same channels of every head, or ``both``.
         **config: The architecture's own keys.
 
     Returns:

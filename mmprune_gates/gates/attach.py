@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels.calls import floating_tensor
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Group, at, touches, within
+from mmprune_gates.channels.groups import Group, within
+from mmprune_gates.channels.index import renumbered, touches
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.gate import Gate
 from mmprune_gates.gates.placement import Placement, place_gates
@@ -68,7 +69,7 @@ class GateSet(nn.Module):
             sources.append((self[group.name], number))
             place[group.span] = torch.arange(size, size + group.size)
             size += group.size
-        picked = at(place, placement.index, -1)
+        picked = renumbered(placement.index, place)
         in_order = torch.equal(picked, torch.arange(size))
         return Scale(module, placement, sources, None if in_order else picked)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.channels.index import at, unpaired
 from mmprune_gates.gates.attach import GateSet
 from mmprune_gates.gates.gate import Gate
 from mmprune_gates.gates.placement import AFFINE
@@ -71,17 +72,17 @@ def take_over_affine(gates: GateSet) -> None:
         weight, bias = scale.module.weight, scale.module.bias
         size = weight.abs() if bias is None else torch.hypot(weight, bias)
         of_channel = size.new_zeros(gates.graph.num_channels + 1)  # last: positions without a gate
-        index = scale.placement.index.to(size.device) % len(of_channel)
+        index = scale.placement.index.to(size.device)
+        first, _ = unpaired(index)
         # A channel may stand at several positions: the largest decides.
-        of_channel.index_reduce_(0, index, size, 'amax')
+        of_channel.index_reduce_(0, first % len(of_channel), size, 'amax')
         of_channel[of_channel == 0] = 1
-        of_channel[-1] = 1
         for group in gates.graph.free:
             for number, member in enumerate(gates.members(group)):
                 if member is scale.placement:
                     row = gates[group.name].theta[number]
                     row.mul_(of_channel[group.span])
-        factor = of_channel[index]
+        factor = at(of_channel[:-1], index)
         weight.div_(factor)
         if bias is not None:
             bias.div_(factor)

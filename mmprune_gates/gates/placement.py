@@ -9,7 +9,6 @@ smaller.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from mmprune_gates.channels.flow import Read, Site, Summed
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Group, inside, touches
+from mmprune_gates.channels.groups import Group
+from mmprune_gates.channels.index import channels_in, inside, only, touches
 
 AFFINE, OUTPUT, INPUT, WEIGHT = 'affine', 'output', 'input', 'weight'
 BEHIND = (AFFINE, OUTPUT)  # behind what makes the channels; the others stand before what reads them
@@ -55,15 +55,15 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
     behind = {group.name for group in graph.free_channels if sites_suffice(graph, group)}
     readers = {group.name for group in graph.free_channels} - behind
     summed = {group.name for group in graph.free_channels if graph.products(group)} - behind  # gates at both
+    at_sites = channels_of(graph, behind | summed)
+    at_readers, at_both = channels_of(graph, readers), channels_of(graph, summed)
     placements = []
     for site in graph.sites:
-        if is_needed(site, graph.reads):
-            own = restrict(graph, site.index, behind | summed)
-            placements.append(after(site, own))
+        own = only(site.index, at_sites & relying(graph, site))
+        placements.append(after(site, own))
     for read in readers_of(graph):
-        own = restrict(graph, read.index, readers)
-        gated = read.gated & (restrict(graph, read.index, summed) >= 0)
-        own = own.masked_fill(gated, -1)
+        not_gated = only(read.index, at_readers & ~at_both)
+        own = torch.where(read.gated, not_gated, only(read.index, at_readers))
         placements.append(before(read, own, graph))
     gates = [(block.gate, block.sites) for block in graph.blocks if block.gate is not None]
     for gate, sites in gates:
@@ -103,18 +103,13 @@ def read_in_several_ways(graph: ChannelGraph) -> dict[str, str]:
     return reasons
 
 
-def is_needed(site: Site, reads: Sequence[Read]) -> bool:
-    """Whether a reader of a site's channels relies on a gate there."""
-    for read in reads:
-        if site.module in read.sites and meets(site.index, read.index):
-            return True
-    return False
-
-
-def meets(a: Tensor, b: Tensor) -> bool:
-    """Whether two vectors of channels share one."""
-    channels = a[a >= 0]
-    return bool(torch.isin(channels, b).any())
+def relying(graph: ChannelGraph, site: Site) -> Tensor:
+    """(num_channels,) bool: channels with a reader that relies on a gate at a site."""
+    found = torch.zeros(graph.num_channels, dtype=torch.bool)
+    for read in graph.reads:
+        if site.module in read.sites:
+            found[channels_in(read.index)] = True
+    return found
 
 
 def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
@@ -146,12 +141,11 @@ def readers_of(graph: ChannelGraph) -> list[Read]:
     return list(found.values())
 
 
-def restrict(graph: ChannelGraph, index: Tensor, names: set[str]) -> Tensor:
-    """``index`` with -1 at the channels of all groups not in ``names``."""
-    found = torch.full_like(index, -1)
+def channels_of(graph: ChannelGraph, names: set[str]) -> Tensor:
+    """(num_channels,) bool: the channels of the groups of those names."""
+    found = torch.zeros(graph.num_channels, dtype=torch.bool)
     for group in graph.groups:
-        if group.name in names:
-            found = torch.where(inside(index, group), index, found)
+        found[group.span] = group.name in names
     return found
 
 
@@ -172,6 +166,6 @@ def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
     on_weight = read.weight_size < read.input_size or not read.direct
     if dim is None or of_weight is None or not on_weight:
         return Placement(read.layer, INPUT, read.dim, dim, index)
-    gated = torch.isin(of_weight, index[index >= 0])
-    index = torch.where(gated, of_weight, -1)
-    return Placement(read.layer, WEIGHT, dim, dim, index, read.parameter)
+    gated = torch.zeros(graph.num_channels, dtype=torch.bool)
+    gated[channels_in(index)] = True
+    return Placement(read.layer, WEIGHT, dim, dim, only(of_weight, gated), read.parameter)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.channels.groups import at
+from mmprune_gates.channels.index import at
 from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate, laid
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement
@@ -66,7 +66,7 @@ class Scale:
         """(C,) factor for each position of the scaled dimension."""
         values = [gate(member) for gate, member in self.sources]
         value = values[0] if len(values) == 1 else torch.cat(values)
-        return value if self.pick is None else at(value, self.pick, 1)
+        return value if self.pick is None else at(value, self.pick)
 
     def targets(self) -> tuple[tuple[str, int], ...]:
         """Parameters to scale, each with its dimension; none for a module that keeps its full width."""

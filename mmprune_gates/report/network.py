@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.channels.groups import at
+from mmprune_gates.channels.index import at
 from mmprune_gates.engine.coverage import graph_of_config
 from mmprune_gates.engine.export import kept_in
 from mmprune_gates.report.run import TO_RECORD, Absent, Run
@@ -136,7 +136,7 @@ def widths_of(graph: ChannelGraph, value: Tensor, gone: Container[str]) -> list[
         if index is None or not layer.macs:
             continue
         is_gone = any(block.holds(layer.name) for block in removed)
-        kept = at(value, index, 1).sum()
+        kept = at(value, index).sum()
         after = 0 if is_gone else round(float(kept))
         widths.append(Width(layer.name, stage_of(layer.name), len(index), after))
     return widths

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from mmprune_gates.channels.calls import Options, run, same_draws
 from mmprune_gates.channels.flow import AMONG, BEHIND, NONE, FullWidth
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import touches
+from mmprune_gates.channels.index import touches
 from mmprune_gates.gates.full_width import narrow
 from mmprune_gates.slimming.heads import random_like, randomized
 from mmprune_gates.slimming.parity import relative_error

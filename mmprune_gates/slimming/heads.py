@@ -12,7 +12,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_map
 
 from mmprune_gates.channels.calls import Options, run, same_draws
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Group, common_path, touches
+from mmprune_gates.channels.groups import Group, common_path
 from mmprune_gates.channels.heads import Follow, Seen
+from mmprune_gates.channels.index import channels_in, touches, unpaired
 from mmprune_gates.gates.stand_in import shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
@@ -34,7 +35,8 @@ Way = tuple[str, ...]  # kinds of attributes that follow
 
 COUNT, SIZE, WIDTHS, SHAPE = 'count', 'size', 'widths', 'shape'
 MORE: tuple[Way, ...] = ((), (WIDTHS,), (SHAPE,), (WIDTHS, SHAPE))
-WAYS: tuple[Way, ...] = tuple((one, *more) for one in (COUNT, SIZE) for more in MORE)
+ONE: tuple[Way, ...] = ((COUNT,), (SIZE,))  # heads go, or channels of heads
+TWO: tuple[Way, ...] = ((COUNT, SIZE),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,37 @@ class Scope:
     seen: tuple[Seen, ...]
     calls: Mapping[str, Options]
 
+    @cached_property
+    def dims(self) -> Tensor:
+        """The channels of heads, if heads can go as well."""
+        nothing = torch.zeros(0, dtype=torch.long)
+        _, second = unpaired(torch.cat([nothing, *(one.index for one in self.seen)]))
+        return second[second >= 0]
+
+    def ways(self) -> list[Way]:
+        """What can follow, in the order in which it is tried."""
+        counted = TWO if len(self.dims) else ONE
+        return [(*own, *more) for own in counted for more in MORE]
+
+    def names(self, index: Tensor, way: Way) -> list[str]:
+        """Names of the attributes that can hold the number of the channels in an index."""
+        is_dims = bool(torch.isin(channels_in(index), self.dims).all())
+        found: list[str] = []
+        if COUNT in way and not is_dims:
+            found += COUNTS
+        if SIZE in way and (is_dims or not len(self.dims)):
+            found += SIZES
+        return [*found, *INNER] if WIDTHS in way else found
+
+    def parts(self) -> Iterator[Scope]:
+        """The scope; if heads and channels of heads can go, then also with heads alone and with channels alone."""
+        yield self
+        dims = [group for group in self.groups if touches(self.dims, group)]
+        heads = [group for group in self.groups if group not in dims]
+        if dims and heads:
+            yield replace(self, groups=tuple(heads))
+            yield replace(self, groups=tuple(dims))
+
     def around(self) -> Scope | None:
         """The scope widened to the next enclosing module that is called; None if there is none."""
         path = called(holder_of(self.path), self.calls)
@@ -70,22 +103,33 @@ def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> Channel
     follows: list[Follow] = []
     reasons: dict[str, str] = {}
     for scope in find_scopes(graph, stage):
-        found, failed = first_way(model, graph, scope)
-        around = scope.around()
-        if failed is not None and around is not None:  # the module around it may ignore an output that differs
-            found, still = first_way(model, graph, around)
-            failed = failed if still is not None else None
-        if failed is None:
-            follows += found
-        else:
-            reasons |= dict.fromkeys([group.name for group in scope.groups], failed)
+        failures: dict[str, str] = {}
+        for part in scope.parts():
+            found, failed = first_way_around(model, graph, part)
+            names = [group.name for group in part.groups]
+            if failed is None:
+                follows += found
+                failures = {name: reason for name, reason in failures.items() if name not in names}
+                break
+            failures |= dict.fromkeys(names, failed)
+        reasons |= failures
     return replace(graph, follows=tuple(follows)).with_frozen(reasons)
+
+
+def first_way_around(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list[Follow], str | None]:
+    """Like :func:`first_way`, also with the module around it, which may ignore an output that differs."""
+    found, failed = first_way(model, graph, scope)
+    around = scope.around()
+    if failed is not None and around is not None:
+        found, still = first_way(model, graph, around)
+        failed = failed if still is not None else None
+    return found, failed
 
 
 def first_way(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list[Follow], str | None]:
     """The attributes that follow in the first way that works; if none works, why the last one fails."""
     failed = None
-    for way in WAYS:
+    for way in scope.ways():
         found = list(following(model, scope, way))
         failed = failure(model, graph, scope, found)
         if failed is None:
@@ -141,11 +185,7 @@ def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:
     known = set()
     for one in scope.seen:
         module = model.get_submodule(one.module)
-        names: list[str] = []
-        for kind, own in ((COUNT, COUNTS), (SIZE, SIZES), (WIDTHS, INNER)):
-            if kind in way:
-                names += own
-        sizes = whole_attributes(module, names)
+        sizes = whole_attributes(module, scope.names(one.index, way))
         if SHAPE in way:
             sizes[SHOWN_WIDTH] = shown_width(module) or input_width(scope.calls.get(one.module))
         for name, size in sizes.items():

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map_only
 
 from mmprune_gates.channels.calls import Forward, Options
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Block, Group, touches
+from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.channels.index import touches
 from mmprune_gates.gates.full_width import lay_among_zeros
 from mmprune_gates.slimming.full_width import place_zeros
 from mmprune_gates.slimming.heads import follow_heads, random_like, randomized

@@ -30,7 +30,7 @@ def trace_channels(
         train_forward: A second function captured in training mode, for what only training reaches (auxiliary
             heads). It adds constraints and coverage, never MACs.
         units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
-        attention: What attention loses: whole ``heads``, or ``dims``, the same channels of every head.
+        attention: What attention loses: whole ``heads``, ``dims``, the same channels of every head, or ``both``.
         rehearsal: Whether to freeze what the model's code cannot do without, found by running narrower copies of the
             model. Without it a slim model's forward may fail, or compute something else.
 

@@ -1,0 +1,73 @@
+"""Which channel stands at each position of a dimension.
+
+An index holds an entry for each position: the number of a channel, -1 for none, or a pair of channels. A position with
+a pair stays only if both channels do: an output of attention needs its head and its channel of the heads. Where
+channels have values, such a position has the product of the two.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmprune_gates.channels.groups import Group
+
+PAIR = 2**31  # more than there are channels; an entry is first + PAIR * (second + 1)
+
+
+def paired(first: Tensor, second: Tensor) -> Tensor:
+    """Entries for pairs of channels; if one of them is -1, for the other alone."""
+    pair = first + PAIR * (second + 1)
+    return torch.where(first < 0, second, pair)
+
+
+def unpaired(index: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the second channel of each entry; -1 if there is none."""
+    entry = index.clamp_min(0)
+    first = torch.where(index < 0, -1, entry % PAIR)
+    return first, entry // PAIR - 1
+
+
+def channels_in(index: Tensor) -> Tensor:
+    """The channels of all entries; both channels of a pair."""
+    both = torch.cat(unpaired(index.flatten()))
+    return both[both >= 0]
+
+
+def at(values: Tensor, index: Tensor) -> Tensor:
+    """The value of each entry: of its channel, the product for a pair, 1 (or True) for no channel."""
+    extended = torch.cat([values, values.new_ones(1)])
+    if not (index >= PAIR).any():
+        return extended[index.to(values.device)]
+    first, second = unpaired(index)
+    return extended[first.to(values.device)] * extended[second.to(values.device)]
+
+
+def renumbered(index: Tensor, numbers: Tensor) -> Tensor:
+    """The index with ``numbers[i]`` in place of channel i; -1 takes a channel out of its entry."""
+    extended = torch.cat([numbers, numbers.new_full((1,), -1)])
+    first, second = unpaired(index)
+    return paired(extended[first], extended[second])
+
+
+def only(index: Tensor, stays: Tensor) -> Tensor:
+    """The index without some channels.
+
+    Args:
+        index: The index.
+        stays: (num_channels,) bool, False for channels to be taken out of their entries.
+    """
+    numbers = torch.arange(len(stays))
+    return renumbered(index, numbers.masked_fill(~stays, -1))
+
+
+def inside(index: Tensor, group: Group) -> Tensor:
+    """Bool of the shape of ``index``: which entries hold a channel of a group."""
+    first, second = unpaired(index)
+    stop = group.start + group.size
+    return ((first >= group.start) & (first < stop)) | ((second >= group.start) & (second < stop))
+
+
+def touches(index: Tensor, group: Group) -> bool:
+    """Whether an index holds channels of a group."""
+    return bool(inside(index, group).any())
