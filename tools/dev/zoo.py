@@ -2,6 +2,7 @@
 
     python tools/dev/zoo.py --out-dir work_dirs/zoo                      # one process per model; resumes where it ended
     python tools/dev/zoo.py --out-dir work_dirs/zoo --write docs/zoo.md  # the table of what has been measured
+    python tools/dev/zoo.py --out-dir work_dirs/both --attention both    # heads and channels of heads go
     python tools/dev/zoo.py --select                                     # choose the models again (zoo_models.py)
 
 A finished model has OUT_DIR/SCOPE/FAMILY.json and is not run again; delete the file to repeat it. ``zoo_measure.py``
@@ -14,9 +15,10 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import zoo_models
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar='FILE',
         help='write the table, and JSON beside it; measure nothing',
     )
+    parser.add_argument('--attention', default='heads', choices=('heads', 'dims', 'both'), help='what attention loses')
     parser.add_argument('--select', action='store_true', help='choose the models; measure nothing')
     parser.add_argument('--measure', nargs=3, metavar=('SCOPE', 'CONFIG', 'FILE'), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -52,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     elif args.measure:
         from zoo_measure import measure
 
-        measure(args.measure[0], args.measure[1], Path(args.measure[2]))
+        measure(args.measure[0], args.measure[1], Path(args.measure[2]), args.attention)
     elif args.out_dir is None:
         parser.error('--out-dir is required')
     elif args.write:
@@ -62,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         cli.write_text(args.write, page(results, zoo_models.EXCLUDED, missing) + ''.join(others))
         cli.write_json(args.write.with_suffix('.json'), {'models': results, 'excluded': zoo_models.EXCLUDED})
     else:
-        sweep(args.out_dir, args.only, args.jobs, args.timeout)
+        measured = partial(run, args.out_dir, timeout=args.timeout, options=('--attention', args.attention))
+        sweep(args.out_dir, args.only, args.jobs, measured)
     return 0
 
 
@@ -84,7 +88,7 @@ def collect(out_dir: Path) -> dict[str, dict]:
     return {name: cli.read_json(path) for name, path in found.items() if path.is_file()}
 
 
-def sweep(out_dir: Path, only: str, jobs: int, timeout: float) -> None:
+def sweep(out_dir: Path, only: str, jobs: int, measured: Callable[[Model], dict]) -> None:
     """Measure every model that matches and has no result yet."""
     matching = [model for model in families() if fnmatch(f'{model[0]}/{model[1]}', only)]
     if not matching:
@@ -92,13 +96,13 @@ def sweep(out_dir: Path, only: str, jobs: int, timeout: float) -> None:
     todo = [model for model in matching if not result_path(out_dir, model).is_file()]
     print(f'{len(matching) - len(todo)} of {len(matching)} are there')
     with ThreadPoolExecutor(jobs) as pool:
-        for model, result in zip(todo, pool.map(lambda model: run(out_dir, model, timeout), todo), strict=True):
+        for model, result in zip(todo, pool.map(measured, todo), strict=True):
             failures = '; '.join(f'{stage}: {text}' for stage, text in result['failures'].items())
             share = f'{result.get("prunable_share", 0):.1%} prunable'
             print(f'{model[0]}/{model[1]}: {share}, {sum(result["seconds"].values()):.0f} s. {failures}', flush=True)
 
 
-def run(out_dir: Path, model: Model, timeout: float, tool: str = __file__) -> dict:
+def run(out_dir: Path, model: Model, timeout: float, tool: str = __file__, options: Sequence[str] = ()) -> dict:
     """Measure one model in its own process; if that dies or runs out of time, its results so far are kept.
 
     Args:
@@ -106,13 +110,14 @@ def run(out_dir: Path, model: Model, timeout: float, tool: str = __file__) -> di
         model: The model.
         timeout: Seconds it may take.
         tool: The file that measures, called with ``--measure SCOPE CONFIG FILE``.
+        options: Further arguments of it.
     """
     scope, _, config = model
     target = result_path(out_dir, model)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial, log = target.with_suffix('.partial'), target.with_suffix('.log')
-    partial.unlink(missing_ok=True)
-    command = [sys.executable, tool, '--measure', scope, config, str(partial)]
+    unfinished, log = target.with_suffix('.partial'), target.with_suffix('.log')
+    unfinished.unlink(missing_ok=True)
+    command = [sys.executable, tool, '--measure', scope, config, str(unfinished), *options]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
     ended = None
     with log.open('w') as file:
@@ -124,12 +129,12 @@ def run(out_dir: Path, model: Model, timeout: float, tool: str = __file__) -> di
         except subprocess.TimeoutExpired:
             ended = f'timeout after {timeout:g} s'
     empty = {'config': config, 'failures': {}, 'seconds': {}}
-    result = cli.read_json(partial) if partial.is_file() else empty
+    result = cli.read_json(unfinished) if unfinished.is_file() else empty
     if ended:
         result['failures'] = {k: v for k, v in result['failures'].items() if v != 'skipped'}
         result['failures'][result.pop('running', 'start')] = ended
     cli.write_json(target, result)
-    partial.unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
     return result
 
 

@@ -57,9 +57,9 @@ STAGES = {
 }
 
 
-def measure(scope: str, path: str, out: Path) -> None:
+def measure(scope: str, path: str, out: Path, attention: str = 'heads') -> None:
     """Run every stage of a model's measurement, writing the results so far after each."""
-    probe = Probe(scope, path)
+    probe = Probe(scope, path, attention)
     failures = probe.record['failures']
     for stage, needs in STAGES.items():
         if any(need in failures for need in needs):
@@ -87,8 +87,8 @@ class Probe:
         record: Results so far, ready for JSON.
     """
 
-    def __init__(self, scope: str, path: str) -> None:
-        self.scope = scope
+    def __init__(self, scope: str, path: str, attention: str = 'heads') -> None:
+        self.scope, self.attention = scope, attention
         self.record: dict[str, Any] = {'config': path, 'failures': {}, 'seconds': {}}
         self.config: ConfigDict = None
         self.model: nn.Module = None  # float32, random weights
@@ -147,7 +147,7 @@ class Probe:
         begin = time.perf_counter()
         with timed_export(spent):
             try:
-                self.graph = trace(self.model, self.record['shape'], 'both')
+                self.graph = trace(self.model, self.record['shape'], 'both', self.attention)
             finally:
                 self.record.update(trace_s=round(time.perf_counter() - begin, 2), export_s=round(sum(spent), 2))
         self.record.update(covered(self.graph))
