@@ -263,7 +263,7 @@ def test_a_loss_that_is_never_finite_stops_the_run(short, method):
     if method == GBN:
         config.custom_hooks[0].tock_lr = (1e20, 1e20)
     with pytest.raises(
-        Diverged, match=r'diverged: at step \d+ \d+ of \d+ parameters are not finite .* from step \d on'
+        Diverged, match=r'diverged: at step \d+ \d+ of \d+ parameters and buffers are not finite .* from step \d on'
     ):
         train(config)
 

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.datasets import check_datasets, check_samples
+from mmprune_gates.engine.files import remove_leftovers
 from mmprune_gates.engine.resuming import latest_checkpoint, read_run
 from mmprune_gates.engine.running import unwrapped
 
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         use_amp(config)
     check_datasets(config, ('train_dataloader', 'val_dataloader'))
     checkpoint = set_resume(config, args.resume)
+    remove_leftovers(config.work_dir, '.pth')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     if checkpoint is not None:
         # The Runner only warns of what does not fit; its own model becomes narrower as its pruner resumes, not here.

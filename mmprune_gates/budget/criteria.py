@@ -223,7 +223,19 @@ class Random(Criterion):
     def __init__(self, seed: int = 0) -> None:
         self.seed = checked('seed', seed, WHOLE)
 
-    def scores(self) -> Tensor:
-        """(num_channels,) uniform in [0, 1)."""
+    def forget(self) -> None:
+        """Draw the scores, uniform in [0, 1)."""
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(self.gates.graph.num_channels, generator=generator)
+        self.drawn = torch.rand(self.gates.graph.num_channels, generator=generator)
+
+    def scores(self) -> Tensor:
+        """(num_channels,) the scores."""
+        return self.drawn
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scores."""
+        return {'drawn': self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with saved scores."""
+        self.drawn = state['drawn'].clone()

@@ -67,7 +67,7 @@ class Candidates:
         limits: The limits.
         cost: Prices a selection.
         total: Cost of the whole model.
-        whole: Groups of the whole model, before any channel left it; floor and divisor refer to their sizes.
+        whole: Group name -> its size before any channel left the model, which floor and divisor refer to.
         rows: Group name -> rows of weights that one of its channels spans.
     """
 
@@ -76,7 +76,7 @@ class Candidates:
     limits: Limits
     cost: Cost
     total: float
-    whole: Mapping[str, Group]
+    whole: Mapping[str, int]
     rows: Mapping[str, int]
 
     @classmethod
@@ -102,7 +102,7 @@ class Candidates:
                 groups.append(group)
         everything = graph.kept().vector.double()
         total = float(cost.price(everything))
-        whole = {group.name: group for group in graph.groups}
+        whole = {group.name: group.size for group in graph.groups}
         rows = {group.name: graph.rows(group) for group in graph.groups}
         return cls(graph, tuple(groups), limits, cost, total, whole, rows)
 
@@ -113,17 +113,20 @@ class Candidates:
             graph: Graph of the remaining channels.
             cost: The cost, bound to it.
         """
-        return replace(Candidates.of(graph, self.limits, cost), total=self.total, whole=self.whole)
+        may_shrink = {group.name for group in self.groups}
+        groups = [group for group in graph.free if group.name in may_shrink]
+        rows = {group.name: graph.rows(group) for group in graph.groups}
+        return replace(self, graph=graph, groups=tuple(groups), cost=cost, rows=rows)
 
     def least(self, group: Group) -> int:
         """Least number of channels that a group keeps, rounded up."""
-        once = self.whole[group.name]
-        return self.rounded(group, self.limits.least(replace(once, empties=group.empties)))
+        once = replace(group, size=self.whole[group.name])
+        return self.rounded(group, self.limits.least(once))
 
     def multiple(self, group: Group) -> int:
         """Channels that a group loses at a time, so that layer widths stay multiples of divisor and cost step."""
         rows = self.rows[group.name]
-        width = rows * self.whole[group.name].size
+        width = rows * self.whole[group.name]
         divisor = lcm(self.limits.divisor_of(width), self.cost.step)
         return divisor // gcd(divisor, rows)
 

@@ -14,6 +14,7 @@ from mmengine.registry import HOOKS, OPTIMIZERS
 from mmprune_gates.checks import MAPPING, checked, shown
 from mmprune_gates.engine.checkpoint import UNSAFE
 from mmprune_gates.engine.model_config import is_ours
+from mmprune_gates.engine.product import complete
 
 # Keys of a config that must be dictionaries if they are given.
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -72,6 +73,7 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     os.environ.pop(UNSAFE, None)
     beside = Path(args.config).absolute().parent
+    complete(beside)  # the config may be that of a product
     for folder in ('', str(beside)):
         if folder not in sys.path:
             sys.path.append(folder)

@@ -129,7 +129,8 @@ class GateDecoratorHook(PruningHook):
     def advance(self, runner) -> None:
         """One step of the pruner."""
         cycle, wasted = self.pruner.controller, self.pruner.controller.wasted
-        ended = self.prove(runner, lambda: self.pruner.step(self.remaining(runner)))
+        with self.explained(runner):
+            ended = self.pruner.step(self.remaining(runner))
         if ended:
             runner.logger.info(f'{ended} ended, {cycle.phase} begins: {cycle.summary()}')
         if cycle.wasted > wasted:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -64,6 +67,28 @@ def _replace(path: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The dictionaries in a file of JSON lines; a line that was cut as its writer was killed is left out."""
+    found = []
+    for text in Path(path).read_text(errors='replace').splitlines():
+        with suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            if isinstance(line, dict):
+                found.append(line)
+    return found
+
+
+def remove_leftovers(folder: str | Path, suffix: str) -> None:
+    """Remove what killed processes have left in a folder of the files they were writing.
+
+    Args:
+        folder: The folder; no process may write such files there now.
+        suffix: Of the files, such as ``.pth``.
+    """
+    for path in Path(folder).glob(f'.*{suffix}-????????'):
+        path.unlink(missing_ok=True)
 
 
 def digest(path: str | Path) -> str:

@@ -16,7 +16,7 @@ from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.files import check_writable, digest, write_bytes
 from mmprune_gates.engine.forwards import is_segmentor
-from mmprune_gates.engine.model_config import GATED, default_input_shape
+from mmprune_gates.engine.model_config import GATED, default_input_shape, model_config_of
 from mmprune_gates.engine.onnx_graph import (
     IMAGES,
     LABELS,
@@ -73,7 +73,7 @@ def export_onnx(
     """
     require_packages()
     check_writable(out)
-    shape = checked('--shape', shape, IMAGE) if shape else default_input_shape(config.model)
+    shape = checked('--shape', shape, IMAGE) if shape else default_input_shape(model_config_of(config))
     checked('--batch', batch, optional(COUNT))
     checkpoint = read_checkpoint(checkpoint_path)
     module = deployed(config, checkpoint, checkpoint_path, argmax)

@@ -58,6 +58,7 @@ class PolarizationHook(PruningHook):
     def advance(self, runner) -> None:
         """One step of the pruner."""
         was_settled = self.pruner.controller.settled
-        self.prove(runner, self.pruner.step)
+        with self.explained(runner):
+            self.pruner.step()
         if self.pruner.controller.settled and not was_settled:
             runner.logger.info(f'Gates settled: {self.pruner.controller.summary()}')

@@ -2,7 +2,7 @@
 
 New files gather in a subfolder, so that the folder itself may be a mount point. Once all are complete, the subfolder is
 renamed, and the files are moved to their places. A run killed before the renaming leaves the earlier product as it was;
-the moves of one killed later are completed by the next run.
+the moves of one killed later are completed by whichever tool reads or writes the product next.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def write_product(out_dir: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def complete(out_dir: Path) -> None:
-    """Move the files of a complete product to their places."""
+    """Move the files of a complete product to their places, if a killed run has not."""
     whole = out_dir / WHOLE
     if whole.is_dir():
         for file in whole.iterdir():

@@ -149,7 +149,8 @@ class PruningHook(Hook):
                     f'the target is {now} now, but the gates have settled at {before} and stay as they are; start a '
                     'new run (load_from) for another target'
                 )
-        self.prove(runner, self.pruner.check)
+        with self.explained(runner):
+            self.pruner.check()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a saved state.
@@ -190,7 +191,7 @@ class PruningHook(Hook):
             runner.logger.info(f'{seconds_per_iteration(runner)} since channels left the model')
             self.left_at = None
         if any(self.saves_after_iter(runner, hook) for hook in runner.hooks):
-            self.pruner.check_ranks()
+            self.before_checkpoint(runner)
 
     def is_time_to_leave(self) -> bool:
         """Whether channels should leave the model now."""
@@ -243,11 +244,22 @@ class PruningHook(Hook):
         raise NotImplementedError
 
     def after_train_epoch(self, runner) -> None:
-        """Check that all ranks agree.
+        """Act before a checkpoint of the epoch."""
+        self.before_checkpoint(runner)
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        """Act before a checkpoint of the best model so far."""
+        if self.pruner is not None and best_savers(runner):
+            self.before_checkpoint(runner)
+
+    def before_checkpoint(self, runner) -> None:
+        """Check the model and that all ranks agree, before a CheckpointHook removes an earlier checkpoint.
 
         Raises:
-            RanksDiffer: They do not.
+            GatesDoNotAct, Diverged, RanksDiffer: The run cannot go on.
         """
+        with self.explained(runner):
+            self.pruner.check()
         self.pruner.check_ranks()
 
     def saves_after_iter(self, runner, hook: Hook) -> bool:
@@ -257,14 +269,11 @@ class PruningHook(Hook):
         is_last = hook.save_last and self.is_last_train_iter(runner)
         return is_last or self.every_n_train_iters(runner, hook.interval, hook.save_begin)
 
-    def prove(self, runner, act) -> Any:
-        """Call a function that requires the gates to act.
-
-        Raises:
-            GatesDoNotAct: They do not; names modules, and config keys that may be the cause.
-        """
+    @contextmanager
+    def explained(self, runner) -> Iterator[None]:
+        """Add config keys that may be the cause to errors about gates that do not act."""
         try:
-            return act()
+            yield
         except GatesDoNotAct as error:
             keys = [f'{key}={runner.cfg[key]!r} {does}' for key, does in REPLACING.items() if runner.cfg.get(key)]
             hint = f'. In this config {"; ".join(keys)}' if keys else ''
@@ -278,7 +287,8 @@ class PruningHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Check that the gates act, and save what a resumed run needs."""
         if self.pruner is not None:
-            self.prove(runner, self.pruner.check)
+            with self.explained(runner):
+                self.pruner.check()
             checkpoint[STATE] = self.pruner.state_dict()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

@@ -10,8 +10,8 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
-from mmprune_gates.checks import COUNT, checked
-from mmprune_gates.engine.files import write_text
+from mmprune_gates.checks import COUNT, checked, is_whole
+from mmprune_gates.engine.files import read_lines, write_text
 from mmprune_gates.engine.gate_picture import histograms, pixels
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.running import unwrapped
@@ -24,16 +24,8 @@ KEYS = {'iter', 'closed', 'histogram', 'open'}
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
     """The complete lines of a history; in a killed run the last may be cut. Empty if there is no file."""
-    path = Path(path)
-    history = []
-    for text in path.read_text(errors='replace').splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and KEYS <= line.keys():
-            history.append(line)
-    return history
+    lines = read_lines(path) if Path(path).is_file() else []
+    return [line for line in lines if KEYS <= line.keys() and is_whole(line['iter'])]
 
 
 @HOOKS.register_module()

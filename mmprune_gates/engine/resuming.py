@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +23,34 @@ def latest_checkpoint(folder: str | Path) -> str | None:
     """The last checkpoint of a work folder; None if there is none.
 
     After a run was killed while writing a checkpoint, that is the checkpoint before. A run killed while noting which is
-    the last leaves an empty note; then the newest complete checkpoint in the folder is taken.
+    the last leaves an empty note, and one killed after removing the checkpoint before, a note of a file that is gone;
+    then the newest complete checkpoint in the folder is taken.
 
     Raises:
-        ValueError: The note is empty, and there is no complete checkpoint.
+        ValueError: The note names no checkpoint that is there, and there is no other complete one.
     """
     note = Path(folder, POINTER)
     if not note.is_file():
         print_log(f'{note} does not exist: nothing to resume, training starts afresh')
         return None
     path = note.read_text(errors='replace').strip().strip('\0')
-    if path:
+    if '://' in path or (path and Path(path).is_file()):
         return path
-    for found in sorted(note.parent.glob('*.pth'), key=lambda file: file.stat().st_mtime, reverse=True):
-        if is_of_a_run(found):
-            message = f'{note} is empty: a run was killed while it wrote it. Resuming from the newest whole checkpoint'
-            print_log(f'{message}, {found}', level=logging.WARNING)
+    moved = note.parent / Path(path).name  # the folder, since
+    if path and moved.is_file():
+        return str(moved)
+    said = (
+        f'{note} names {path}, which is not there' if path else f'{note} is empty: a run was killed while it wrote it'
+    )
+    for found in sorted(note.parent.glob('*.pth'), key=os.path.getmtime, reverse=True):
+        with suppress(OSError, ValueError):
+            read_run(found)
+            print_log(f'{said}. Resuming from the newest whole checkpoint, {found}', level=logging.WARNING)
             return str(found)
     raise ValueError(
-        f'{note} is empty, and there is no whole checkpoint beside it: name one with --resume CKPT, or delete the file '
-        'to start afresh'
+        f'{said}, and there is no whole checkpoint beside it: name one with --resume CKPT, or delete the file to start '
+        'afresh'
     )
-
-
-def is_of_a_run(path: Path) -> bool:
-    """Whether a file is a complete checkpoint that a run can resume from."""
-    try:
-        read_run(path)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def read_run(path: str | Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from mmengine.model import BaseAveragedModel, is_model_wrapper
 from torch import nn
 
 from mmprune_gates.engine.forwards import example_images, training_forward
+from mmprune_gates.engine.model_config import model_config_of
 from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.gates import gates_of, has_gates
 from mmprune_gates.pruning import Pruner
@@ -35,7 +36,7 @@ def shrink_run(runner, pruner: Pruner) -> dict[str, Any]:
     pruner.check_ranks()
     kept, device = pruner.controller.staying(), next(pruner.model.parameters()).device
     if runner.cfg.get('model') is not None:  # else the model was not built from a config, and its inputs are not known
-        example = example_images(runner.cfg.model).to(device)
+        example = example_images(model_config_of(runner.cfg)).to(device)
         pruner.forwards, pruner.inputs = (training_forward,), ((example,), {})
     report = pruner.shrink()
     for averaged in averaged_models(runner):

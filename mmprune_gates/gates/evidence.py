@@ -15,6 +15,8 @@ from mmprune_gates.checks import listed
 from mmprune_gates.gates.attach import GateSet
 from mmprune_gates.gates.scale import module_at
 
+PATIENCE = 20  # mini-batches in a row that may overflow in mixed precision, while the loss scale is found
+
 
 class GatesDoNotAct(RuntimeError):
     """Gates without effect, or without a gradient."""
@@ -36,6 +38,8 @@ class Evidence:
     def forget(self) -> None:
         """Discard all observations."""
         self.seen: Tensor | None = None
+        self.noted = 0  # mini-batches
+        self.came: set[str] = set()  # groups whose gates received any gradient
         for scale in self.gates.scales:
             scale.acted = False
 
@@ -58,13 +62,16 @@ class Evidence:
             rows.append(row)
         finite = torch.cat(rows).isfinite()
         self.seen = finite if self.seen is None else self.seen | finite
+        self.noted += 1
+        self.came.update(grads)
         came = sum(self.sizes[name] for name in grads)
         return finite.sum() == came
 
     def check(self) -> None:
         """Check that every gate has acted and received a finite gradient since the last check, then start over.
 
-        Before the first iteration, only check that the modules the gates act on are still those of the model.
+        Before the first iteration, only check that the modules the gates act on are still those of the model. A few
+        mini-batches whose gradients all overflow prove nothing: then the next check decides.
 
         Raises:
             GatesDoNotAct: A gate fails the check; the message names modules or groups, and possible causes.
@@ -85,7 +92,10 @@ class Evidence:
                 'bypasses them (fused kernels, a replaced forward), or their part of the model does not train'
             )
         finite = dict(zip(self.sizes, self.seen.cpu().split(list(self.sizes.values())), strict=True))
-        if without := [name for name, own in finite.items() if not own.all()]:
+        without = [name for name, own in finite.items() if not own.all()]
+        if without and self.came.issuperset(without) and self.noted < PATIENCE:
+            return
+        if without:
             raise GatesDoNotAct(
                 f'no finite gradient has reached the gates of {listed(without)}: the loss is not finite (NaN weights, '
                 'a learning rate or loss scale that is too high), or does not depend on them'

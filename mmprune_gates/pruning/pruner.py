@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.budget import Controller, Cost, Criterion, MACs
 from mmprune_gates.budget.criteria import Reduce, alone
+from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import listed, patterns
@@ -86,16 +87,19 @@ class Pruner:
         self.inputs = None if example_inputs is None else call_options(example_inputs)
         self.compare_too(train_forward)
         self.attached = not has_gates(model)
-        if self.attached:
-            if example_inputs is None:
-                raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
+        if not self.attached:
+            graph = gates_of(model).graph
+        elif example_inputs is not None:
             graph = trace_channels(model, example_inputs, forward, train_forward, units, attention)
+        else:
+            raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
+        check_reached(model, graph, patterns('exclude', exclude))
+        if self.attached:
             expected = self.outputs(model)
             attach_gates(model, graph, self.gate)
             self.refuse_changed(expected)
         self.gates, self.whole_params = gates_of(model), count_parameters(model)
         check_kind(self.gates, type(self))
-        check_reached(model, self.gates, patterns('exclude', exclude))
         self.gates.claim(type(self).__name__)
         self.evidence, self.divergence = Evidence(model, self.gates), Divergence(model)
         self.loss_scale = 1.0
@@ -372,7 +376,7 @@ def check_kind(gates: GateSet, method: type[Pruner]) -> None:
         )
 
 
-def check_reached(model: nn.Module, gates: GateSet, exclude: Sequence[str]) -> None:
+def check_reached(model: nn.Module, graph: ChannelGraph, exclude: Sequence[str]) -> None:
     """Refuse a model with trainable parameters that no traced pass has reached.
 
     Raises:
@@ -385,7 +389,7 @@ def check_reached(model: nn.Module, gates: GateSet, exclude: Sequence[str]) -> N
     def excluded(path: str) -> bool:
         return any(fnmatch(path, pattern) for pattern in exclude)
 
-    missed = [path for path in gates.graph.unreached if trains(path) and not excluded(path)]
+    missed = [path for path in graph.unreached if trains(path) and not excluded(path)]
     if missed:
         raise ValueError(
             f'the traced passes do not reach {listed(missed)}, which hold parameters that train, so nothing is known '

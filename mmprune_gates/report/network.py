@@ -11,7 +11,7 @@ from torch import Tensor
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.index import at
 from mmprune_gates.engine.coverage import graph_of_config
-from mmprune_gates.engine.export import kept_in
+from mmprune_gates.engine.slim_report import kept_in
 from mmprune_gates.report.run import TO_RECORD, Absent, Run
 
 

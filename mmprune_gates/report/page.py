@@ -171,26 +171,26 @@ def write_report(run: Run, out: str | Path, images: int = 4, samples: int = 1000
     out = Path(out)
     maker = Sections(run, images, samples)
     sections = []
+    rendered = {}
     missing = {} if run.slim else {'Slim model': run.slim_error}
     for key, title in TITLES.items():
         try:
             drawn = getattr(maker, key)()
-            sections.append(section_of(key, title, drawn, out))
         except Absent as reason:
             missing[title] = str(reason)
+            continue
+        if drawn.figure is not None:
+            rendered[key] = png_of(drawn.figure, DPI)
+        encoded = base64.b64encode(rendered.get(key, b''))
+        sections.append(Section(key, title, drawn, encoded.decode()))
+    html = html_of(run, sections, missing)
+    for key in TITLES:
+        if key in rendered:
+            write_bytes(out / f'{key}.png', rendered[key])
+        else:
             (out / f'{key}.png').unlink(missing_ok=True)
-    write_text(out / 'index.html', html_of(run, sections, missing))
+    write_text(out / 'index.html', html)
     return out / 'index.html', missing
-
-
-def section_of(key: str, title: str, drawn: Drawn, out: Path) -> Section:
-    """A section, with its picture written to the folder ``out``."""
-    picture = b''
-    if drawn.figure is not None:
-        picture = png_of(drawn.figure, DPI)
-        write_bytes(out / f'{key}.png', picture)
-    encoded = base64.b64encode(picture)
-    return Section(key, title, drawn, encoded.decode())
 
 
 def html_of(run: Run, sections: list[Section], missing: dict[str, str]) -> str:

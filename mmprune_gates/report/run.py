@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,14 +15,15 @@ from mmengine.config import Config
 
 from mmprune_gates.budget.goal import NAMES as TARGETS
 from mmprune_gates.cli.arguments import load_config
-from mmprune_gates.engine.files import digest
+from mmprune_gates.engine.files import digest, read_lines
 from mmprune_gates.engine.model_config import GATED, is_ours
+from mmprune_gates.engine.product import complete
 from mmprune_gates.engine.record_hook import NAME, read_history
+from mmprune_gates.engine.slim_report import check_report
 
 METRICS = ('mIoU', 'accuracy/top1')  # the first one found is shown
 NO_METRIC = {'step', 'iter', 'epoch', 'time', 'data_time', 'memory', 'lr'}
 NUMBERED = re.compile(r'(iter|epoch)_(\d+)\.pth')
-SLIM_KEYS = {'macs', 'params', 'groups', 'blocks', 'provenance'}  # of slim.json, as far as a page needs them
 TO_RECORD = "record gates with custom_hooks = [..., dict(type='mmprune_gates.GateRecordHook')]"
 
 Data = dict[str, Any]  # read from JSON or a config
@@ -88,7 +90,8 @@ class Run:
     def target(self) -> float | None:
         """MACs to keep / MACs of the whole model; None if it is not known, or if the run prunes to another cost."""
         hook = self.hook
-        if hook.get('cost') is not None and hook['cost'].get('type') != 'MACs':
+        kind = (hook.get('cost') or {}).get('type', 'MACs')
+        if str(kind).rpartition('.')[2] != 'MACs':
             return None
         return hook.get('target_macs', hook.get('target'))
 
@@ -190,7 +193,7 @@ def find_config(folder: Path) -> tuple[Path | None, Config | None, str]:
     Returns:
         Path and config, each None if it is missing or cannot be read, and why.
     """
-    written = sorted(folder.glob('*.py'), key=modified, reverse=True)
+    written = sorted(folder.glob('*.py'), key=os.path.getmtime, reverse=True)
     logged = sorted(folder.glob('*/vis_data/config.py'), reverse=True)
     paths = written + logged
     other = None
@@ -234,11 +237,6 @@ def config_at(path: Path) -> Config:
     return load_config(argparse.Namespace(config=str(path), cfg_options={}))
 
 
-def modified(path: Path) -> float:
-    """When a file was last written."""
-    return path.stat().st_mtime
-
-
 def scalar_files(folder: Path) -> list[Path]:
     """The files of scalars in the work directory of a run, one per start, in order."""
     return sorted(folder.glob('*/vis_data/scalars.json'))
@@ -249,9 +247,7 @@ def read_scalars(folder: Path) -> tuple[Scalars, Scalars]:
     train: Scalars = []
     val: Scalars = []
     for path in scalar_files(folder):
-        texts = path.read_text(errors='replace').splitlines()
-        lines = [line for line in map(parsed, texts) if line]
-        for line in lines:
+        for line in read_lines(path):
             if 'loss' in line and 'iter' in line:
                 if train and line['iter'] <= train[-1]['iter']:  # the run was resumed
                     train = lines_before(line['iter'], train)
@@ -266,15 +262,6 @@ def read_scalars(folder: Path) -> tuple[Scalars, Scalars]:
 def lines_before(begin: int, lines: Scalars) -> Scalars:
     """The lines of the iterations before ``begin``."""
     return [line for line in lines if line['iter'] < begin]
-
-
-def parsed(text: str) -> Data | None:
-    """A line of JSON as a dictionary; None if it is cut off, or no dictionary."""
-    try:
-        line = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return line if isinstance(line, dict) else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -304,12 +291,15 @@ def saved_at(checkpoint: Path | None, unit: str) -> int:
 
 def read_slim(folder: Path) -> tuple[Data | None, str]:
     """Contents of ``slim.json``, or None and the reason."""
+    complete(folder)
     path = folder / 'slim.json'
     if not path.is_file():
         return None, f'{path} does not exist: write it with tools/slim.py, and name its folder with --slim'
-    report = parsed(path.read_text(errors='replace'))
-    if report is None or not SLIM_KEYS <= report.keys():
-        return None, f'{path} is no report of tools/slim.py, or is cut: write it again'
+    try:
+        report = json.loads(path.read_text(errors='replace'))
+        check_report(report, path)
+    except ValueError as error:
+        return None, f'{error}; the file was cut or changed: write it again with tools/slim.py'
     return report, ''
 
 
@@ -319,7 +309,7 @@ def doubts_about(run: Run) -> list[str]:
     if run.slim:
         made = run.slim['provenance']
         source = run.folder / made['checkpoint']
-        doubts += run.slim.get('warnings', [])
+        doubts += run.slim['warnings']
         if source.is_file() and digest(source) != made['checkpoint_sha256']:
             doubts.append(f'the slim model in {run.slim_dir} was made from another checkpoint than {source}')
     progress = run.progress()

@@ -13,9 +13,9 @@ from mmprune_gates.budget.goal import Goal
 from mmprune_gates.budget.latency import Latency
 from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.coverage import model_of_config
-from mmprune_gates.engine.export import kept_in
 from mmprune_gates.engine.model_config import is_ours
 from mmprune_gates.engine.registry import COSTS, built
+from mmprune_gates.engine.slim_report import kept_in
 from mmprune_gates.timing.clock import medians
 from mmprune_gates.timing.table import backend_of
 

@@ -1,0 +1,144 @@
+"""The report of a product, ``slim.json``: what it says, and what is read back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from mmprune_gates.channels import ChannelGraph
+from mmprune_gates.channels.kept import Kept
+from mmprune_gates.checks import COUNT, IMAGE, MAPPING, NOT_NEGATIVE, POSITIVE, Rule, checked, is_list, is_whole
+from mmprune_gates.engine.files import digest
+from mmprune_gates.version import __version__
+
+TEXT = Rule('a text', lambda value: isinstance(value, str))
+TEXTS = Rule('a list of texts', lambda value: is_list(value) and all(map(TEXT.holds, value)))
+AMOUNTS = {'before': POSITIVE, 'after': NOT_NEGATIVE}
+ORIGIN = ('config', 'checkpoint', 'checkpoint_sha256', 'mmprune_gates', 'torch')
+PARTS = {
+    'macs': {**AMOUNTS, 'input_shape': IMAGE},
+    'params': AMOUNTS,
+    'channels': AMOUNTS,
+    'blocks': {'removed': TEXTS, 'constant': TEXTS},
+    'provenance': dict.fromkeys(ORIGIN, TEXT),
+}
+
+
+def make_report(graph: ChannelGraph, kept: Kept, params: tuple[int, int], input_shape: Sequence[int]) -> dict[str, Any]:
+    """What has been removed, as plain values.
+
+    Args:
+        graph: Channel graph of the gated model, before any channel left it.
+        kept: The channels kept.
+        params: Parameters before and after.
+        input_shape: (C, H, W) that MACs are stated for.
+    """
+    macs = graph.macs(), graph.macs(kept)
+    channels = {group.name: kept[group.name] for group in graph.free_channels}
+    indices = kept.indices()
+    return {
+        'macs': {
+            'before': macs[0],
+            'after': macs[1],
+            'removed': 1 - macs[1] / macs[0],
+            'input_shape': list(input_shape),
+        },
+        'params': {'before': params[0], 'after': params[1]},
+        'channels': {
+            'before': sum(len(mask) for mask in channels.values()),
+            'after': sum(int(mask.sum()) for mask in channels.values()),
+        },
+        'blocks': blocks_report(graph, kept),
+        'groups': {name: {'size': len(mask), 'kept': indices[name]} for name, mask in channels.items()},
+        'frozen': {group.name: group.frozen for group in graph.groups if group.frozen is not None},
+    }
+
+
+def blocks_report(graph: ChannelGraph, kept: Kept) -> dict[str, Any]:
+    """Residual blocks that can go: how many before and after, which have gone, and which of those left a constant."""
+    can_go = [block.name for block in graph.blocks if block.gate is not None or block.last is not None]
+    closed = [block.name for block in kept.closed]
+    constant = [block.name for block in kept.emptied if block.name not in closed]
+    gone = [name for name in can_go if name in closed or name in constant]
+    return {'before': len(can_go), 'after': len(can_go) - len(gone), 'removed': gone, 'constant': constant}
+
+
+def check_report(report: Any, path: str | Path) -> None:
+    """Check the contents of a ``slim.json``.
+
+    Args:
+        report: The contents.
+        path: The file, for the message.
+
+    Raises:
+        ValueError: A value that is read from it is missing or wrong; names the key.
+    """
+    checked(str(path), report, MAPPING)
+    for key, rules in PARTS.items():
+        part = checked(f'{path}: {key}', report.get(key), MAPPING)
+        for name, rule in rules.items():
+            checked(f'{path}: {key}.{name}', part.get(name), rule)
+    checked(f'{path}: parity_error', report.get('parity_error'), NOT_NEGATIVE)
+    checked(f'{path}: warnings', report.get('warnings'), TEXTS)
+    for name, entry in checked(f'{path}: groups', report.get('groups'), MAPPING).items():
+        place = f'{path}: groups[{name!r}]'
+        size = checked(f'{place}.size', checked(place, entry, MAPPING).get('size'), COUNT)
+        checked(f'{place}.kept', entry.get('kept'), numbers_below(size))
+    latency = checked(f'{path}: latency', report.get('latency', {}), MAPPING)
+    if 'measured_ms' in latency:
+        measured = checked(f'{path}: latency.measured_ms', latency['measured_ms'], MAPPING)
+        for name in ('before', 'after', 'kept'):
+            checked(f'{path}: latency.measured_ms.{name}', measured.get(name), POSITIVE)
+        checked(f'{path}: latency.target', latency.get('target'), POSITIVE)
+
+
+def numbers_below(size: int) -> Rule:
+    """Rule for a list of different channels of a group of that size."""
+
+    def holds(value: Any) -> bool:
+        if not is_list(value) or not all(map(is_whole, value)):
+            return False
+        return len(set(value)) == len(value) and set(value) <= set(range(size))
+
+    return Rule(f'a list of different whole numbers from 0 to {size - 1}', holds)
+
+
+def kept_in(graph: ChannelGraph, report: Mapping[str, Any]) -> Kept:
+    """The channels that a product has kept, read back from its report.
+
+    Args:
+        graph: The graph of the whole model, its blocks gated.
+        report: The contents of ``slim.json``.
+
+    Raises:
+        ValueError: The report is of another model.
+    """
+    free = {group.name: group for group in graph.free}
+    vector = graph.kept().vector.clone()
+    for name, entry in report['groups'].items():
+        group, size = free.get(name), entry['size']
+        if group is None or group.size != size:
+            raise ValueError(f'slim.json is of another model: it has a group {name!r} of {size} channels')
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[entry['kept']] = True
+        vector[group.span] = mask
+    blocks = report['blocks']
+    for block in graph.gated_blocks:
+        if block.name in blocks['removed'] and block.name not in blocks['constant']:
+            vector[block.gate] = False
+    return graph.without_inner(graph.keeping(vector))
+
+
+def provenance(config: Config, checkpoint: Path) -> dict[str, str]:
+    """Config, checkpoint and versions that a product was made from."""
+    return {
+        'config': Path(config.filename or '').name,
+        'checkpoint': checkpoint.name,
+        'checkpoint_sha256': digest(checkpoint),
+        'mmprune_gates': __version__,
+        'torch': torch.__version__,
+    }
