@@ -5,13 +5,14 @@ from operator import attrgetter
 
 import pytest
 import torch
-from helpers import call, flat, random_kept, relative_error, toy, traced
+from helpers import call, example, flat, random_kept, randomize_, relative_error, toy, traced
 from torch import nn
 from toy_nets import NETS, Plain, SiluNet, UnknownOp
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.channels.flow import Summed
 from mmprune_gates.gates import (
+    DecoratorGate,
     Gate,
     PolarizationGate,
     attach_gates,
@@ -289,3 +290,34 @@ def test_gates_of_a_container_that_calls_its_children(name):
     fold_gates(model)
     slim_model(model, graph, kept)
     assert list(model.state_dict()) == keys and relative_error(call(model, x), expected) < 1e-9
+
+
+class Named(nn.Module):
+    """Calls a layer with its input by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = torch.nn.functional.silu(self.a(x))
+        return self.c(torch.nn.functional.silu(self.b(input=x)))
+
+
+@pytest.mark.parametrize('gate', [PolarizationGate, DecoratorGate])
+def test_a_layer_that_is_called_by_keyword(gate):
+    model, x = randomize_(Named().double()), example((6,))
+    graph = trace_channels(model, x)
+    whole = model(x)
+    attach_gates(model, graph, gate)
+    assert relative_error([model(x)], [whole]) < 1e-14
+    kept = random_kept(graph)
+    model.gates.close(graph.kept(kept))
+    assert relative_error([model(x)], [masked_copy(detached(model), graph, kept)(x)]) < 1e-12
+
+
+def detached(model):
+    """A copy without gates."""
+    copied = copy.deepcopy(model)
+    detach_gates(copied)
+    return copied

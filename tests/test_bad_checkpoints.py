@@ -307,9 +307,28 @@ def test_an_empty_note_and_no_whole_checkpoint(half, capsys):
 
 def test_a_note_of_a_checkpoint_that_has_gone(half, capsys):
     config, work = half
-    (work / 'iter_2.pth').unlink()
+    (work / 'iter_2.pth').rename(work / 'iter_1.pth')
     code, text = resumed(config, work, capsys)
-    assert code == 1 and 'iter_2.pth does not exist' in text
+    assert code == 0 and 'iter_2.pth, which is not there' in text and 'resumed' in text
+    for checkpoint in work.glob('*.pth'):
+        checkpoint.unlink()
+    code, text = resumed(config, work, capsys)
+    assert code == 1 and 'name one with --resume CKPT' in text and 'Traceback' not in text
+
+
+def test_a_run_is_resumed_after_its_folder_was_moved(half, capsys):
+    config, work = half
+    moved = work.rename(work.parent / 'moved')
+    code, text = resumed(config, moved, capsys)
+    assert code == 0 and 'resumed epoch: 0, iter: 2' in text
+
+
+def test_what_killed_runs_have_left_is_removed(half, capsys):
+    config, work = half
+    left, foreign = work / '.iter_4.pth-abcd1234', work / '.hidden'
+    left.write_bytes(b'half'), foreign.write_bytes(b'mine')
+    assert resumed(config, work, capsys)[0] == 0
+    assert not left.exists() and foreign.exists()
 
 
 # whatever the environment says -------------------------------------------------------------------------------

@@ -335,7 +335,7 @@ def test_an_emptied_block_leaves_its_constant(net, units):
     model, graph, inputs = traced(net, units)
     (block,) = graph.blocks
     assert (block.last, set(block.inner)) == EMPTY[net]
-    assert [group.name for group in graph.groups if group.empties] == [block.last]
+    assert graph.lasts == {block.last}
     kept = {name: torch.ones_like(mask) for name, mask in random_kept(graph).items()}
     kept |= {'stem.0': torch.arange(6) != 2, block.last: torch.zeros(graph.group(block.last).size)}
     error, distance, slim, spec = removal_errors(model, graph, inputs, kept)
@@ -371,7 +371,7 @@ def test_gates_that_are_all_closed_empty_it(net, gate):
 @pytest.mark.parametrize('net', [Several, Weighed, Nested, Permuted])
 def test_what_is_not_constant_cannot_be_emptied(net):
     _, graph, _ = traced(net)
-    for group in (group for group in graph.free_channels if not group.empties):
+    for group in (group for group in graph.free_channels if group.name not in graph.lasts):
         with pytest.raises(ValueError, match='keep at least one'):
             graph.kept({group.name: torch.zeros(group.size)})
     if net is not Nested:
@@ -411,7 +411,7 @@ def test_selection_empties_a_block_only_without_a_floor():
 def test_a_frozen_group_keeps_its_block_from_being_emptied():
     _, graph, _ = traced(Squeezed)
     frozen = graph.with_frozen({'a.0': 'a reason'})
-    assert frozen.blocks[0].last is None and not any(group.empties for group in frozen.groups)
+    assert frozen.blocks[0].last is None and not frozen.lasts
 
 
 class Body(nn.Module):

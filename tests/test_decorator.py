@@ -66,7 +66,7 @@ def test_taking_over_and_merging_back_keep_the_function(net, prepare):
     scale = max(float(value.abs().max()) for value in call(plain, inputs))
     for found, expected in zip(gated, call(plain, inputs), strict=True):
         assert float((found - expected).abs().max()) <= 1e-12 * max(scale, 1e-300)
-    affine = [scale for _, scale in gated_norms(gates)]
+    affine = [scale for scale in gated_norms(gates)]
     for one in affine:  # what the gates took over is of unit size, or was zero
         size = torch.hypot(one.module.weight, one.module.bias)[one.placement.index >= 0]
         assert bool(((size < 1 + 1e-9) & (size > 0)).any()) or not bool(size.any())

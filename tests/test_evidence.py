@@ -7,6 +7,7 @@ from mmengine.model import convert_sync_batchnorm
 from toy_nets import Plain, Residual
 
 from mmprune_gates.gates import DecoratorGate, Evidence, GatesDoNotAct, PolarizationGate, attach_gates, detach_gates
+from mmprune_gates.gates.evidence import PATIENCE
 
 
 @pytest.fixture(params=[PolarizationGate, DecoratorGate])
@@ -37,9 +38,23 @@ def test_each_check_begins_anew(gated):
     evidence = Evidence(model, gates)
     step(model, gates, evidence, inputs)
     evidence.check()
-    step(model, gates, evidence, inputs, factor=torch.nan)
+    for _ in range(PATIENCE):
+        step(model, gates, evidence, inputs, factor=torch.nan)
     with pytest.raises(GatesDoNotAct, match='no finite gradient'):
         evidence.check()
+
+
+def test_a_few_mini_batches_that_overflow_prove_nothing(gated):
+    model, gates, inputs = gated
+    evidence = Evidence(model, gates)
+    for _ in range(PATIENCE - 1):
+        step(model, gates, evidence, inputs, factor=torch.inf)
+        evidence.check()
+    step(model, gates, evidence, inputs, factor=torch.inf)
+    with pytest.raises(GatesDoNotAct, match='no finite gradient'):
+        evidence.check()
+    step(model, gates, evidence, inputs)
+    evidence.check()
 
 
 def test_one_finite_iteration_is_enough(gated):

@@ -11,7 +11,9 @@ from test_any_module import Net, halve  # noqa: F401  (registers an op)
 from test_pruning import batch, loss_of, models, sgd
 
 from mmprune_gates import COSTS, CRITERIA, MODELS, trace_channels
-from mmprune_gates.channels.rules import TABLE
+from mmprune_gates.channels import pointwise
+from mmprune_gates.channels.labels import GATED
+from mmprune_gates.channels.rules import FUNCTION, TABLE, Rule
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'extending.md'
 EXAMPLES = dict(re.findall(r'## (.+?)\n.*?```python\n(.*?)```', PAGE.read_text(), flags=re.S))
@@ -31,6 +33,7 @@ def forget():
     for registry, name in ((MODELS, 'SquareGate'), (CRITERIA, 'L1'), (COSTS, 'Slots')):
         registry.module_dict.pop(name, None)
     TABLE.pop('my_library.halve', None)
+    TABLE.pop('my_library.divided', None)
 
 
 def test_each_is_short():
@@ -108,3 +111,22 @@ def test_a_method():
         pruner.step()
     report = pruner.finish()
     assert report['parity_error'] < 1e-12 and report['macs']['after'] <= 0.5 * report['macs']['before']
+
+
+@torch.library.custom_op('my_library::divided', mutates_args=())
+def divided(x: torch.Tensor, by: int) -> torch.Tensor:
+    return x / by
+
+
+divided.register_fake(lambda x, by: torch.empty_like(x))
+
+
+class ByWidth(Net):
+    def between(self, x):
+        return divided(x, x.shape[1])
+
+
+def test_an_op_that_was_added_may_not_compute_with_a_width_either():
+    TABLE['my_library.divided'] = Rule(pointwise.passing(GATED), FUNCTION)
+    graph = trace_channels(ByWidth(), torch.zeros(1, 3, 8, 8))
+    assert 'computes with its number of channels' in graph.group('b.0').frozen

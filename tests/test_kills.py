@@ -117,6 +117,7 @@ def test_ten_kills_change_nothing(tiny_config, tmp_path, method):
         kills += kill_while_running(start('train.py', config, '--work-dir', killed, '--resume'), killed, chance)
     finished(start('train.py', config, '--work-dir', killed, '--resume'))
     assert kills >= 3
+    assert not [path for path in killed.iterdir() if path.name.startswith('.')]
     assert_same(last_state(killed), last_state(whole))
     expected, found = ((folder / 'gates.jsonl').read_text() for folder in (whole, killed))
     assert found == expected and json.loads(expected.splitlines()[-1])['iter'] == ITERATIONS

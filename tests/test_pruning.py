@@ -270,6 +270,33 @@ def test_gates_of_gdp_have_no_part_in_the_gradient_norm():
 
 
 @BOTH
+def test_a_model_that_is_refused_has_no_gates(method):
+    model = randomize_(Residual())
+    model.aux = nn.Conv2d(3, 4, 1)
+    keys, inputs = model.state_dict().keys(), (example((3, 8, 8), dtype=torch.float32),)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match='do not reach aux'):
+        method(model, inputs, optimizer, total_steps=STEPS, **SETTINGS[method])
+    assert model.state_dict().keys() == keys
+    method(model, inputs, optimizer, total_steps=STEPS, exclude='aux', **SETTINGS[method])
+
+
+def test_random_scores_stay_as_channels_leave():
+    model = randomize_(Residual()).eval()
+    graph = trace_channels(model, (example((3, 8, 8), dtype=torch.float32),))
+    gates = attach_gates(model, graph, PolarizationGate)
+    criterion = Random(seed=3).bind(gates, model)
+    before = criterion.scores()
+    stays = torch.arange(graph.num_channels) % 3 != 0
+    kept = graph.keeping(stays | ~torch.isin(torch.arange(graph.num_channels), torch.arange(graph.free[0].size)))
+    criterion.narrow(gates, kept)
+    assert torch.equal(criterion.scores(), before[kept.staying])
+    again = Random(seed=4).bind(gates, model)
+    again.load_state_dict(criterion.state_dict())
+    assert torch.equal(again.scores(), criterion.scores())
+
+
+@BOTH
 def test_a_pruner_that_cannot_begin_gives_the_model_back(method):
     model = models()['dict outputs']
     names = set(model.state_dict())

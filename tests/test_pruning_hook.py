@@ -268,6 +268,50 @@ def test_a_loss_that_is_never_finite_stops_the_run(short, method):
         train(config)
 
 
+@HOOKS.register_module()
+class Spoil(Hook):
+    """Puts a number that is not finite into a norm's statistics, or into a weight."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, at, name):
+        self.at, self.name = at, name
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        """Before the pruning hook."""
+        if runner.iter + 1 == self.at:
+            runner.model.state_dict()[self.name].flatten()[0] = torch.inf
+
+
+@pytest.mark.parametrize('name', ['backbone.stem.1.running_var', 'backbone.stem.0.weight'])
+@BOTH
+def test_divergence_keeps_the_checkpoint_before_it(short, method, name):
+    config = short(method, **{'default_hooks.checkpoint.interval': 2, 'default_hooks.checkpoint.max_keep_ckpts': 1})
+    config.custom_hooks.append(dict(type='mmengine.Spoil', at=4, name=name))
+    with pytest.raises(Diverged, match=name.replace('.', r'\.')):
+        train(config)
+    kept = Path(config.work_dir, 'iter_2.pth')
+    assert kept.is_file() and Path(config.work_dir, 'last_checkpoint').read_text() == str(kept)
+
+
+@BOTH
+def test_an_overflow_between_two_checkpoints_stops_nothing(short, method):
+    config = scaled(short(method, **{'default_hooks.checkpoint.interval': 1}), at=1)
+    train(config)
+    assert Path(config.work_dir, 'iter_2.pth').is_file()
+
+
+@BOTH
+def test_a_preprocessor_beside_the_model_gives_the_input_size(short, method, tmp_path):
+    config = short(method)
+    config.model.pop('input_shape', None)
+    config.data_preprocessor = config.model.pop('data_preprocessor')
+    train(config)
+    checkpoint = Path(config.work_dir, f'iter_{config.train_cfg.max_iters}.pth')
+    macs = export_slim(config, checkpoint, tmp_path / 'slim')['macs']
+    assert macs['input_shape'] == [3, *config.data_preprocessor.size]
+
+
 @pytest.mark.parametrize(
     ('method', 'second', 'message'),
     [

@@ -263,7 +263,7 @@ class Attributes(Residual):
 def test_a_block_that_the_code_cannot_do_without_stays(net):
     assert [group.is_block for group in trace(built(Residual), (3, 8, 8), 'both').free] == [False] * 2 + [True]
     graph = trace(built(net), (3, 8, 8), 'both')
-    assert not any(group.is_block or group.empties for group in graph.free)
+    assert not any(group.is_block for group in graph.free) and not graph.lasts
     (block,) = (group for group in graph.groups if group.is_block)
     assert block.frozen.startswith('test_rehearsal.py:') and block.frozen.endswith(' needs it')
     assert {group.name for group in graph.free} == {'stem.0', 'a'}

@@ -1,6 +1,7 @@
 """The page of a run shows what the run has, agrees with slim.json, and says what it leaves out."""
 
 import base64
+import copy
 import io
 import json
 import re
@@ -22,6 +23,7 @@ from report import main
 
 from mmprune_gates.engine.export import export_slim
 from mmprune_gates.engine.record_hook import read_history
+from mmprune_gates.engine.slim_report import check_report
 from mmprune_gates.report import read_run
 from mmprune_gates.report.network import network_of
 from mmprune_gates.report.page import TITLES
@@ -312,7 +314,61 @@ def test_a_cut_slim_json_and_a_broken_config_are_left_out(finished, tmp_path):
         path.write_text('model = dict(')
     page, pictures = reported(run, tmp_path / 'out')
     assert pictures == {'gates', 'histograms', 'macs', 'losses'}
-    assert 'is no report of tools/slim.py, or is cut' in page.text and 'cannot be read' in page.text
+    assert 'the file was cut or changed: write it again' in page.text and 'cannot be read' in page.text
+
+
+def test_a_slim_json_edited_by_hand_is_left_out_with_the_key(finished, tmp_path):
+    source, slim = finished('gdp-scenes')
+    report = json.loads((slim / 'slim.json').read_text())
+    name, entry = next(iter(report['groups'].items()))
+    size, key = entry['size'], f'groups[{name!r}]'
+    latency = {'measured_ms': {'before': 2.0, 'after': 1.0, 'kept': 0.5}, 'target': 0.5}
+    check_report(report, 'slim.json')
+    check_report({**report, 'latency': latency}, 'slim.json')
+    bad = [
+        *((f'{key}.kept', ('groups', name, 'kept'), value) for value in ([size], [-1, 0], [0, 0], 'a', None, [0.5], 3)),
+        *((f'{key}.size', ('groups', name, 'size'), value) for value in (None, 0, -1, 'a', 1.5)),
+        *((key, ('groups', name), value) for value in (None, [], 'a', 3)),
+        *(
+            (part, (part,), value)
+            for part in ('groups', 'macs', 'params', 'blocks', 'provenance')
+            for value in (None, [])
+        ),
+        *(('macs.after', ('macs', 'after'), value) for value in (None, 'a', -1, float('nan'), float('inf'))),
+        ('macs.before', ('macs', 'before'), 0),
+        *(('macs.input_shape', ('macs', 'input_shape'), value) for value in (None, [3, 8], [3, 8, 0], 'abc')),
+        *(('parity_error', ('parity_error',), value) for value in (None, 'a', -1)),
+        *(('blocks.removed', ('blocks', 'removed'), value) for value in (None, [1], 'a')),
+        ('provenance.checkpoint', ('provenance', 'checkpoint'), 3),
+        *(('warnings', ('warnings',), value) for value in (None, 'a', [1])),
+        *(('latency', ('latency',), value) for value in ([], 'a')),
+        ('latency.measured_ms', ('latency',), {'measured_ms': 3}),
+        ('latency.measured_ms.after', ('latency',), {'measured_ms': {'before': 2.0}}),
+        ('latency.target', ('latency',), {'measured_ms': latency['measured_ms']}),
+    ]
+    assert len(bad) > 50
+    for words, path, value in bad:
+        edited = copy.deepcopy(report)
+        place = edited
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+        with pytest.raises(ValueError, match=re.escape(f'slim.json: {words} must be')):
+            check_report(edited, 'slim.json')
+    shutil.copytree(slim, tmp_path / 'slim')
+    (tmp_path / 'slim' / 'slim.json').write_text('[]')
+    page, pictures = reported(source, tmp_path / 'out', '--slim', tmp_path / 'slim')
+    assert 'gates' in pictures and 'slim.json must be a dictionary' in page.text
+
+
+def test_the_target_of_a_cost_named_in_full(finished):
+    run = read_run(finished('gdp-scenes')[0])
+    hook = run.config.custom_hooks[0]
+    target = run.target
+    hook.cost = dict(type='mmprune_gates.MACs')
+    assert run.target == target is not None
+    hook.cost = dict(type='mmprune_gates.Parameters')
+    assert run.target is None
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):

@@ -299,3 +299,28 @@ def test_shares_of_a_group_stay_those_of_the_whole_one():
     again = candidates.narrowed(left, MACs().bind(left))
     assert again.total == candidates.total
     assert [again.least(left.group(name)) for name in ('a.0', 'b.0', 'c.0')] == [5, 6, 2]
+
+
+class Branch(nn.Module):
+    """A residual block that ends in a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.norm = conv_bn(3, 8), conv_bn(8, 6), nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.norm(self.b(self.a(x))))
+
+
+def test_exclusions_hold_after_the_modules_they_name_have_gone():
+    graph = trace_channels(Branch(), (example((3, 8, 8), dtype=torch.float32),))
+    candidates = Candidates.of(graph, Limits(floor=0, exclude='norm'))
+    (block,) = [block for block in graph.blocks if block.last]
+    stays = torch.ones(graph.num_channels, dtype=torch.bool)
+    stays[graph.group(block.last).span] = False
+    left = narrowed(graph, graph.keeping(stays), block.modules)
+    assert 'norm.weight' in graph.slots and 'norm.weight' not in left.slots
+    again = candidates.narrowed(left, MACs().bind(left))
+    assert {group.name for group in candidates.groups} == {'a.0'} and not again.groups

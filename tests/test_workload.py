@@ -13,7 +13,7 @@ from mmprune_gates.channels.narrowed import narrowed
 
 def shapes(workload, value):
     """Op and shapes of its results, of all ops, when channel i counts by ``value[i]``."""
-    counts = workload.counts(value)
+    counts = workload.vectors.counts(value)
     found = []
     for work in workload.works:
         results = []
@@ -68,8 +68,8 @@ def test_each_op_knows_what_makes_its_operands():
 
 def test_equal_vectors_of_channels_are_one():
     _, graph, _ = traced(Depthwise)
-    vectors = {tuple(vector.tolist()) for vector in graph.workload.vectors}
-    assert len(vectors) == len(graph.workload.vectors)
+    vectors = {tuple(vector.tolist()) for vector in graph.workload.vectors.each}
+    assert len(vectors) == len(graph.workload.vectors.each)
 
 
 def test_what_is_left_once_channels_have_gone():

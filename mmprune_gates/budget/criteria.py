@@ -202,7 +202,7 @@ class NormScale(Criterion):
         """(num_channels,) the sum."""
         gammas = {id(module.weight) for module in self.bound_model().modules() if isinstance(module, NORMS)}
         taken_over = {}
-        for _, scale in gated_norms(self.gates):
+        for scale in gated_norms(self.gates):
             if scale.sources[0][0].per_module:
                 taken_over[id(scale.module.weight)] = scale.value().detach()
         sizes = []

@@ -307,7 +307,7 @@ class Latency(Cost):
 
     def per_op(self, value: Tensor) -> Tensor:
         """(T,) milliseconds of each op when channel i counts by ``value[i]``; 0 for ops without channels."""
-        counts = self.graph.workload.counts(value)
+        counts = self.graph.workload.vectors.counts(value)
         reads, makes = self.reads(counts), self.makes(counts)
         ms = self.fit.scale * self.curves(reads, makes) + self.fit.overhead
         taken = self.apart * self.executed(counts) * ms

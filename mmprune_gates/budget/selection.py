@@ -52,9 +52,9 @@ class Limits:
             return int(self.divisor)
         return next((divisor for divisor in (8, 4, 2) if PARTS * divisor <= width), 1)
 
-    def least(self, group: Group) -> int:
-        """Least number of channels that a group keeps: 0 for a residual block, at least 1 unless it can be emptied."""
-        return 0 if group.is_block else max(int(not group.empties), ceil(self.floor * group.size))
+    def least(self, group: Group, empties: bool = False) -> int:
+        """Least number of channels that a group keeps: 0 for a residual block, at least 1 unless it ``empties``."""
+        return 0 if group.is_block else max(int(not empties), ceil(self.floor * group.size))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Candidates:
     def least(self, group: Group) -> int:
         """Least number of channels that a group keeps, rounded up."""
         once = replace(group, size=self.whole[group.name])
-        return self.rounded(group, self.limits.least(once))
+        return self.rounded(group, self.limits.least(once, group.name in self.graph.lasts))
 
     def multiple(self, group: Group) -> int:
         """Channels that a group loses at a time, so that layer widths stay multiples of divisor and cost step."""

@@ -81,7 +81,7 @@ def _branch(
     between = [node for node in nodes if node in graph.paths and graph.enclosing(node, modules) is None]
     sites = _sites_of(graph.values[end])
     is_inside = bool(sites) and all(within(site, modules) for site in sites)
-    takes_any_width = all(has_trait(node, Trait.ANY_WIDTH) for node in between)
+    takes_any_width = all(has_trait(op_name(node), Trait.ANY_WIDTH) for node in between)
     if not is_inside or not takes_any_width:
         return None
     name = (common_path(modules) or modules[-1]) + BLOCK

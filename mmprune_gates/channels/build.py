@@ -16,9 +16,8 @@ from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import Flow, FullWidth, Read, Site
 from mmprune_gates.channels.graph import ChannelGraph, Layer
 from mmprune_gates.channels.groups import Block
-from mmprune_gates.channels.heads import Seen, find_seen
+from mmprune_gates.channels.heads import Seen
 from mmprune_gates.channels.index import channels_in
-from mmprune_gates.channels.labels import Axis
 from mmprune_gates.channels.numbering import Numbering, number_channels
 from mmprune_gates.channels.walked import Walked
 from mmprune_gates.channels.workload import workload_of
@@ -57,11 +56,9 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
     slots = _find_slots(flow, numbering)
     full_width = {path: _resolved(calls[0], numbering) for path, calls in flow.full_width.items()}
     blocks = _describe_blocks(flow, branches, numbering, slots, full_width)
-    lasts = {block.last for block in blocks}
-    groups = [replace(group, empties=group.name in lasts) for group in numbering.groups]
     cost = Cost.of([(term.layer, term.positions, [*map(numbering.channels, term.factors)]) for term in flow.terms])
     return ChannelGraph(
-        groups=(*groups, *numbering.gates),
+        groups=(*numbering.groups, *numbering.gates),
         slots=slots,
         layers=_coverage(flow, numbering, cost),
         reads=_find_reads(flow, numbering),
@@ -113,12 +110,19 @@ def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site[Tensor], ...]:
 
 
 def _find_seen(flow: Flow, numbering: Numbering) -> tuple[Seen, ...]:
-    """Channels, some of them heads, that modules view in another shape."""
+    """Channels, some of them heads, that modules view in another shape, each vector once per module."""
     if not flow.cuts:
         return ()
-    heads = numbering.channels(np.concatenate([cut.ids for cut in flow.cuts]))
-    indices = [numbering.channels(ids) for _, ids in flow.seen]
-    return find_seen(flow.seen, indices, channels_in(heads))
+    cut = np.concatenate([cut.ids for cut in flow.cuts])
+    heads = channels_in(numbering.channels(cut))
+    found: dict[tuple, Seen] = {}
+    for module, ids in flow.seen:
+        index = numbering.channels(ids)
+        channels = channels_in(index)
+        if torch.isin(channels, heads).any():
+            key = (module, tuple(index.tolist()))
+            found.setdefault(key, Seen(module, index))
+    return tuple(found.values())
 
 
 def _describe_blocks(
@@ -167,7 +171,8 @@ def _last_group(flow: Flow, block: Block, numbering: Numbering) -> int | None:
     if block.tail is None:
         return None
     weight = block.tail.weight
-    read = _axis_along(flow, weight, flow.layers[weight].in_dim)
+    dim = flow.layers[weight].in_dim
+    read = None if dim is None else flow.tensors[weight].along(dim)
     if read is None:
         return None
     index = numbering.channels(read.ids)
@@ -182,13 +187,6 @@ def _costs_nothing_without(flow: Flow, branch: Branch, numbering: Numbering, inn
         if not any(inner.intersection(numbering.groups_in(index)) for index in factors):
             return False
     return True
-
-
-def _axis_along(flow: Flow, weight: str, dim: int | None) -> Axis | None:
-    """The axis of a weight along a dimension, or None."""
-    if dim is None:
-        return None
-    return flow.tensors[weight].along(dim)
 
 
 def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmprune_gates.channels.index import at
+from mmprune_gates.channels.index import Vectors, at
 
 
 @dataclass(frozen=True)
@@ -19,46 +19,37 @@ class Cost:
     Attributes:
         layers: Module path of each of the T ops.
         positions: (T,) float64, product of the extents that hold no channel, per sample.
-        index: (K,) channels of all factors, concatenated; -1 for a position that always stays.
-        owner: (K,) the factor that each position belongs to.
-        factors: (T, F) the factors of each op, -1 for a factor of one.
-        count: Number of factors.
+        vectors: The channels of each factor.
+        factors: (T, F) numbers of the vectors that are factors of each op, -1 for a factor of one.
     """
 
     layers: tuple[str, ...]
     positions: Tensor
-    index: Tensor
-    owner: Tensor
+    vectors: Vectors
     factors: Tensor
-    count: int
 
     @classmethod
     def of(cls, terms: Sequence[tuple[str, float, Sequence[Tensor]]]) -> Cost:
         """The cost of ops given as (module path, positions, channel vectors)."""
         vectors: list[Tensor] = []
-        rows = []
+        rows = [torch.zeros(0, dtype=torch.long)]  # for pad_sequence, which wants at least one
         for _, _, factors in terms:
             first = len(vectors)
             vectors += factors
             rows.append(torch.arange(first, len(vectors)))
-        count = len(vectors)
-        sizes = torch.tensor([len(vector) for vector in vectors], dtype=torch.long)
-        nothing = torch.zeros(0, dtype=torch.long)
+        layers = [layer for layer, _, _ in terms]
+        positions = [positions for _, positions, _ in terms]
         return cls(
-            layers=tuple(layer for layer, _, _ in terms),
-            positions=torch.tensor([positions for _, positions, _ in terms], dtype=torch.double),
-            index=torch.cat([nothing, *vectors]),
-            owner=torch.repeat_interleave(torch.arange(count), sizes),
-            factors=pad_sequence([nothing, *rows], batch_first=True, padding_value=-1)[1:],
-            count=count,
+            layers=tuple(layers),
+            positions=torch.tensor(positions, dtype=torch.double),
+            vectors=Vectors(tuple(vectors)),
+            factors=pad_sequence(rows, batch_first=True, padding_value=-1)[1:],
         )
 
     def per_op(self, value: Tensor) -> Tensor:
         """(T,) cost of each op when channel i counts by ``value[i]``; linear in each factor, differentiable."""
-        owner = self.owner.to(value.device)
-        nothing = value.new_zeros(self.count)
-        sums = nothing.index_add(0, owner, at(value, self.index))
-        factors = at(sums, self.factors)
+        counts = self.vectors.counts(value)
+        factors = at(counts, self.factors)
         return self.positions.to(value) * factors.prod(1)
 
     def per_layer(self, value: Tensor) -> dict[str, float]:

@@ -120,6 +120,11 @@ class ChannelGraph:
         return tuple(block for block in self.blocks if block.gate is not None)
 
     @property
+    def lasts(self) -> frozenset[str]:
+        """Names of the groups whose channels may all go, each the last of a residual block."""
+        return frozenset(block.last for block in self.blocks if block.last is not None)
+
+    @property
     def classifiers(self) -> tuple[str, ...]:
         """Module paths of the layers whose output is an output of the model."""
         return tuple(layer.name for layer in self.layers if layer.out_frozen == OUTPUT)
@@ -182,15 +187,11 @@ class ChannelGraph:
 
     def without_emptying(self, names: Container[str]) -> ChannelGraph:
         """The graph in which each of the named groups must keep at least one channel."""
-        groups = []
-        for group in self.groups:
-            empties = group.empties and group.name not in names
-            groups.append(replace(group, empties=empties))
         blocks = []
         for block in self.blocks:
             last = None if block.last in names else block.last
             blocks.append(replace(block, last=last))
-        return replace(self, groups=tuple(groups), blocks=tuple(blocks))
+        return replace(self, blocks=tuple(blocks))
 
     def kept(self, masks: Mapping[str, Tensor] | None = None) -> Kept:
         """Check masks and return them as a :class:`Kept`; a :class:`Kept` of this graph is returned unchanged.

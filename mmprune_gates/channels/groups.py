@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
@@ -22,7 +22,6 @@ class Group:
         frozen: None, or why none of them can be removed.
         start: Position of the group's first channel among all channels of the graph.
         is_block: Whether its only channel stands for a residual block.
-        empties: Whether all of its channels may go, since it is the last group of a residual block.
     """
 
     name: str
@@ -30,7 +29,6 @@ class Group:
     frozen: str | None
     start: int
     is_block: bool = False
-    empties: bool = False
 
     @property
     def span(self) -> slice:
@@ -70,6 +68,11 @@ class Block:
     def is_inside(self, other: Block) -> bool:
         """Whether the whole block goes with another one."""
         return all(other.holds(path) for path in self.modules)
+
+
+def outermost(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks that are inside no other."""
+    return [one for one in blocks if not any(one.is_inside(other) for other in blocks if other is not one)]
 
 
 def within(path: str, modules: tuple[str, ...]) -> bool:

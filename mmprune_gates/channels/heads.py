@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from mmprune_gates.channels.flow import Flow, Scout
-from mmprune_gates.channels.index import channels_in
 from mmprune_gates.channels.labels import Ids
 
 HEADS, DIMS, BOTH = 'heads', 'dims', 'both'  # what attention loses
@@ -110,20 +108,3 @@ def _cuts_along(ids: Sequence[Ids], classes: Ids, scout: Scout) -> dict[Node, in
             is_given[classes[piece.source]] = True
             found[piece.view] = piece.dim
     return found
-
-
-def find_seen(seen: Sequence[tuple[str, Ids]], indices: Sequence[Tensor], heads: Tensor) -> tuple[Seen, ...]:
-    """Channels, some of them heads, that modules view in another shape, each vector once per module.
-
-    Args:
-        seen: (module path, ids) of each channel dimension of views.
-        indices: Channel numbers of those ids.
-        heads: Numbers of the channels that are heads.
-    """
-    found: dict[tuple, Seen] = {}
-    for (module, _), index in zip(seen, indices, strict=True):
-        channels = channels_in(index)
-        if torch.isin(channels, heads).any():
-            key = (module, tuple(index.tolist()))
-            found.setdefault(key, Seen(module, index))
-    return tuple(found.values())

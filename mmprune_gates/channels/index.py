@@ -7,6 +7,10 @@ channels have values, such a position has the product of the two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -71,3 +75,34 @@ def inside(index: Tensor, group: Group) -> Tensor:
 def touches(index: Tensor, group: Group) -> bool:
     """Whether an index holds channels of a group."""
     return bool(inside(index, group).any())
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Several indices: how many of their channels are kept.
+
+    Attributes:
+        each: The indices.
+    """
+
+    each: tuple[Tensor, ...]
+
+    @cached_property
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """(C,) all indices, concatenated, and (C,) the number of the one that each entry belongs to."""
+        nothing = torch.zeros(0, dtype=torch.long)
+        index = torch.cat([nothing, *self.each])
+        lengths = [len(one) for one in self.each]
+        numbers = torch.arange(len(lengths))
+        owner = torch.repeat_interleave(numbers, torch.tensor(lengths, dtype=torch.long))
+        return index, owner
+
+    def counts(self, value: Tensor) -> Tensor:
+        """(#indices,) number of entries kept in each when channel i counts by ``value[i]``; differentiable."""
+        index, owner = self.flat
+        none = value.new_zeros(len(self.each))
+        return none.index_add(0, owner.to(value.device), at(value, index))
+
+    def narrowed(self, index: Callable[[Tensor], Tensor]) -> Vectors:
+        """The indices with fewer channels; ``index`` maps one to that of the channels that stay."""
+        return Vectors(tuple(map(index, self.each)))

@@ -133,7 +133,7 @@ def _read(op: Op, channels: Axis, in_dim: int) -> None:
         sites=channels.sites,
         input_size=op.per_sample(op.x.shape),
         weight_size=prod(op.weight.shape),
-        direct=parameter == 'weight' and op.flow.is_direct(op.layer),
+        direct=parameter == 'weight' and op.flow.is_direct(op.layer) and op.layer not in op.flow.odd,
     )
     op.flow.reads.append(read)
 

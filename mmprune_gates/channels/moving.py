@@ -321,19 +321,21 @@ def _joined(op: Op, first: Axis, second: Axis, before: range, after: range) -> l
         before: The run, dimensions of the operand.
         after: The same run, dimensions of the result.
     """
-    if len(after) > 1:
-        op.freeze([first, second], 'two channel dimensions viewed as several others')
-        return []
     old = tuple(op.x.shape[dim] for dim in before)
-    dim = after.start
-    size = op.shape[dim]
+    new = tuple(op.shape[dim] for dim in after)
     laid = []
     for axis in (first, second):
         own = np.arange(len(axis.ids))
-        places = grid(own, axis.dim - before.start, old, (size,))
-        laid.append(axis.take(places))
-    one, other = laid
-    joined = op.flow.fresh(dim, size)
+        places = grid(own, axis.dim - before.start, old, new)
+        laid.append(spread(axis.ids, places))
+    at_first, at_second = np.broadcast_arrays(*laid)
+    varying = [dim for dim, size in zip(after, at_first.shape, strict=True) if size > 1]
+    if len(varying) != 1:
+        op.freeze([first, second], 'two channel dimensions viewed as several others')
+        return []
+    one = first.take(at_first.ravel())
+    other = second.take(at_second.ravel())
+    joined = op.flow.fresh(varying[0], len(one.ids))
     op.flow.cross(joined.ids, one.ids, other.ids)
     state = np.minimum(one.state, other.state)
     sites = one.sites | other.sites

@@ -16,8 +16,11 @@ from mmprune_gates.channels.groups import Block, Group, within
 from mmprune_gates.channels.heads import Follow
 from mmprune_gates.channels.index import renumbered
 from mmprune_gates.channels.kept import Kept
+from mmprune_gates.channels.workload import Workload
 
 Reader = TypeVar('Reader', bound=Read[Tensor])
+Counted = TypeVar('Counted', Cost, Workload)
+Entry = TypeVar('Entry', Site[Tensor], Follow)
 
 
 def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> ChannelGraph:
@@ -38,7 +41,7 @@ def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> Channel
     for name, dims in graph.slots.items():
         if left.stays(name):
             slots[name] = {dim: left.index(index) for dim, index in dims.items()}
-    cost = left.cost(graph.cost)
+    cost = left.counted(graph.cost)
     full_width = {path: left.read(read) for path, read in graph.full_width.items() if left.stays(path)}
     return replace(
         graph,
@@ -46,16 +49,16 @@ def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> Channel
         slots=slots,
         layers=left.layers(graph.layers, names, cost),
         reads=tuple(left.read(read) for read in graph.reads if left.stays(read.layer)),
-        sites=tuple(left.site(site) for site in graph.sites if left.stays(site.module)),
+        sites=tuple(left.entry(site) for site in graph.sites if left.stays(site.module)),
         full_width=full_width,
         blocks=tuple(left.block(block) for block in graph.blocks if left.stays(block.modules[-1])),
         filters=graph.filters[kept.staying],
         unreached=tuple(path for path in graph.unreached if left.stays(path)),
         cost=cost,
-        workload=graph.workload.narrowed(left.index),
+        workload=left.counted(graph.workload),
         seen=(),
         guessed=(),
-        follows=tuple(left.follow(follow) for follow in graph.follows if left.stays(follow.module)),
+        follows=tuple(left.entry(follow) for follow in graph.follows if left.stays(follow.module)),
     )
 
 
@@ -88,7 +91,7 @@ class _Left:
         for group in groups:
             size = int(self.staying[group.span].sum())
             if size:
-                found.append(replace(group, size=size, start=start, empties=False))
+                found.append(replace(group, size=size, start=start))
                 start += size
         return tuple(found)
 
@@ -97,23 +100,18 @@ class _Left:
         stays = self.kept.at(read.index)
         return replace(read, index=self.index(read.index), gated=read.gated[stays])
 
-    def follow(self, follow: Follow) -> Follow:
-        """An attribute that counts fewer channels."""
-        return replace(follow, index=self.index(follow.index))
-
-    def site(self, site: Site[Tensor]) -> Site[Tensor]:
-        """A site with fewer channels."""
-        return replace(site, index=self.index(site.index))
+    def entry(self, entry: Entry) -> Entry:
+        """A site or an attribute that follows, with fewer channels."""
+        return replace(entry, index=self.index(entry.index))
 
     def block(self, block: Block) -> Block:
         """A block that can be closed, but not emptied."""
         gate = None if block.gate is None else int(self.number_of[block.gate])
         return replace(block, gate=gate, inner=(), last=None, index=None)
 
-    def cost(self, cost: Cost) -> Cost:
-        """What the ops cost with fewer channels."""
-        stays = self.kept.at(cost.index)
-        return replace(cost, index=self.index(cost.index), owner=cost.owner[stays])
+    def counted(self, counted: Counted) -> Counted:
+        """A cost or workload with fewer channels; ops that have gone with their modules have no channels left."""
+        return replace(counted, vectors=counted.vectors.narrowed(self.index))
 
     def layers(self, layers: Sequence[Layer], names: set[str], cost: Cost) -> tuple[Layer, ...]:
         """Coverage of the layers that are still there."""

@@ -55,7 +55,8 @@ class Numbering:
     def group_of(self) -> Ids:
         """(num_channels,) group number of each channel."""
         sizes = [group.size for group in (*self.groups, *self.gates)]
-        return np.repeat(np.arange(len(sizes)), sizes)
+        numbers = np.arange(len(sizes))
+        return np.repeat(numbers, sizes)
 
     def groups_in(self, index: Tensor) -> list[int]:
         """Numbers of the groups that have channels in an index, ascending."""
@@ -104,8 +105,11 @@ def number_channels(flow: Flow, branches: Sequence[Branch]) -> Numbering:
 def with_own_names(branches: Sequence[Branch]) -> list[Branch]:
     """The branches with unique block names."""
     names = _numbered(branch.block.name for branch in branches)
-    pairs = zip(branches, names, strict=True)
-    return [replace(branch, block=replace(branch.block, name=name)) for branch, name in pairs]
+    found = []
+    for branch, name in zip(branches, names, strict=True):
+        block = replace(branch.block, name=name)
+        found.append(replace(branch, block=block))
+    return found
 
 
 def _numbered(names: Iterable[str]) -> list[str]:
@@ -124,7 +128,8 @@ def _parts(classes: Ids, pairs: Mapping[int, tuple[int, int]], ids: Ids) -> dict
     """The classes of ids -> 0; for one that stands for a pair, the first class -> 0, the second -> 1."""
     found: dict[int, int] = {}
     for number in dict.fromkeys(classes[ids].tolist()):
-        for place, part in enumerate(pairs.get(number, (number,))):
+        parts = pairs.get(number, (number,))
+        for place, part in enumerate(parts):
             found.setdefault(part, place)
     return found
 

@@ -60,9 +60,7 @@ class Op:
     def parameter(self, position: int) -> str | None:
         """Name of the parameter or buffer at ``position``; None for any other operand."""
         args = self.node.args
-        if position >= len(args):
-            return None
-        source = args[position]
+        source = args[position] if position < len(args) else None
         return self.names.get(source) if isinstance(source, Node) else None
 
     def source(self, position: int) -> str | None:

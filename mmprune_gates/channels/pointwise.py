@@ -13,6 +13,7 @@ from torch.fx import Node
 from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, State, Value
 from mmprune_gates.channels.op import NO_RULE, Op, Result, op_name
 
+Side = tuple[Axis | None, int]  # what a tensor has along a dimension: its channels, if any, and its size
 Combine = Callable[[list[State]], State]  # states of channels that meet -> state of the result
 
 MIXED = 'combined with a tensor that has no removable channels there'
@@ -156,25 +157,27 @@ def aligned(
     """
     axes = []
     for dim in dims:
-        channels = []
-        at_most = GATED
-        longest = 1
-        for value in values:
-            axis = value.along(dim)
-            if axis is None:
-                at_most = broadcast
-                longest = max(longest, value.shape[dim])
-            else:
-                channels.append(axis)
-        if longest > 1:
-            op.freeze(channels, reason)
-        elif channels:
-            axes.append(meet(op, channels, combine, at_most))
+        sides = [(value.along(dim), value.shape[dim]) for value in values]
+        axis = meet(op, sides, reason, combine, broadcast)
+        if axis is not None:
+            axes.append(axis)
     return axes
 
 
-def meet(op: Op, axes: list[Axis], combine: Combine, at_most: int) -> Axis:
-    """Unite all axes that meet along a dimension into one; sites that no longer scale the result are tainted."""
+def meet(op: Op, sides: Sequence[Side], reason: str, combine: Combine = weakest, broadcast: int = GATED) -> Axis | None:
+    """The axis along a dimension at which several tensors meet: their channels, united; None if they have none there.
+
+    Channels that meet a longer dimension without channels are frozen. Sites that no longer scale the result are
+    tainted.
+    """
+    axes = [axis for axis, _ in sides if axis is not None]
+    rigid = [size for axis, size in sides if axis is None]
+    if max(rigid, default=1) > 1:
+        op.freeze(axes, reason)
+        return None
+    if not axes:
+        return None
+    at_most = broadcast if rigid else GATED
     first, *others = axes
     for other in others:
         op.flow.unite(first.ids, other.ids)

@@ -101,19 +101,11 @@ class Product:
 
     def _passing(self, name: str) -> Axis | None:
         """The channels along a dimension of the result; None if there are none, or they are frozen."""
-        axes = self._axes(name)
-        if not axes:
-            return None
         holders = [operand for operand in self.operands if name in operand.names]
-        if len(holders) == 1:
-            return axes[0]
-        if self.op.flow.scout is not None:
-            self.op.flow.scout.batches.extend(axis.ids for axis in axes)
-        longest = max((holder.size(name) for holder in holders if holder.along(name) is None), default=1)
-        if longest > 1:
-            self.op.freeze(axes, MIXED)
-            return None
-        return meet(self.op, axes, scaled_once, GATED)
+        if len(holders) > 1 and self.op.flow.scout is not None:
+            self.op.flow.scout.batches.extend(axis.ids for axis in self._axes(name))
+        sides = [(holder.along(name), holder.size(name)) for holder in holders]
+        return meet(self.op, sides, MIXED, scaled_once)
 
 
 def matrix_product(op: Op) -> Result:
@@ -164,7 +156,7 @@ def attention(op: Op) -> Result:
         op.freeze([queries.along('k'), keys.along('k')], SCALED)
     axes = scores.labels()
     for mask in masks:
-        axes = _masked(op, axes, mask.expanded(op.rank))
+        _meet_mask(op, axes, mask.expanded(op.rank))
     over_tokens = [axis for axis in axes if axis.dim == op.rank - 1]
     op.freeze(over_tokens, ATTENDED)
     weights = tuple(op.flow.weaken(axis, LOST) for axis in axes)
@@ -175,19 +167,16 @@ def attention(op: Op) -> Result:
     return op.result(sums.labels())
 
 
-def _masked(op: Op, axes: Sequence[Axis], mask: Value) -> list[Axis]:
-    """The axes of attention scores, united with those of an additive or bool mask."""
-    found = []
+def _meet_mask(op: Op, axes: Sequence[Axis], mask: Value) -> None:
+    """Unite the axes of attention scores with those of an additive or bool mask."""
     for axis in axes:
         own = mask.along(axis.dim)
         if own is None and mask.shape[axis.dim] > 1:
             op.freeze([axis], MIXED)
         elif own is not None:
             op.flow.unite(axis.ids, own.ids)
-        found.append(axis)
     known = {axis.dim for axis in axes}
     op.freeze([own for own in mask.axes if own.dim not in known], MIXED)
-    return found
 
 
 def _batch(rank: int) -> Names:

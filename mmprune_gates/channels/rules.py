@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from operator import getitem
 
-from torch.fx import Node
-
 from mmprune_gates.channels import layers, moving, pointwise, products
 from mmprune_gates.channels.labels import GATED, LOST, ZERO
 from mmprune_gates.channels.op import NO_RULE, Op, Result, op_name
@@ -109,12 +107,10 @@ TABLE: dict[str, Rule] = {
     **rows('pad constant_pad_nd reflection_pad2d replication_pad2d', moving.pad),
 }
 
-ELEMENTWISE = frozenset(name for name, rule in TABLE.items() if Trait.ELEMENTWISE in rule.traits)
 
-
-def has_trait(node: Node, trait: Trait) -> bool:
-    """Whether the op that a node calls has a trait."""
-    rule = TABLE.get(op_name(node))
+def has_trait(name: str, trait: Trait) -> bool:
+    """Whether the op of a name has a trait."""
+    rule = TABLE.get(name)
     return rule is not None and trait in rule.traits
 
 

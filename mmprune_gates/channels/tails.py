@@ -87,7 +87,7 @@ def find_tail(graph: Walked, end: Node, modules: tuple[str, ...]) -> Tail | None
     node = end
     steps = []
     module = graph.enclosing(node, modules)
-    while not has_trait(node, Trait.BIAS):
+    while not has_trait(op_name(node), Trait.BIAS):
         source = _source(graph, node, inside=module is not None)
         if source is None:
             return None
@@ -121,7 +121,7 @@ def _source(graph: Walked, node: Node, inside: bool) -> Node | None:
         node: The call.
         inside: Whether the call is part of the tail; if so, all other operands must be parameters or buffers.
     """
-    if node.kwargs or not has_trait(node, Trait.CONSTANT):
+    if node.kwargs or not has_trait(op_name(node), Trait.CONSTANT):
         return None
     variable = []
     for source in node.all_input_nodes:

@@ -23,7 +23,7 @@ from mmprune_gates.channels.heads import BOTH, DIMS, HEADS, heads_of, tie_cuts
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names
-from mmprune_gates.channels.op import Op, as_list, is_inplace, operands, shapes
+from mmprune_gates.channels.op import Op, as_list, is_inplace, op_name, operands, shapes
 from mmprune_gates.channels.rules import Trait, apply_rule, has_trait
 from mmprune_gates.channels.walked import Walked
 from mmprune_gates.checks import checked, one_of
@@ -190,7 +190,7 @@ def _settle_draft(flow: Flow, draft: Flow, call: Call | None, values: dict[Node,
 def _find_heads(flow: Flow, program: ExportedProgram, batch: int, attention: str) -> dict[Node, dict[str, int]]:
     """Views that cut channels into heads -> the dimensions that can shrink, found in a walk of its own."""
     calls = [node for node in program.graph.nodes if node.op == 'call_function']
-    if not any(has_trait(node, Trait.PRODUCT) for node in calls):
+    if not any(has_trait(op_name(node), Trait.PRODUCT) for node in calls):
         return {}
     scout = Scout()
     trial = Flow(flow.model, flow.aliases, scout=scout)

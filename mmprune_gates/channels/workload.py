@@ -7,8 +7,8 @@ that prices those, such as a latency table, needs the ops themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from operator import getitem
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from mmprune_gates.channels.groups import Block
-from mmprune_gates.channels.index import at
+from mmprune_gates.channels.index import Vectors
 from mmprune_gates.channels.labels import Shape, Value
 from mmprune_gates.channels.numbering import Numbering
 from mmprune_gates.channels.op import base_name
@@ -82,38 +82,11 @@ class Workload:
 
     Attributes:
         works: The ops.
-        vectors: (C,) channel at each position, -1 for one that always stays; equal vectors occur once.
+        vectors: The channels along their tensors; equal vectors occur once.
     """
 
     works: tuple[Work, ...]
-    vectors: tuple[Tensor, ...]
-
-    @cached_property
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """(C,) all vectors, concatenated, and (C,) the number of the vector that each position belongs to."""
-        nothing = torch.zeros(0, dtype=torch.long)
-        index = torch.cat([nothing, *self.vectors])
-        lengths = list(map(len, self.vectors))
-        sizes = torch.tensor(lengths, dtype=torch.long)
-        numbers = torch.arange(len(sizes))
-        return index, torch.repeat_interleave(numbers, sizes)
-
-    def counts(self, value: Tensor) -> Tensor:
-        """(#vectors,) number of channels kept in each vector when channel i counts by ``value[i]``.
-
-        Differentiable; positions of no channel count by 1.
-        """
-        index, owner = self.flat
-        nothing = value.new_zeros(len(self.vectors))
-        return nothing.index_add(0, owner, at(value, index))
-
-    def narrowed(self, index: Callable[[Tensor], Tensor]) -> Workload:
-        """The same ops on fewer channels; ops that have gone with their modules have no channels left.
-
-        Args:
-            index: Maps the channels of a vector to the new numbers of those that stay.
-        """
-        return replace(self, vectors=tuple(map(index, self.vectors)))
+    vectors: Vectors
 
 
 def workload_of(walked: Walked, numbering: Numbering, blocks: Sequence[Block], batch: int) -> Workload:
@@ -131,7 +104,7 @@ def workload_of(walked: Walked, numbering: Numbering, blocks: Sequence[Block], b
             reader.pass_on(node)
         else:
             reader.read(node, blocks)
-    return Workload(tuple(reader.works), tuple(reader.vectors))
+    return Workload(tuple(reader.works), Vectors(tuple(reader.vectors)))
 
 
 class _Reader:

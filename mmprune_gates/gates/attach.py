@@ -7,7 +7,7 @@ During the forward of a module that a gate acts on, its weight, affine, input or
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,12 +32,11 @@ class GateSet(nn.Module):
     Attributes:
         graph: The channel graph they belong to.
         placements: Where they act.
-        placements_of: Group name -> placements of its gate; none for a frozen group.
         by_group: Gate of each free group; dots in group names are colons in keys.
+        placements_of: Group name -> placements of its gate, in the order of its members; none for a frozen group.
         scales: The :class:`Scale` at each placement.
         whole: The graph before any channel left the model.
-        shrunk: For each time that channels left the model, (num_channels,) bool over the graph until then, True = kept.
-        staying: The same, less the gates of blocks that were emptied.
+        shrunk: What was kept each time that channels left the model, in terms of the graph until then.
         spec: The ``SlimModel`` specification of the channels that have left.
         owner: Name of the pruner or hook that moves the gates; None if there is none.
         warned: Whether the user was warned that there is none.
@@ -46,7 +45,9 @@ class GateSet(nn.Module):
     def __init__(self, graph: ChannelGraph, make_gate: MakeGate) -> None:
         super().__init__()
         self.graph, self.placements = graph, place_gates(graph)
-        self.placements_of = {group.name: placements_of(group, self.placements) for group in graph.groups}
+        self.placements_of = {}
+        for group in graph.groups:
+            self.placements_of[group.name] = [one for one in self.placements if touches(one.index, group)]
         self.by_group = nn.ModuleDict()
         for group in graph.free:
             gate = make_gate(group.size)
@@ -54,8 +55,7 @@ class GateSet(nn.Module):
             self.by_group[key(group.name)] = gate
         self.scales: list[Scale] = []
         self.whole = graph
-        self.shrunk: list[Tensor] = []
-        self.staying: list[Tensor] = []
+        self.shrunk: list[Kept] = []
         self.spec: dict[str, dict] = {'widths': {}, 'removed': {}}
         self.owner: str | None = None
         self.warned = False
@@ -176,8 +176,7 @@ class GateSet(nn.Module):
                 new = self.cut_of(group, left, kept)(old)
             left[group.name].theta = old if new.shape == old.shape else nn.Parameter(new, old.requires_grad)
         left.whole = self.whole
-        left.shrunk = [*self.shrunk, kept.vector]
-        left.staying = [*self.staying, kept.staying]
+        left.shrunk = [*self.shrunk, kept]
         left.spec = merged(self.spec, spec)
         left.owner, left.warned = self.owner, self.warned
         return left
@@ -204,9 +203,9 @@ class GateSet(nn.Module):
     def kept_of_whole(self, kept: Kept) -> Kept:
         """``kept`` in terms of the whole model's channels; those that have left are not kept."""
         vector = kept.vector
-        for earlier, stayed in zip(reversed(self.shrunk), reversed(self.staying), strict=True):
-            wide = earlier.clone()  # gates of emptied blocks are open
-            wide[stayed] = vector
+        for earlier in reversed(self.shrunk):
+            wide = earlier.vector.clone()  # gates of emptied blocks are open
+            wide[earlier.staying] = vector
             vector = wide
         return self.whole.keeping(vector)
 
@@ -218,11 +217,6 @@ class GateSet(nn.Module):
 def place_of(placement: Placement) -> tuple[str, str, str]:
     """Key of a placement among those of a group."""
     return placement.module, placement.kind, placement.parameter
-
-
-def placements_of(group: Group, placements: Sequence[Placement]) -> list[Placement]:
-    """The placements at which a group's gate acts."""
-    return [placement for placement in placements if touches(placement.index, group)]
 
 
 def merged(first: Mapping[str, Mapping], then: Mapping[str, Mapping]) -> dict[str, dict]:

@@ -51,13 +51,10 @@ class DecoratorGate(Gate):
         return (self.theta.detach() * grad).abs().sum(0)
 
 
-def gated_norms(gates: GateSet) -> list[tuple[str, Scale]]:
-    """Path and scale of every norm that gates act on."""
-    norms = []
-    for scale in gates.scales:
-        if scale.placement.kind == AFFINE and scale.module.weight.dim() == 1:
-            norms.append((scale.placement.module, scale))
-    return norms
+def gated_norms(gates: GateSet) -> list[Scale]:
+    """The scales of all norms that gates act on."""
+    affine = [scale for scale in gates.scales if scale.placement.kind == AFFINE]
+    return [scale for scale in affine if scale.module.weight.dim() == 1]
 
 
 @torch.no_grad()
@@ -68,7 +65,7 @@ def take_over_affine(gates: GateSet) -> None:
     where gamma is small: here phi takes over the norm of (gamma, beta), so that nothing is divided by something
     smaller than itself. Without a shift that is the paper's |gamma|. A channel that is zero is left as it is.
     """
-    for _, scale in gated_norms(gates):
+    for scale in gated_norms(gates):
         weight, bias = scale.module.weight, scale.module.bias
         size = weight.abs() if bias is None else torch.hypot(weight, bias)
         of_channel = size.new_zeros(gates.graph.num_channels + 1)  # last: positions without a gate

@@ -61,7 +61,7 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         """Size of the group."""
-        return f'size={len(self.theta)}'
+        return f'size={self.theta.shape[-1]}'
 
 
 def laid(value: Tensor, dim: int, rank: int) -> Tensor:

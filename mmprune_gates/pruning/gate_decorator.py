@@ -153,7 +153,7 @@ class GateDecorator(Pruner):
             )
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         tick = {names[id(parameter)] for module in (self.gates, *heads) for parameter in module.parameters()}
-        replaced = {names[id(scale.module.weight)] for _, scale in gated_norms(self.gates)}  # by phi
+        replaced = {names[id(scale.module.weight)] for scale in gated_norms(self.gates)}  # by phi
         return {TICK: tick, TOCK: self.trained - replaced, FINETUNE: self.trained - replaced}
 
     def leaving(self) -> float:

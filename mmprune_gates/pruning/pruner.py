@@ -342,7 +342,11 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """State to resume from, apart from those of model and optimiser; tensors and plain values only."""
-        return {'step': self.done, 'shrunk': list(self.gates.shrunk), **self.controller.state_dict()}
+        return {
+            'step': self.done,
+            'shrunk': [kept.vector for kept in self.gates.shrunk],
+            **self.controller.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state; load those of model and optimiser separately, afterwards.

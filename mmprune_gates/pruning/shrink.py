@@ -101,7 +101,7 @@ def still_to_leave(model: nn.Module, shrunk: Sequence[Tensor]) -> Iterator[Kept]
     Raises:
         ValueError: The state belongs to another model.
     """
-    gone = gates_of(model).shrunk
+    gone = [kept.vector for kept in gates_of(model).shrunk]
     if len(gone) > len(shrunk) or any(not torch.equal(*pair) for pair in zip(gone, shrunk, strict=False)):
         raise ValueError('other channels have left the model than when the state was saved: build it anew to go on')
     for vector in shrunk[len(gone) :]:

@@ -36,17 +36,11 @@ def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelG
         graph: Its channel graph.
         stage: A way to run it.
     """
-    can_shrink = {}
-    for path, wide in graph.full_width.items():
-        if any(touches(wide.index, group) for group in graph.free_channels):
-            can_shrink[path] = wide
-    if not can_shrink:
-        return graph
-    calls = stage.first_calls
     full_width = dict(graph.full_width)
-    for path, wide in can_shrink.items():
-        if path in calls:
-            zeros = fastest_way(model.get_submodule(path), wide, calls[path])
+    for path, wide in graph.full_width.items():
+        can_shrink = any(touches(wide.index, group) for group in graph.free_channels)
+        if can_shrink and path in stage.first_calls:
+            zeros = fastest_way(model.get_submodule(path), wide, stage.first_calls[path])
             full_width[path] = replace(wide, zeros=zeros)
     return replace(graph, full_width=full_width)
 
@@ -60,7 +54,7 @@ def fastest_way(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> st
         call: Arguments to call it with, replaced by random numbers.
     """
     generator = torch.Generator().manual_seed(0)
-    module = randomized(module).cpu()
+    module = randomized(module)
     options = tree_map(partial(random_like, generator), call)
     masks = some_masks(len(wide.index), generator)
     for zeros in (NONE, BEHIND):

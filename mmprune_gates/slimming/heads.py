@@ -146,16 +146,13 @@ def find_scopes(graph: ChannelGraph, stage: Stage) -> list[Scope]:
         if holders:
             holders |= {holder_of(name) for name in tensors_of(graph, group)}
             places[common_path(holders)].append(group)
-    if not places:
-        return []
-    calls = stage.first_calls
     groups_at: dict[str, list[Group]] = defaultdict(list)
     for path, groups in places.items():
-        groups_at[called(path, calls)] += groups
+        groups_at[called(path, stage.first_calls)] += groups
     scopes = []
     for path, groups in groups_at.items():
         seen = [one for one in graph.seen if any(touches(one.index, group) for group in groups)]
-        scopes.append(Scope(path, tuple(groups), tuple(seen), calls))
+        scopes.append(Scope(path, tuple(groups), tuple(seen), stage.first_calls))
     return scopes
 
 
@@ -207,8 +204,7 @@ def failure(model: nn.Module, graph: ChannelGraph, scope: Scope, follows: Sequen
     if scope.path not in scope.calls:
         return 'heads of several modules, which cannot be tried alone'
     module = randomized(model.get_submodule(scope.path))
-    generator = torch.Generator().manual_seed(0)
-    options = tree_map(partial(random_like, generator), scope.calls[scope.path])
+    options = random_inputs(scope.calls[scope.path])
     part = part_of(graph, scope.path, follows)
     eager = torch.compiler.set_stance('force_eager')
     with eager, same_draws(module), torch.no_grad():
@@ -282,14 +278,20 @@ def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> Channe
 
 
 def randomized(module: nn.Module) -> nn.Module:
-    """A copy in float64 and evaluation mode with random parameters."""
-    module = copy.deepcopy(module).double()
+    """A copy on the CPU, in float64 and evaluation mode, with random parameters."""
+    module = copy.deepcopy(module).double().cpu()
     module.eval()  # eval() of some modules does not return the module
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         values = torch.randn(parameter.shape, generator=generator, dtype=torch.double)
         parameter.data.copy_(values / 2)
     return module
+
+
+def random_inputs(options: Options) -> Options:
+    """Arguments of a call with random numbers in place of its tensors, see :func:`random_like`."""
+    generator = torch.Generator().manual_seed(0)
+    return tree_map(partial(random_like, generator), options)
 
 
 def random_like(generator: torch.Generator, leaf: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmprune_gates.channels.op import base_name
-from mmprune_gates.channels.rules import ELEMENTWISE
+from mmprune_gates.channels.rules import Trait, has_trait
 from mmprune_gates.compat import passes_control_flow
 
 FILLING = frozenset('full full_like new_full fill scalar_tensor'.split())
@@ -36,7 +36,7 @@ class Numbers(TorchDispatchMode):
         """Record the numbers of one call, then run it."""
         kwargs = kwargs or {}
         name = base_name(func)
-        kinds = (int, float) if name in ELEMENTWISE or name in FILLING else float
+        kinds = (int, float) if has_trait(name, Trait.ELEMENTWISE) or name in FILLING else float
         given = (*args, *kwargs.values())
         without_data = any(isinstance(arg, Tensor) and arg.is_meta for arg in given)
         numbers = [number(arg, without_data) for arg in given]

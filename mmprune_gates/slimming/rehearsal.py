@@ -15,15 +15,14 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from mmprune_gates.channels.calls import Forward, Options
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Block, Group
+from mmprune_gates.channels.groups import Block, Group, outermost
 from mmprune_gates.channels.index import touches
 from mmprune_gates.gates.full_width import lay_among_zeros
 from mmprune_gates.slimming.full_width import place_zeros
-from mmprune_gates.slimming.heads import follow_heads, random_like, randomized
+from mmprune_gates.slimming.heads import follow_heads, random_inputs, randomized
 from mmprune_gates.slimming.numbers import Deviation, Numbers, SameNumbers, Step
 from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
 from mmprune_gates.slimming.stage import ERRORS, Failure, Stage, line_of_model_code, stages
@@ -125,22 +124,23 @@ def wrong_guesses(
     for name, mask in fewer.items():
         if any(touches(index, graph.group(name)) for index in graph.guessed):
             suspects[name] = mask
-
     if not suspects:
         return []
-    generator = torch.Generator().manual_seed(0)
-    device = next(model.parameters()).device
-    random = tree_map_only(Tensor, lambda leaf: random_like(generator, leaf).to(device), options)
-    trials = [(randomized(model), random), (model, options)]  # a weight of zero hides what is behind it
+    trials = [(randomized(model), random_inputs(options)), (model, options)]  # zero weights hide what is behind them
 
     def differs(masks: Masks) -> Failure | None:
         for own, inputs in trials:
             expected = finite_outputs(masked_copy(own, graph, masks), forward, inputs)
             if expected is None:
                 continue  # nothing can be told
-            found = partial(exact_outputs, forward=forward, options=inputs)
-            if failed := difference(own, graph, masks, found, expected):
-                return failed
+            slim = copy.deepcopy(own)
+            slim_model(slim, graph, masks)
+            try:
+                error = relative_error(expected, exact_outputs(slim, forward, inputs))
+            except ERRORS as failed:
+                return Failure(line_of_model_code(failed), 'fixes')
+            if not error <= tolerance(expected):
+                return Failure('a view', 'cuts')
         return None
 
     return list(culprits(suspects, differs))
@@ -156,23 +156,6 @@ def finite_outputs(model: nn.Module, forward: Forward | None, options: Options) 
     return outputs if is_finite else None
 
 
-def difference(
-    model: nn.Module,
-    graph: ChannelGraph,
-    masks: Masks,
-    outputs: Callable[[nn.Module], list[Tensor]],
-    expected: list[Tensor],
-) -> Failure | None:
-    """How the slim model's outputs differ from those expected; None if they do not."""
-    slim = copy.deepcopy(model)
-    slim_model(slim, graph, masks)
-    try:
-        error = relative_error(expected, outputs(slim))
-    except ERRORS as failed:
-        return Failure(line_of_model_code(failed), 'fixes')
-    return None if error <= tolerance(expected) else Failure('a view', 'cuts')
-
-
 def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> ChannelGraph:
     """The graph in which blocks are frozen, or cannot be emptied, where the model's code needs them.
 
@@ -181,6 +164,10 @@ def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> 
         graph: The graph.
         fewer: Masks that apply to every copy in addition.
     """
+
+    def fails(masks: Masks) -> Failure | None:
+        return rehearsal.fails(graph, fewer | masks)
+
     needed: dict[str, Failure] = {}
     for blocks in levels(graph.blocks):
         gated = [block for block in blocks if block.gate is not None]
@@ -191,17 +178,11 @@ def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> 
             continue
         never_empty = [block.name for block in gated if block.last is None]
         only_closed = nothing_of(graph, never_empty)
-        fails = partial(fails_besides, rehearsal, graph, fewer)
         all_at_once = {**emptied, **only_closed}
         if fails(all_at_once):
             needed.update(culprits(closing, fails))
             graph = graph.without_emptying(culprits(emptied, fails))
     return graph.with_frozen({name: f'{failed.line} needs it' for name, failed in needed.items()})
-
-
-def fails_besides(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks, masks: Masks) -> Failure | None:
-    """How a copy with ``masks`` besides ``fewer`` fails; None if it does not."""
-    return rehearsal.fails(graph, {**fewer, **masks})
 
 
 def less(group: Group, number: int) -> Tensor:
@@ -222,13 +203,8 @@ def nothing_of(graph: ChannelGraph, names: Iterable[str]) -> Masks:
 
 def levels(blocks: Sequence[Block]) -> list[list[Block]]:
     """Outermost blocks, then the others: once an outer block is gone, nothing would miss the blocks inside it."""
-    outer: list[Block] = []
-    inner: list[Block] = []
-    for block in blocks:
-        holders = [other for other in blocks if other is not block and block.is_inside(other)]
-        level = inner if holders else outer
-        level.append(block)
-    return [outer, inner]
+    outer = outermost(blocks)
+    return [outer, [block for block in blocks if block not in outer]]
 
 
 def culprits(masks: Masks, fails: Callable[[Masks], Failure | None]) -> dict[str, Failure]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels.calls import floating_tensor
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.groups import Block, within
+from mmprune_gates.channels.groups import Block, outermost, within
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.full_width import has_full_width, narrow, scale_input
 from mmprune_gates.slimming.attributes import follow
@@ -51,22 +51,18 @@ class Gone:
 def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
     """The blocks to remove, closed or emptied, without those inside others to remove."""
     tensors = named_tensors(model)
-    gone = [Gone(block) for block in kept.closed]
-    for block in kept.emptied:
-        tail, index = block.tail, block.index
-        assert tail is not None and index is not None  # a block that can be emptied has both
-        whole = tail.constant(tensors).detach()
-        stays = kept.at(index)
-        constant = cut(whole, {tail.axis.dim: stays})
+    emptied = [block for block in kept.emptied if block not in kept.closed]
+    gone = []
+    for block in outermost([*kept.closed, *emptied]):
+        constant = None
+        if block in emptied:
+            tail, index = block.tail, block.index
+            assert tail is not None and index is not None  # a block that can be emptied has both
+            whole = tail.constant(tensors).detach()
+            stays = kept.at(index)
+            constant = cut(whole, {tail.axis.dim: stays})
         gone.append(Gone(block, constant))
-    outermost: list[Gone] = []
-    for one in gone:
-        holders = [other for other in outermost if one.block.is_inside(other.block)]
-        if holders:
-            continue
-        outermost = [other for other in outermost if not other.block.is_inside(one.block)]
-        outermost.append(one)
-    return outermost
+    return gone
 
 
 def cut(tensor: Tensor, masks: Mapping[int, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class NarrowAttention(nn.MultiheadAttention):
     """An ``nn.MultiheadAttention`` that takes its widths from its parameters and its number of heads.
 
-    :func:`allow_fewer_heads` turns a module into one; parameters, keys and calls are those of the base class.
+    :func:`allow_any_width` turns a module into one; parameters, keys and calls are those of the base class.
     """
 
     def forward(
@@ -89,25 +89,16 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
 
 
-def allow_fewer_heads(module: nn.MultiheadAttention) -> bool:
-    """Let a module compute with any number of heads; returns whether it has changed.
-
-    Raises:
-        NotImplementedError: The module adds keys and values of its own (``add_bias_kv``, ``add_zero_attn``).
-    """
-    if isinstance(module, NarrowAttention):
-        return False
-    if module.bias_k is not None or module.add_zero_attn:
-        raise NotImplementedError('nn.MultiheadAttention with add_bias_kv or add_zero_attn')
-    module.__class__ = NarrowAttention
-    module.register_forward_pre_hook(_keep_off)
-    return True
-
-
 def allow_any_width(module: nn.Module) -> None:
-    """Let a module whose tensors have changed compute with their widths, if it is an attention of torch that can."""
-    if isinstance(module, nn.MultiheadAttention) and module.bias_k is None and not module.add_zero_attn:
-        allow_fewer_heads(module)
+    """Let a module whose tensors have changed compute with their widths, if it is an attention of torch that can.
+
+    One that adds keys and values of its own (``add_bias_kv``, ``add_zero_attn``) cannot.
+    """
+    if not isinstance(module, nn.MultiheadAttention) or isinstance(module, NarrowAttention):
+        return
+    if module.bias_k is None and not module.add_zero_attn:
+        module.__class__ = NarrowAttention
+        module.register_forward_pre_hook(_keep_off)
 
 
 def _keep_off(module: nn.Module, args: tuple) -> None:
