@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import assert_same, slow_but
 from test_bad_input import message
-from tiny_run import ROOT, TOOLS, UNSHRUNK, draw_images, write_config
+from tiny_run import DECORATOR, ROOT, TOOLS, UNSHRUNK, draw_images, write_config
 from torch import nn
 
 from mmprune_gates.engine.checkpoint import UNSAFE, load_weights, read_checkpoint
@@ -378,3 +378,29 @@ def test_values_that_are_not_finite_in_the_model_itself_may_be_so():
     model = nn.Module()
     model.register_buffer('mask', torch.full((2,), -torch.inf))
     load_weights(model, {'state_dict': model.state_dict()}, 'mask.pth')
+
+
+@pytest.mark.parametrize('method', ['gdp', 'gate decorator'])
+def test_weights_that_are_not_finite_stop_a_run_before_it_begins(run, config, tmp_path, capsys, method):
+    spoilt = torch.load(run[1] / 'iter_2.pth', weights_only=True)
+    weights = spoilt['state_dict']
+    name = next(name for name in weights if name.endswith('.weight') and weights[name].dim() == 4)
+    weights[name].fill_(torch.nan)
+    torch.save({'state_dict': {key: value for key, value in weights.items() if 'gates' not in key}}, 'nan.pth')
+    if method != 'gdp':
+        config = write_config(tmp_path / 'gbn.py', run[0], DECORATOR)
+    assert TOOLS['train']([config, '--work-dir', 'new', '--cfg-options', 'load_from=nan.pth']) == 1
+    text = capsys.readouterr().err
+    assert f'({name})' in text and 'training has diverged: at step 0' in text and 'Traceback' not in text
+    assert not list((tmp_path / 'new').glob('*.pth'))
+
+
+def test_a_run_that_diverges_ends_with_code_1_and_keeps_its_checkpoint(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    late = "param_scheduler = [dict(type='ConstantLR', by_epoch=False, factor=1e-20, begin=0, end=2)]"
+    lines = ("optim_wrapper['optimizer']['lr'] = 1e18", late, "train_cfg['max_iters'] = 6", UNSHRUNK)
+    config = write_config(tmp_path / 'tiny.py', run[0], *lines)
+    assert TOOLS['train']([config, '--work-dir', 'work']) == 1
+    text = capsys.readouterr().err
+    assert 'training has diverged' in text and 'lower the learning rate' in text and 'Traceback' not in text
+    assert sorted(path.name for path in (tmp_path / 'work').glob('*.pth')) == ['iter_2.pth']

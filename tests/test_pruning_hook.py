@@ -53,6 +53,15 @@ def train(config):
     return runner
 
 
+def slims(runner):
+    """Whether the run's last checkpoint slims exactly; an export checks that, and raises if not."""
+    last = Path(runner.work_dir, 'last_checkpoint').read_text()
+    report = export_slim(runner.cfg, last, Path(runner.work_dir, 'slim'))
+    return (
+        report['macs']['after'] < report['macs']['before'] and report['parity_error'] < 1e-6
+    )  # phi is folded in float32
+
+
 def pruner_of(runner):
     return next(hook.pruner.controller for hook in runner.hooks if hasattr(hook, 'pruner'))
 
@@ -80,7 +89,7 @@ def test_norms_converted_after_the_model_was_built(short, usual, method):
     runner.model = convert_sync_batchnorm(runner.model)  # as the runner does for sync_bn='torch' on several ranks
     assert any(isinstance(module, nn.SyncBatchNorm) for module in runner.model.modules())
     runner.train()
-    assert pruner_of(runner).kept == expected and not expected.vector.all()
+    assert pruner_of(runner).kept == expected and not expected.vector.all() and slims(runner)
 
 
 @pytest.fixture
@@ -138,7 +147,7 @@ def test_checkpointing_changes_nothing(short, usual, method, key):
     config = short(method)
     config.merge_from_dict({key: True if key.startswith('model') else ['backbone.layer1', 'backbone.layer2']})
     runner = train(config)
-    assert pruner_of(runner).kept == expected and not expected.vector.all()
+    assert pruner_of(runner).kept == expected and not expected.vector.all() and slims(runner)
 
 
 @pytest.mark.slow
@@ -156,9 +165,19 @@ def test_compiled_runs_close_the_same_gates_but_for_rounding(short, method):
             config.compile = dict(backend='eager')  # the same kernels; on the onedl packages not all the same bits
         runner = train(config)
         kept.append(pruner_of(runner).kept)
-        assert all(value.isfinite().all() for value in runner.model.state_dict().values())
+        assert all(value.isfinite().all() for value in runner.model.state_dict().values()) and slims(runner)
     equal = float((kept[0].vector == kept[1].vector).float().mean())
     assert equal >= (0.95 if IS_FORK else 1) and not kept[0].vector.all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('method', 'backend'), [(GDP, 'inductor'), (GBN, 'eager')], ids=['gdp', 'gbn'])
+def test_channels_leave_a_compiled_run(short, method, backend):
+    torch._dynamo.reset()  # noqa: SLF001
+    config = short(method, iterations=16, hook=dict(shrink=True))
+    config.compile = dict(backend=backend)
+    runner = train(config)
+    assert gates_of(runner.model).shrunk and slims(runner)
 
 
 def test_gates_that_a_controller_moves_are_not_in_the_optimiser(short):
@@ -236,7 +255,8 @@ def scaled(config, at, until=None):
 
 @BOTH
 def test_a_loss_scale_changes_no_choice(short, usual, method):
-    assert pruner_of(train(scaled(short(method), None))).kept == usual(method)
+    runner = train(scaled(short(method), None))
+    assert pruner_of(runner).kept == usual(method) and slims(runner)
 
 
 def test_a_mini_batch_that_overflows_does_not_count_in_a_tick(short):

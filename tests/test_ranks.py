@@ -107,6 +107,17 @@ def test_two_ranks_end_with_the_same_gates_and_the_share_of_one_process(config, 
     assert 1 - report['macs']['removed'] == pytest.approx(alone, abs=0.02) and alone <= 0.4
 
 
+@pytest.mark.slow
+def test_two_ranks_agree_with_the_papers_update(config):
+    two = config(GDP)
+    two.custom_hooks[0].pop('steps')
+    two.custom_hooks[0].update(update='gradient')
+    first, second = trained(two)
+    assert_same(first['pruner'], second['pruner'])
+    assert_same(without_statistics(first['model']), without_statistics(second['model']))
+    assert {'price'} <= first['pruner'].keys()
+
+
 def slurm(rank, folder):
     """What srun sets for a rank; ``scontrol`` there knows one host, this one."""
     program = folder / 'scontrol'
