@@ -64,12 +64,6 @@ def test_a_classifier_needs_to_be_told_its_input(tmp_path, capsys):
     assert 'classifier.0' in capsys.readouterr().out.replace('backbone.', '')
 
 
-def test_a_bad_config_writes_no_file(tmp_path, capsys):
-    assert channels.main([str(tmp_path / 'absent.py'), '--json', str(tmp_path / 'out.json')]) == 1
-    assert 'absent.py cannot be read' in capsys.readouterr().err
-    assert not (tmp_path / 'out.json').exists()
-
-
 def test_the_tree_has_every_module_once_and_its_shares_add_up(report):
     rows = channels.branch([(layer['name'].split('.'), layer) for layer in report['layers']], 0)
     tops = [(name, macs) for name, macs, _ in rows if not name.startswith(' ')]

@@ -249,28 +249,9 @@ def test_a_run_that_is_too_short_says_so(tiny_gbn, tmp_path):
     assert 'ended before the target was met' in next((tmp_path / 'run').glob('*/*.log')).read_text()
 
 
-@pytest.mark.parametrize(
-    ('options', 'said'),
-    [
-        ({'target_macs': 0}, r'target_macs .*\(0, 1\]'),
-        ({'subset': 0}, 'subset must be a share'),
-        ({'penalty': -1}, 'penalty must be a number that is not negative'),
-        ({'fraction': 2}, 'fraction must be a share'),
-        ({'tick': 0}, 'tick must be a whole number'),
-        ({'classifier': ['nowhere.*']}, "'nowhere.*' matches no module"),
-        ({'target_macs': 0.01, 'floor': 0.9}, 'cannot be met'),
-    ],
-)
-def test_bad_arguments_are_refused(tiny_gbn, options, said):
-    with pytest.raises(ValueError, match=said):
-        train(tiny_gbn(**options))
-
-
-def test_other_gates_are_refused(tiny_gbn):
-    config = tiny_gbn()
-    config.model.gates.type = 'PolarizationGate'
-    with pytest.raises(ValueError, match="needs model.gates=dict.*'DecoratorGate'.*PolarizationGate"):
-        train(config)
+def test_a_classifier_that_matches_no_module_is_refused(tiny_gbn):
+    with pytest.raises(ValueError, match=r"'nowhere\.\*' matches no module"):
+        train(tiny_gbn(classifier=['nowhere.*']))
 
 
 def test_lengths_in_iterations_are_refused_where_the_loop_goes_by_epochs(digits, tmp_path):

@@ -110,15 +110,3 @@ def test_closed_gates_are_not_ranked():
 def test_without_anything_to_rank_there_is_no_correlation():
     assert importance.agreement(torch.zeros(3), torch.arange(3.0)) is None
     assert importance.agreement(torch.zeros(0), torch.zeros(0)) is None
-
-
-def test_bad_input_ends_with_one_message(trained, tmp_path, capsys):
-    checkpoint, options = trained
-    torch.save({'state_dict': {'backbone.weight': torch.ones(1)}}, tmp_path / 'other.pth')
-    for config, path, words in (
-        (GATED, tmp_path / 'other.pth', 'does not fit ImageClassifier'),
-        (DENSE, checkpoint, 'ImageClassifier has no gates'),
-        (GATED.replace('gbn', 'gdp'), checkpoint, 'PolarizationGate'),
-    ):
-        assert importance.main([config, str(path), *options]) == 1
-        assert words in capsys.readouterr().err

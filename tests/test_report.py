@@ -371,15 +371,6 @@ def test_the_target_of_a_cost_named_in_full(finished):
     assert run.target is None
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
-    (tmp_path / 'empty').mkdir()
-    for folder, words in (('empty', 'holds no run'), ('nowhere', 'is not a folder')):
-        assert main([str(tmp_path / folder)]) == 1
-        error = capsys.readouterr().err
-        assert f'{folder} {words}' in error and 'Give the --work-dir of tools/train.py' in error
-    assert [path.name for path in tmp_path.rglob('*')] == ['empty']
-
-
 def test_what_is_left_out_is_also_printed(finished, tmp_path, capsys):
     reported(finished('gdp-digits')[0], tmp_path / 'out')
     lines = capsys.readouterr().out.splitlines()

@@ -12,6 +12,7 @@ import train
 from demo_data import generate_voc
 from mmengine.config import Config
 from PIL import Image
+from test_bad_checkpoints import Crafted
 from tiny_run import load_tool
 
 from mmprune_gates import cli
@@ -226,51 +227,6 @@ def test_wrong_usage_exits_with_2(args, capsys):
         train.main(args)
 
 
-@pytest.mark.parametrize(
-    ('text', 'words'),
-    [
-        (None, 'No such file'),
-        ('model = dict(', 'bad.py'),
-        ("_base_ = './absent.py'", 'absent.py'),
-        ("custom_imports = dict(imports=['absent_module'])", 'absent_module'),
-        ('x = 1', 'has no model'),
-    ],
-)
-def test_a_config_that_cannot_be_read(text, words, tmp_path, capsys):
-    path = tmp_path / 'bad.py'
-    if text is not None:
-        path.write_text(text)
-    assert train.main([str(path)]) == 1
-    assert words in failed(capsys)
-
-
-def test_an_override_that_does_not_fit(small, capsys):
-    assert train.main([small(), '--cfg-options', 'custom_hooks.7.steps=1']) == 1
-    assert '--cfg-options does not fit' in failed(capsys)
-
-
-@pytest.mark.parametrize(
-    ('change', 'words'),
-    [
-        ("custom_hooks[0]['target_macs'] = 1.5", 'in (0, 1], got 1.5'),
-        ("custom_hooks[0]['begin'] = 0.9", 'begin <'),
-        ("custom_hooks[0]['step'] = 3", "no argument ['step']"),
-        ("custom_hooks[0]['type'] = 'mmprune_gates.NoHook'", 'NoHook is not in the'),
-        ("custom_hooks[0]['target_macs'] = 0.001", 'a budget of 0.0010 of the MACs cannot be met'),
-        ("model['gates'] = dict(type='NoGate')", "'NoGate' is not registered"),
-        ("model['gates'] = dict(type='PolarizationGate', eps=-1)", 'eps must be a positive number'),
-        ("model['architecture'] = 'NoModel'", 'NoModel is not in the'),
-        ("model['data_preprocessor'].pop('size')", 'model.input_shape'),
-        ("train_dataloader['dataset']['ann_file'] = 'absent.txt'", 'absent.txt   (train_dataloader.dataset.ann_file)'),
-        ("load_from = 'absent.pth'", 'absent.pth does not exist'),
-    ],
-)
-def test_what_a_config_asks_for_is_refused(small, change, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert train.main([small(text=f'\n{change}\n')]) == 1
-    assert words in failed(capsys)
-
-
 def test_what_a_stock_class_refuses_is_told_with_its_place(small, tmp_path, capsys):
     config = small(text="\nmodel['backbone']['depth'] = [18]\n")
     assert train.main([config, '--work-dir', str(tmp_path / 'work')]) == 1
@@ -293,52 +249,6 @@ def test_amp_without_a_gpu(small, capsys):
         return
     assert train.main([small(), '--amp']) == 1
     assert '--amp needs a GPU' in failed(capsys)
-
-
-class Crafted:
-    """Runs code when it is unpickled, if nothing prevents it."""
-
-    def __reduce__(self):
-        return os.mkdir, ('crafted',)
-
-
-def write_checkpoint(kind, path, good):
-    """A checkpoint with a defect."""
-    if kind == 'truncated':
-        path.write_bytes(good.read_bytes()[:5000])
-    elif kind == 'no checkpoint':
-        path.write_text('hello')
-    elif kind == 'crafted':
-        torch.save({'state_dict': Crafted()}, path)
-    elif kind == 'other architecture':
-        state = torch.load(good, weights_only=True)
-        own = state['state_dict']
-        state['state_dict'] = {f'net.{key}' if 'decode' in key else key: value for key, value in own.items()}
-        torch.save(state, path)
-
-
-BROKEN = {
-    'missing': 'does not exist',
-    'truncated': 'truncated or not a checkpoint',
-    'no checkpoint': 'truncated or not a checkpoint',
-    'crafted': 'truncated or not a checkpoint',
-    'other architecture': 'decode_head.',
-}
-
-
-@pytest.mark.parametrize('kind', BROKEN)
-@pytest.mark.parametrize('tool', ['test', 'train'])
-def test_a_broken_checkpoint(tool, kind, gated_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    config, good = gated_run
-    path = tmp_path / 'broken.pth'
-    write_checkpoint(kind, path, good)
-    if tool == 'test':
-        code = tester.main([str(config), str(path), '--work-dir', 'work'])
-    else:
-        code = train.main([str(config), '--resume', str(path), '--work-dir', 'work'])
-    assert code == 1 and BROKEN[kind] in failed(capsys)
-    assert not (tmp_path / 'crafted').exists()
 
 
 def test_weights_alone_are_no_run_to_resume(gated_run, tmp_path, capsys):
