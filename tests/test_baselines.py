@@ -18,7 +18,7 @@ from torch import nn
 from mmprune_gates import trace_channels
 from mmprune_gates.cli.jobs import STEP, Jobs, progress_of
 from mmprune_gates.engine.builders import uniform
-from mmprune_gates.engine.coverage import graph_of_config
+from mmprune_gates.engine.coverage import model_of_config
 
 DEMO = Path(__file__).parents[1] / 'configs' / 'demo'
 NAMES = ('deeplabv3plus_scenes', 'resnet20_digits')
@@ -134,11 +134,11 @@ def test_a_target_below_every_width_is_refused(narrow):
 @pytest.mark.slow
 def test_the_shrunk_model_costs_what_was_chosen(tiny_config, tmp_path):
     config = tiny_config(tmp_path, 'demo/dense_deeplabv3plus_scenes.py')
-    graph, shape = graph_of_config(config)
+    _, graph, shape = model_of_config(config)
     share, macs = baselines.choose_width(graph, graph.macs() // 3)
     model = baselines.shrunk_model(config.model.to_dict(), share, shape)
-    found = graph_of_config(Config(dict(model=model, default_scope='mmseg')))[0].macs()
-    assert found == macs <= graph.macs() // 3
+    _, found, _ = model_of_config(Config(dict(model=model, default_scope='mmseg')))
+    assert found.macs() == macs <= graph.macs() // 3
 
 
 # ---- jobs and report

@@ -61,12 +61,12 @@ def test_latency_is_compared_in_pairs(backend):
 def test_latency_of_two_configs_in_both_backends(tmp_path, capsys):
     config = write_config(tmp_path / 'net.py', tmp_path, "model.update(type='mmprune_gates.SlimModel', widths=0.5)")
     figures = tmp_path / 'figures.json'
-    assert latency.main([config, config, '--pairs', '2', '--backend', 'both', '--json', str(figures)]) == 0
+    assert latency.main([config, config, '--pairs', '3', '--backend', 'both', '--json', str(figures)]) == 0
     printed = capsys.readouterr().out
     assert 'torch: first' in printed and 'onnxruntime: first' in printed
     both = json.loads(figures.read_text())
     assert list(both) == ['torch', 'onnxruntime'] and all(found['first_ms'] > 0 for found in both.values())
-    assert latency.main([config, config, '--pairs', '2', '--json', str(figures)]) == 0
+    assert latency.main([config, config, '--pairs', '3', '--json', str(figures)]) == 0
     assert json.loads(figures.read_text()).keys() == both['torch'].keys()
     with pytest.raises(SystemExit, match='2'):
         latency.main([config, config, '--backend', 'onnxruntime', '--device', 'cuda'])

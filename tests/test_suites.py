@@ -99,7 +99,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
 
 
 def test_the_page_on_steps(config, tmp_path):
-    cells = [suite_step.cell(config, 16, site, pairs=2) for site in SITES]
+    cells = [suite_step.cell(config, 16, site, pairs=3) for site in SITES]
     suites.make(suite_step.PAGE, 'step', cells, tmp_path, tmp_path)
     figures, text = page_of(tmp_path, 'step')
     placed, inputs, weights = figures['cells']
@@ -131,7 +131,7 @@ def test_the_page_on_slim_models(config, tmp_path):
 
 
 def test_the_page_on_the_graph(config, tmp_path):
-    cell = suite_graph.cell(config, size=16, rounds=2)
+    cell = suite_graph.cell(config, size=16, rounds=3)
     suites.make(suite_graph.PAGE, 'graph', [cell], tmp_path, tmp_path)
     figures, text = page_of(tmp_path, 'graph')
     (tiny,) = figures['cells']

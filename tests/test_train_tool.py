@@ -260,7 +260,7 @@ def test_weights_alone_are_no_run_to_resume(gated_run, tmp_path, capsys):
 
 def test_reading_a_config_turns_unsafe_loading_off_in_every_loader(tmp_path, small, monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')  # an earlier test may have set it
-    cli.load_config(cli.config_parser('').parse_args([small()]))
+    cli.load_config(small())
     assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
     torch.save(Crafted(), tmp_path / 'crafted.pth')
     with pytest.raises(Exception, match='[Ww]eights'):

@@ -10,7 +10,7 @@ import sys
 
 from mmprune_gates import cli
 from mmprune_gates.checks import IMAGE, checked
-from mmprune_gates.engine.coverage import coverage, graph_of_config
+from mmprune_gates.engine.coverage import coverage, model_of_config
 
 
 @cli.reports_errors
@@ -20,12 +20,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--json', metavar='FILE', help='write everything there, too')
     parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='input size, where the config has none')
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
+    config = cli.load_config(args.config, args.cfg_options)
     if args.json:
         cli.check_writable(args.json)
     shape = args.shape and checked('--shape', (3, *args.shape), IMAGE)
-    graph, shape = graph_of_config(config, shape)
-    report = {'config': args.config, 'input_shape': shape, **coverage(graph)}
+    _, graph, shape = model_of_config(config, shape)
+    report = {'config': args.config, 'input_shape': list(shape), **coverage(graph)}
     print('\n'.join(table(report)))
     if args.json:
         cli.write_json(args.json, report)
@@ -36,7 +36,7 @@ def table(report: dict) -> list[str]:
     """The report as lines: a tree of modules, then the totals."""
     sizes = {group['name']: group['size'] for group in report['groups']}
     rows = branch([(layer['name'].split('.'), layer) for layer in report['layers']], 0)
-    width = max(len(name) for name, *_ in rows)
+    width = max((len(name) for name, *_ in rows), default=0)
     lines = [
         f'{name:{width}} {macs / 1e6:10.1f}M {share(macs, report)}  {told(layer, sizes)}' for name, macs, layer in rows
     ]

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--shape', type=int, nargs=3, metavar=('C', 'H', 'W'), help="images; default: the config's")
     parser.add_argument('--batch', type=int, metavar='N', help='images at a time; default: any number')
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
+    config = cli.load_config(args.config, args.cfg_options)
     report = export_onnx(config, args.checkpoint, args.out, args.shape, args.argmax, args.dynamic_size, args.batch)
     print('\n'.join(lines(report, args.out)))
     return 0

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('checkpoint', help='a checkpoint of the gated run')
     parser.add_argument('out_dir', help='folder for the slim model')
     args = parser.parse_args(argv)
-    config = cli.load_config(args)
+    config = cli.load_config(args.config, args.cfg_options)
     report = export_slim(config, args.checkpoint, args.out_dir)
     rows = {'MACs': 'macs', 'parameters': 'params', 'channels': 'channels', 'blocks': 'blocks'}
     print(f'{"":12}{"before":>14}{"after":>14}{"kept":>8}')

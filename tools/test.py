@@ -63,7 +63,8 @@ def draw_predictions(config: Config, folder: str) -> None:
         hook.update(enable=True, out_dir=folder, interval=1)
     else:
         hook.update(draw=True, interval=1)
-        config.visualizer.save_dir = folder
+        visualizer = config.get('visualizer') or {'type': 'SegLocalVisualizer'}
+        config.visualizer = {**visualizer, 'save_dir': folder}
 
 
 if __name__ == '__main__':

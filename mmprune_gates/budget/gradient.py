@@ -24,7 +24,7 @@ from mmprune_gates.budget.criteria import MOMENTUM
 from mmprune_gates.budget.polarizer import Polarizer, Schedule
 from mmprune_gates.budget.selection import Limits
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import NUMBER, POSITIVE
+from mmprune_gates.checks import NUMBER, POSITIVE, check_all
 from mmprune_gates.gates import GateSet
 
 FIRST_PRICE = 0.1  # times the mean of r
@@ -59,7 +59,8 @@ class Gradient(Polarizer):
         price_step: float = 0.1,
         exponent: float = 0.5,
     ) -> None:
-        self.check_options(momentum=momentum, rate=rate, price_step=price_step, exponent=exponent)
+        own = {'momentum': momentum, 'rate': rate, 'price_step': price_step, 'exponent': exponent}
+        check_all(own, self.rules)
         super().__init__(gates, schedule, limits, cost)
         self.momentum, self.rate, self.price_step, self.exponent = momentum, rate, price_step, exponent
         self.mean = torch.zeros(gates.graph.num_channels)

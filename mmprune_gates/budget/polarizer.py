@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.criteria import Criterion
 from mmprune_gates.budget.selection import Limits
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import NUMBER, POSITIVE, SHARE, Rule, check_all, checked, pair_of
+from mmprune_gates.checks import NUMBER, POSITIVE, SHARE, Rule, checked, pair_of
 from mmprune_gates.gates import GateSet
 
 FALLING = Rule(
@@ -98,15 +97,6 @@ class Polarizer(Controller):
         self.schedule = schedule
         for group in gates.graph.free:
             gates[group.name].straight_through = True
-
-    @classmethod
-    def check_options(cls, **options: Any) -> None:
-        """Check further arguments before anything is built.
-
-        Raises:
-            ValueError: An argument violates its rule.
-        """
-        check_all(options, cls.rules)
 
     def observe(self, grad: Tensor) -> None:
         """Take in (num_channels,) dL/dg of one iteration."""

@@ -15,7 +15,7 @@ from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.criteria import MOMENTUM, Criterion, MeanGradient
 from mmprune_gates.budget.polarizer import Polarizer, Schedule
 from mmprune_gates.budget.selection import Limits
-from mmprune_gates.checks import COUNT, NUMBER
+from mmprune_gates.checks import COUNT, NUMBER, check_all
 from mmprune_gates.gates import GateSet
 
 
@@ -47,7 +47,7 @@ class Waterline(Polarizer):
         exponent: float = 0.5,
         steps: int = 30,
     ) -> None:
-        self.check_options(momentum=momentum, exponent=exponent, steps=steps)
+        check_all({'momentum': momentum, 'exponent': exponent, 'steps': steps}, self.rules)
         super().__init__(gates, schedule, limits, cost, criterion or MeanGradient(momentum).bind(gates))
         self.exponent, self.steps = exponent, steps
 

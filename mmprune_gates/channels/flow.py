@@ -360,7 +360,11 @@ class Flow:
         for part in (first, second):
             edges.append((part, part[same]))
             edges.append((ids[nested], part[nested]))
-        return [edge for edge in edges if (classes[edge[0]] != classes[edge[1]]).any()]
+        new = []
+        for a, b in edges:
+            if (classes[a] != classes[b]).any():
+                new.append((a, b))
+        return new
 
     def _connected(self) -> Ids:
         """(num_ids,) component of every id in the graph of all edges."""

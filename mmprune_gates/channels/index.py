@@ -67,9 +67,11 @@ def only(index: Tensor, stays: Tensor) -> Tensor:
 
 def inside(index: Tensor, group: Group) -> Tensor:
     """Bool of the shape of ``index``: which entries hold a channel of a group."""
-    first, second = unpaired(index)
     stop = group.start + group.size
-    return ((first >= group.start) & (first < stop)) | ((second >= group.start) & (second < stop))
+    found = torch.zeros_like(index, dtype=torch.bool)
+    for channels in unpaired(index):
+        found |= (channels >= group.start) & (channels < stop)
+    return found
 
 
 def touches(index: Tensor, group: Group) -> bool:

@@ -270,7 +270,9 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
     along = shrinks - after.start
     op.flow.tie(axis.ids[lines(reduced, along)])
     relaid = _line(axis, lines(positions, along), shrinks)
-    op.flow.cuts += [Cut(op.layer, kind, relaid.ids) for kind in known]
+    for kind in known:
+        cut = Cut(op.layer, kind, relaid.ids)
+        op.flow.cuts.append(cut)
     if not known and len(varying) > 1:
         op.flow.guessed.append(relaid.ids)
     return [relaid]

@@ -102,9 +102,11 @@ class Product:
     def _passing(self, name: str) -> Axis | None:
         """The channels along a dimension of the result; None if there are none, or they are frozen."""
         holders = [operand for operand in self.operands if name in operand.names]
-        if len(holders) > 1 and self.op.flow.scout is not None:
-            self.op.flow.scout.batches.extend(axis.ids for axis in self._axes(name))
         sides = [(holder.along(name), holder.size(name)) for holder in holders]
+        scout = self.op.flow.scout
+        if len(holders) > 1 and scout is not None:
+            for axis in self._axes(name):
+                scout.batches.append(axis.ids)
         return meet(self.op, sides, MIXED, scaled_once)
 
 

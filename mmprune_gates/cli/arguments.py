@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS, OPTIMIZERS
@@ -60,8 +61,8 @@ def runner_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """The config with the command line's overrides.
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A config with overrides.
 
     Modules of ``custom_imports`` are found on ``PYTHONPATH``, in the current folder and beside the config. From here
     on every loader of this process reads checkpoints with ``weights_only``.
@@ -72,29 +73,29 @@ def load_config(args: argparse.Namespace) -> Config:
     # mmengine's loader has no argument for it, and that of the onedl fork silently falls back to unsafe loading.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     os.environ.pop(UNSAFE, None)
-    beside = Path(args.config).absolute().parent
+    beside = Path(path).absolute().parent
     complete(beside)  # the config may be that of a product
     for folder in ('', str(beside)):
         if folder not in sys.path:
             sys.path.append(folder)
     try:
-        config = Config.fromfile(args.config)
+        config = Config.fromfile(path)
     except Exception as error:  # a config is a program
         reason = str(error)
         cause = str(error.__cause__ or error.__context__ or '')
         if cause not in reason:
             reason = f'{reason} ({cause})'
-        raise ValueError(f'config {args.config} cannot be read: {type(error).__name__}: {reason}') from error
+        raise ValueError(f'config {path} cannot be read: {type(error).__name__}: {reason}') from error
     try:
-        config.merge_from_dict(args.cfg_options)
+        config.merge_from_dict(overrides or {})
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         told = error.args[0] if error.args else error
-        raise ValueError(f'--cfg-options does not fit {args.config}: {told}') from error
-    check_config(config, args.config)
+        raise ValueError(f'--cfg-options does not fit {path}: {told}') from error
+    check_config(config, path)
     return config
 
 
-def check_config(config: Config, path: str) -> None:
+def check_config(config: Config, path: str | Path) -> None:
     """Refuse a config without a model, or with parts of the wrong type.
 
     Raises:
@@ -125,7 +126,7 @@ def runner_config(args: argparse.Namespace) -> Config:
     if args.launcher == 'mpi':  # mmengine reads it for the device of a process, but not for that of its model
         local_rank = os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', local_rank)
     os.environ.setdefault('LOCAL_RANK', local_rank)
-    config = load_config(args)
+    config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     if args.work_dir is not None or config.get('work_dir') is None:
         config.work_dir = args.work_dir or str(Path('work_dirs', Path(args.config).stem))

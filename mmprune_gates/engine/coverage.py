@@ -45,12 +45,6 @@ def model_of_config(
     return model, trace(model, shape, 'both', attention), shape
 
 
-def graph_of_config(config: Config, input_shape: Sequence[int] | None = None) -> tuple[ChannelGraph, list[int]]:
-    """The channel graph and the input shape of a config, see :func:`model_of_config`."""
-    _, graph, shape = model_of_config(config, input_shape)
-    return graph, list(shape)
-
-
 def coverage(graph: ChannelGraph) -> dict[str, Any]:
     """Totals, groups and layers of a graph as plain values, ready for JSON."""
     total, prunable = graph.macs(), graph.prunable_macs()

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmprune_gates.budget.goal import NAMES
 from mmprune_gates.checks import IMAGE, MAPPING, Rule, checked, is_list, is_shape
 
 GATED, SLIM = 'mmprune_gates.GatedModel', 'mmprune_gates.SlimModel'
@@ -41,6 +42,14 @@ def is_ours(hook: Mapping[str, Any] | object) -> bool:
     kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
     name = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
     return name.startswith('mmprune_gates.')
+
+
+def pruning_hook_of(config: Config) -> dict[str, Any]:
+    """The custom hook of a config that prunes; empty if there is none."""
+    for hook in config.get('custom_hooks') or []:
+        if is_ours(hook) and not NAMES.keys().isdisjoint(hook):
+            return dict(hook)
+    return {}
 
 
 def without_our_hooks(hooks: Sequence | None) -> list:

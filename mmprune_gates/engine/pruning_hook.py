@@ -24,6 +24,7 @@ from mmprune_gates.engine.running import accumulates, has_static_graph, loss_sca
 from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
+from mmprune_gates.pruning.shrink import refuse_unknown_state
 
 # Keys of a config with which mmengine replaces or wraps modules of the model, and what they do.
 REPLACING = {
@@ -206,7 +207,7 @@ class PruningHook(Hook):
     def let_channels_leave(self, runner) -> None:
         """Remove closed channels from the model of the run; if the optimiser cannot follow, warn and keep them."""
         try:
-            self.pruner.check_optimizer()
+            refuse_unknown_state(self.pruner.optimizer, self.pruner.model)
         except ValueError as error:
             self.warn(f'closed channels stay in the model until it is slimmed: {error}')
             self.shrink = False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.budget import Gradient, Polarizer, Schedule, Taylor, Waterline
 from mmprune_gates.channels.calls import Inputs
-from mmprune_gates.checks import COUNT, MAPPING, checked, one_of, optional
+from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, one_of, optional
 from mmprune_gates.gates import PolarizationGate
 from mmprune_gates.pruning.gate_params import take_out
 from mmprune_gates.pruning.pruner import Pruner
@@ -49,23 +49,17 @@ class GDPSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = self.known_options(self.update)
-        if unknown := sorted((self.options or {}).keys() - known):
-            raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(known)}')
+        options, rules = self.options or {}, UPDATES[self.update].rules
+        if unknown := sorted(options.keys() - rules.keys()):
+            raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(rules)}')
         if isinstance(self.criterion, Taylor):
             raise ValueError('criterion=Taylor needs gates with an importance; use MeanGradient, the default, here')
-        if self.criterion is not None and 'momentum' in (self.options or {}):
+        if self.criterion is not None and 'momentum' in options:
             raise ValueError('momentum is that of the default criterion; give it to yours instead')
         if self.criterion is not None and 'criterion' not in inspect.signature(UPDATES[self.update]).parameters:
             raise ValueError(f'update={self.update!r} ranks by the gates themselves and takes no criterion')
-        UPDATES[self.update].check_options(**(self.options or {}))
+        check_all(options, rules)
         _ = self.schedule(share=1.0)  # refuses values out of range
-
-    @staticmethod
-    def known_options(update: str) -> set[str]:
-        """Names of the arguments that only this update has."""
-        own = inspect.signature(UPDATES[update]).parameters
-        return set(own) - set(inspect.signature(Polarizer).parameters)
 
     def schedule(self, share: float) -> Schedule:
         """The phases, and the share of the cost that is kept at their end."""

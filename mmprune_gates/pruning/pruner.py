@@ -39,7 +39,7 @@ from mmprune_gates.gates import (
 from mmprune_gates.gates.attach import NAME, merged
 from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
-from mmprune_gates.pruning.shrink import refuse_unknown_state, shrink, still_to_leave
+from mmprune_gates.pruning.shrink import shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
 from mmprune_gates.slimming.removal import train_constants
@@ -200,14 +200,6 @@ class Pruner:
         """Share of the current model's MACs that :meth:`shrink` would remove."""
         graph = self.gates.graph
         return 1 - graph.macs(self.controller.staying()) / graph.macs()
-
-    def check_optimizer(self) -> None:
-        """Check that channels can be removed from the optimiser's state.
-
-        Raises:
-            ValueError: It has state that cannot be narrowed; names it.
-        """
-        refuse_unknown_state(self.optimizer, self.model)
 
     def narrow(self, kept: Kept) -> None:
         """Remove the channels that are not kept, and continue with the remaining gates."""

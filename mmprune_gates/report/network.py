@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.index import at
-from mmprune_gates.engine.coverage import graph_of_config
+from mmprune_gates.engine.coverage import model_of_config
 from mmprune_gates.engine.slim_report import kept_in
 from mmprune_gates.report.run import TO_RECORD, Absent, Run
 
@@ -42,7 +42,7 @@ class Network:
     costs: dict[str, tuple[float, float]]
     blocks: list[str]
     gone: list[str]
-    input_shape: list[int]
+    input_shape: tuple[int, ...]
     source: str
 
 
@@ -56,7 +56,7 @@ def network_of(run: Run) -> Network:
     if run.slim is None and not run.history:
         raise Absent(f'neither a slim model ({run.slim_error}) nor gates.jsonl: {TO_RECORD}')
     try:
-        graph, shape = graph_of_config(config)
+        _, graph, shape = model_of_config(config)
     except Exception as error:  # models can be anybody's code
         raise Absent(f'the model of {run.config_path} cannot be built here: {first_line(error)}') from error
     if run.slim is not None:

@@ -120,7 +120,7 @@ class Sections:
     def costs(self) -> Drawn:
         """MACs per stage."""
         network = self.network()
-        note = f'Multiply-accumulates at batch 1, input {tuple(network.input_shape)}; according to {network.source}.'
+        note = f'Multiply-accumulates at batch 1, input {network.input_shape}; according to {network.source}.'
         return Drawn(note, pictures.costs(network))
 
     def blocks(self) -> Drawn:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
+from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.datasets import check_datasets
 from mmprune_gates.engine.forwards import is_segmentor
-from mmprune_gates.engine.model_config import model_config_of
 from mmprune_gates.report.network import first_line
 from mmprune_gates.report.pictures import Drawn, confusion, side_by_side
 from mmprune_gates.report.run import Absent, Run
@@ -71,8 +71,7 @@ def weights_of(run: Run) -> tuple[str, Config, Path]:
 
 def load(config: Config, weights: Path) -> nn.Module:
     """The model of a config with the weights of a checkpoint, on the CPU, ready to test."""
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    model = MODELS.build(model_config_of(config)).eval()
+    model = inference_model(config)
     load_weights(model, read_checkpoint(weights), weights)
     return model
 

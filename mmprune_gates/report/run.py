@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -13,10 +12,9 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from mmprune_gates.budget.goal import NAMES as TARGETS
 from mmprune_gates.cli.arguments import load_config
 from mmprune_gates.engine.files import digest, read_lines
-from mmprune_gates.engine.model_config import GATED, is_ours
+from mmprune_gates.engine.model_config import GATED, pruning_hook_of
 from mmprune_gates.engine.product import complete
 from mmprune_gates.engine.record_hook import NAME, read_history
 from mmprune_gates.engine.slim_report import check_report
@@ -79,12 +77,7 @@ class Run:
     @property
     def hook(self) -> Data:
         """Config of the hook that prunes; empty if the config is not known or has none."""
-        if self.config is None:
-            return {}
-        for hook in self.config.get('custom_hooks') or []:
-            if is_ours(hook) and not TARGETS.keys().isdisjoint(hook):
-                return dict(hook)
-        return {}
+        return {} if self.config is None else pruning_hook_of(self.config)
 
     @property
     def target(self) -> float | None:
@@ -200,7 +193,7 @@ def find_config(folder: Path) -> tuple[Path | None, Config | None, str]:
     error = f'{folder} holds no config (NAME.py) of the run'
     for path in paths:
         try:
-            config = config_at(path)
+            config = load_config(path)
         except ValueError as reason:
             error = str(reason)
             continue
@@ -224,17 +217,8 @@ def first_checkpoint(folder: Path, config: Config | None) -> str | None:
         written = scalars.with_name('config.py')
         if written.is_file() and '"loss"' in scalars.read_text(errors='replace'):  # the first start that trained
             with suppress(ValueError):
-                return config_at(written).get('load_from')
+                return load_config(written).get('load_from')
     return None if config is None else config.get('load_from')
-
-
-def config_at(path: Path) -> Config:
-    """A config that a run wrote.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
-    return load_config(argparse.Namespace(config=str(path), cfg_options={}))
 
 
 def scalar_files(folder: Path) -> list[Path]:

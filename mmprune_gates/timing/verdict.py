@@ -13,7 +13,7 @@ from mmprune_gates.budget.goal import Goal
 from mmprune_gates.budget.latency import Latency
 from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.coverage import model_of_config
-from mmprune_gates.engine.model_config import is_ours
+from mmprune_gates.engine.model_config import pruning_hook_of
 from mmprune_gates.engine.registry import COSTS, built
 from mmprune_gates.engine.slim_report import kept_in
 from mmprune_gates.timing.clock import medians
@@ -22,12 +22,9 @@ from mmprune_gates.timing.table import backend_of
 
 def latency_cost(config: Config) -> tuple[Latency, Goal] | None:
     """The latency that a config prunes to, and its goal; None if it prunes to another cost."""
-    for hook in config.get('custom_hooks') or []:
-        if is_ours(hook) and hook.get('cost') is not None:
-            cost = built(COSTS, hook['cost'])
-            if isinstance(cost, Latency):
-                return cost, Goal.of(hook)
-    return None
+    hook = pruning_hook_of(config)
+    cost = built(COSTS, hook.get('cost'))
+    return (cost, Goal.of(hook)) if isinstance(cost, Latency) else None
 
 
 def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> dict[str, Any] | None:

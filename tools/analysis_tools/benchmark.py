@@ -114,8 +114,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--shrunk', metavar='CHECKPOINT', help='of a gated run whose channels have left the model')
     parser.add_argument('--json', metavar='FILE', help='also write everything there')
     args = parser.parse_args(argv)
-    if args.batch < 1 or args.pairs < 2:
-        parser.error('--batch must be at least 1 and --pairs at least 2')
+    if args.batch < 1 or args.pairs < 3:
+        parser.error('--batch must be at least 1 and --pairs at least 3')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: no GPU is available')
     return args

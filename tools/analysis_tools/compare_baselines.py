@@ -34,7 +34,7 @@ from mmengine.config import Config
 
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.cli.jobs import Jobs
-from mmprune_gates.engine.coverage import graph_of_config
+from mmprune_gates.engine.coverage import model_of_config
 from mmprune_gates.engine.datasets import check_datasets
 from mmprune_gates.engine.model_config import default_input_shape
 
@@ -67,7 +67,8 @@ class Comparison(Jobs):
     @cached_property
     def graph(self) -> ChannelGraph:
         """Channel graph of the dense model."""
-        return graph_of_config(self.dense, self.input_shape)[0]
+        _, graph, _ = model_of_config(self.dense, self.input_shape)
+        return graph
 
     def run_all(self) -> dict[int, dict[str, dict]]:
         """Train, slim and test whatever is missing.
@@ -200,7 +201,7 @@ def load(path: str, options: dict) -> Config:
     """
     args = argparse.Namespace(config=path, cfg_options=options, work_dir=None, launcher='none', local_rank=0)
     check_datasets(cli.runner_config(args), ('train_dataloader', 'val_dataloader', 'test_dataloader'))
-    return cli.load_config(args)
+    return cli.load_config(path, options)
 
 
 @cli.reports_errors

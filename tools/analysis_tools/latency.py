@@ -18,25 +18,15 @@ from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 import torch
-from mmengine.config import Config
 from torch import nn
 
 from mmprune_gates.budget.latency_table import BACKENDS, Target
 from mmprune_gates.checks import IMAGE, checked
 from mmprune_gates.engine.builders import inference_model
 from mmprune_gates.engine.forwards import inference_forward
-from mmprune_gates.engine.model_config import default_input_shape
+from mmprune_gates.engine.model_config import default_input_shape, model_config_of
 from mmprune_gates.timing.clock import Call, Clock
 from mmprune_gates.timing.table import backend_of
-
-
-def load(path: str) -> Config:
-    """A config with a model.
-
-    Raises:
-        ValueError: It cannot be read, or has none.
-    """
-    return cli.load_config(argparse.Namespace(config=path, cfg_options={}))
 
 
 def check_device(name: str) -> None:
@@ -114,8 +104,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--backend', choices=[*BACKENDS, 'both'], default='torch', help='what runs the models')
     parser.add_argument('--json', metavar='FILE', help='also write the figures here; of both, an entry for each')
     args = parser.parse_args(argv)
-    if min(args.batch, args.threads) < 1 or args.pairs < 2:
-        parser.error('--batch and --threads must be at least 1 and --pairs at least 2')
+    if min(args.batch, args.threads) < 1 or args.pairs < 3:
+        parser.error('--batch and --threads must be at least 1 and --pairs at least 3')
     if args.backend != 'torch' and args.device != 'cpu':
         parser.error('onnxruntime is timed on the CPU: leave --device out, or take --backend torch')
     return args
@@ -129,8 +119,8 @@ def main(argv: list[str] | None = None) -> int:
         cli.check_writable(args.json)
     check_device(args.device)
     torch.set_num_threads(args.threads)
-    configs = [load(path) for path in (args.first, args.second)]
-    shape = checked('--shape', args.shape, IMAGE) if args.shape else default_input_shape(configs[0].model)
+    configs = [cli.load_config(path) for path in (args.first, args.second)]
+    shape = checked('--shape', args.shape, IMAGE) if args.shape else default_input_shape(model_config_of(configs[0]))
     first, second = (inference_model(config).to(args.device) for config in configs)
     inputs = torch.randn(args.batch, *shape, device=args.device)
     check_runs(args.first, first, inputs)

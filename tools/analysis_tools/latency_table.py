@@ -53,7 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse(argv)
-    config = cli.load_config(args)
+    config = cli.load_config(args.config, args.cfg_options)
     target = Target(args.backend, args.device, args.threads, args.batch)
     path = Path(args.table) if args.table else target.path()
     for file in filter(None, (path, args.picture, args.json)):

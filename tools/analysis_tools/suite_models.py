@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def dense_model(model: str, options: Mapping[str, Any] | None = None) -> nn.Modu
         model: Its name, or a config file.
         options: Changes of the config.
     """
-    config = cli.load_config(argparse.Namespace(config=path_of(model), cfg_options=dict(options or {})))
+    config = cli.load_config(path_of(model), options)
     if config.model.type == GATED:
         config.model = stock_model(config.model)
     return inference_model(config)

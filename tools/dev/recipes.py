@@ -22,7 +22,7 @@ from mmprune_gates import cli
 from mmengine.config import Config
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.engine.coverage import graph_of_config
+from mmprune_gates.engine.coverage import model_of_config
 from mmprune_gates.engine.datasets import leaves
 from mmprune_gates.engine.model_config import stock_model
 
@@ -113,7 +113,7 @@ class Graphs:
         bare['backbone'] = {key: value for key, value in bare['backbone'].items() if key != 'init_cfg'}
         key = repr((bare, model.get('input_shape')))
         if key not in self.known:
-            self.known[key] = graph_of_config(config)
+            _, *self.known[key] = model_of_config(config)
         return self.known[key]
 
 
