@@ -227,3 +227,9 @@ def heads_go_exactly(c, token, layers, seed, units, attention):
     check_rebuilt(model, inputs, slim, spec)
     # A matrix product rounds otherwise in another memory layout.
     check_gates(model, graph, inputs, kept, rounding=1e-14)
+
+
+def test_a_width_is_that_of_heads_and_their_channels_not_of_as_many_heads_of_a_batch():
+    heads_go_exactly(
+        8, False, [(Attention, False, False, 'fused', 'bmm', 'shape', 4, 1, False, False)], 0, 'channels', 'both'
+    )

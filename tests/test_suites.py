@@ -135,7 +135,7 @@ def test_the_page_on_the_graph(config, tmp_path):
     suites.make(suite_graph.PAGE, 'graph', [cell], tmp_path, tmp_path)
     figures, text = page_of(tmp_path, 'graph')
     (tiny,) = figures['cells']
-    assert len(tiny['times']) == 4 and all(len(times) == 2 and min(times) > 0 for times in tiny['times'].values())
+    assert len(tiny['times']) == 4 and all(len(times) == 3 and min(times) > 0 for times in tiny['times'].values())
     assert tiny['layers'] == 4 and tiny['groups'] == 2 and tiny['peer_groups'] > 0
     assert f'{tiny["over_export"]["median"]:.2f} (' in text
 

@@ -32,6 +32,11 @@ def unpaired(index: Tensor) -> tuple[Tensor, Tensor]:
     return first, entry // PAIR - 1
 
 
+def has_pairs(index: Tensor) -> bool:
+    """Whether an index holds pairs."""
+    return bool((index >= PAIR).any())
+
+
 def channels_in(index: Tensor) -> Tensor:
     """The channels of all entries; both channels of a pair."""
     both = torch.cat(unpaired(index.flatten()))
@@ -41,7 +46,7 @@ def channels_in(index: Tensor) -> Tensor:
 def at(values: Tensor, index: Tensor) -> Tensor:
     """The value of each entry: of its channel, the product for a pair, 1 (or True) for no channel."""
     extended = torch.cat([values, values.new_ones(1)])
-    if not (index >= PAIR).any():
+    if not has_pairs(index):
         return extended[index.to(values.device)]
     first, second = unpaired(index)
     return extended[first.to(values.device)] * extended[second.to(values.device)]

@@ -23,7 +23,7 @@ from mmprune_gates.channels.calls import Options, run, same_draws
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, common_path
 from mmprune_gates.channels.heads import Follow, Seen
-from mmprune_gates.channels.index import channels_in, touches, unpaired
+from mmprune_gates.channels.index import channels_in, has_pairs, touches, unpaired
 from mmprune_gates.gates.stand_in import shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
@@ -178,9 +178,9 @@ def holder_of(name: str) -> str:
 
 
 def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:
-    """The attributes that follow in one way, each once."""
+    """The attributes that follow in one way, each once: of vectors of one length, those of pairs come first."""
     known = set()
-    for one in scope.seen:
+    for one in sorted(scope.seen, key=lambda one: not has_pairs(one.index)):
         module = model.get_submodule(one.module)
         sizes = whole_attributes(module, scope.names(one.index, way))
         if SHAPE in way:
