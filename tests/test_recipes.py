@@ -15,7 +15,7 @@ from demo_data import generate_voc
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmpretrain.datasets import CIFAR10, CIFAR100
-from recipes import HEADER, identity, page, source
+from recipes import HEADER, Graphs, identity, page, rows, source
 
 from mmprune_gates.engine.datasets import check_datasets, leaves
 from mmprune_gates.engine.model_config import without_pretrained
@@ -173,7 +173,17 @@ def test_a_damaged_cifar_file_is_refused(roots, tmp_path):
 def test_the_table_names_every_config_with_its_target():
     text = (CONFIGS / 'README.md').read_text()
     lines = [line for line in text.splitlines() if line.startswith('| `')]
-    rows = [line.strip('| ').split(' | ') for line in lines]
-    stated = [[*row[: len(HEADER)], row[-1]] for row in rows]
+    cells = [line.strip('| ').split(' | ') for line in lines]
+    stated = [[*row[: len(HEADER)], row[-1]] for row in cells]
     assert stated == [[*identity(path, opened(path)), source(path)] for path in PATHS]
-    assert page(rows) == text
+    assert page(cells) == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name',
+    ['gdp_resnet56_cifar10', 'gdp_vgg16m_cub', 'gbn_mobilenetv2_imagenet', 'gdp_deeplabv3plus_voc'],
+)
+def test_the_costs_in_the_table_are_those_of_the_model(name):
+    (row,) = rows([CONFIGS / f'{name}.py'], Graphs())
+    assert f'| {" | ".join(row)} |' in (CONFIGS / 'README.md').read_text()
