@@ -144,3 +144,12 @@ class EarlyEnd(Hook):
         """Stop the loop."""
         if runner.iter + 1 == self.at:
             runner.train_loop.stop_training = True
+
+
+@pytest.fixture
+def one_rank():
+    """A process group of this process alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+from mmengine.runner import Runner
 from model_checks import example, random_kept, randomize_, relative_error
 from torch import nn
 
@@ -92,3 +93,16 @@ def assert_same(a, b, place='') -> None:
             assert_same(one, other, f'{place}[{number}]')
     else:
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, place
+
+
+def same(found, expected):
+    """Whether two lists of tensors are equal to the bit."""
+    return len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def train(config):
+    """The runner of a finished run."""
+    torch.manual_seed(0)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return runner

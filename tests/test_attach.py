@@ -5,9 +5,9 @@ from operator import attrgetter
 
 import pytest
 import torch
-from helpers import call, example, flat, random_kept, randomize_, relative_error, toy, traced
+from helpers import call, example, flat, random_kept, randomize_, relative_error, same, toy, traced
 from torch import nn
-from toy_nets import NETS, Plain, SiluNet, UnknownOp
+from toy_nets import Plain, SiluNet, UnknownOp, pruned
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.channels.flow import Summed
@@ -23,17 +23,11 @@ from mmprune_gates.gates import (
 )
 from mmprune_gates.gates.placement import BEHIND, INPUT
 
-pruned = pytest.mark.parametrize('net', [n for n in NETS.values() if n.free], ids=[n for n in NETS if NETS[n].free])
-
 
 def train_outputs(model, inputs):
     """Outputs in training mode, dropout repeatable."""
     torch.manual_seed(0)
     return [output.detach() for output in flat(model.train()(inputs))]
-
-
-def same(found, expected):
-    return len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def close(gates, kept):

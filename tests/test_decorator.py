@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from helpers import call, example, flat, random_kept, randomize_, relative_error, toy
+from helpers import call, example, flat, random_kept, randomize_, relative_error, same, toy
 from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from toy_nets import NETS, NoNorm, Plain, Residual, SiluNet, TwiceTheSame
+from toy_nets import NoNorm, Plain, Residual, SiluNet, TwiceTheSame, pruned
 
 from mmprune_gates import masked_copy, slim_model
 from mmprune_gates.engine.builders import trace
@@ -22,12 +22,6 @@ from mmprune_gates.gates import (
     gated_norms,
     take_over_affine,
 )
-
-pruned = pytest.mark.parametrize('net', [n for n in NETS.values() if n.free], ids=[n for n in NETS if NETS[n].free])
-
-
-def same(found, expected):
-    return len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def awkward_affine_(model):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from digits_data import write_digits
-from helpers import repeatable, slow_but
+from helpers import repeatable, slow_but, train
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
@@ -56,13 +56,6 @@ def copied(model):
 
 def hook_of(runner):
     return next(hook for hook in runner.hooks if type(hook).__name__ == 'GateDecoratorHook')
-
-
-def train(config):
-    torch.manual_seed(0)
-    runner = Runner.from_cfg(config)
-    runner.train()
-    return runner
 
 
 @pytest.fixture

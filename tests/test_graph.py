@@ -9,7 +9,7 @@ from helpers import random_kept, toy, traced
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from toy_nets import NETS, Plain, Residual, SharedLayer, Split, UnusedLayer
+from toy_nets import Plain, Residual, SharedLayer, Split, UnusedLayer, nets
 
 from mmprune_gates import slim_model, trace_channels
 from mmprune_gates.channels.build import WEIGHTED
@@ -22,9 +22,6 @@ def slow_attention():
     torch.backends.mha.set_fastpath_enabled(False)
     yield
     torch.backends.mha.set_fastpath_enabled(before)
-
-
-nets = pytest.mark.parametrize('net', NETS.values(), ids=NETS)
 
 
 @nets

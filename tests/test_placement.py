@@ -3,11 +3,10 @@
 import pytest
 import torch
 from helpers import traced
-from toy_nets import NETS
+from toy_nets import NETS, nets
 
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, WEIGHT, place_gates
 
-nets = pytest.mark.parametrize('net', NETS.values(), ids=NETS)
 told = pytest.mark.parametrize(
     'net', [n for n in NETS.values() if n.placements], ids=[n for n in NETS if NETS[n].placements]
 )

@@ -5,17 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import repeatable, slow_but
+from helpers import repeatable, slow_but, train
 from mmengine.runner import Runner
 
 from mmprune_gates.gates import gates_of
-
-
-def train(config):
-    torch.manual_seed(0)
-    runner = Runner.from_cfg(config)
-    runner.train()
-    return runner
 
 
 def scalars(folder):

@@ -92,14 +92,6 @@ def test_norms_converted_after_the_model_was_built(short, usual, method):
     assert pruner_of(runner).kept == expected and not expected.vector.all() and slims(runner)
 
 
-@pytest.fixture
-def one_rank():
-    """A process group of one."""
-    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_gates_follow_mmcvs_norms_as_well(short, one_rank):
     runner = built(short(GDP))
     runner.model = convert_sync_batchnorm(runner.model, 'mmcv')  # its compiled operator cannot run here

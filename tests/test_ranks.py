@@ -241,15 +241,6 @@ def test_a_static_graph_changes_nothing_for_gdp(config):
         assert_same(one['model'], other['model'])
 
 
-@pytest.fixture
-def one_rank():
-    """A process group of this process alone."""
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize(
     ('method', 'counts', 'words'),
     [

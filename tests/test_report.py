@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from digits_data import write_digits
-from helpers import slow_but
+from helpers import slow_but, train
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 from PIL import Image
 from report import main
 
@@ -68,13 +67,6 @@ def digits_config(data, folder, method):
     overrides |= {'experiment_name': name, 'visualizer.name': name, 'work_dir': str(folder), 'load_from': None}
     config.merge_from_dict({**overrides, 'train_dataloader.dataset.indices': 200})
     return config
-
-
-def train(config):
-    torch.manual_seed(0)
-    runner = Runner.from_cfg(config)
-    runner.train()
-    return runner
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ import torch
 from helpers import call, example, flat, relative_error, slow_but, traced
 from model_checks import randomize_
 from torch import nn
-from toy_nets import NETS, Residual, SiluNet, conv_bn
+from toy_nets import Residual, SiluNet, conv_bn, pruned
 
 from mmprune_gates import GDP, GateDecorator
 from mmprune_gates.budget import Random
@@ -126,10 +126,7 @@ def test_closed_gates_of_gate_decorator_have_no_gradient_that_would_count_in_a_n
         assert grad[:, mask].all() and not grad[:, ~mask].any()
 
 
-PRUNABLE = {name: net for name, net in NETS.items() if net.free}
-
-
-@pytest.mark.parametrize('net', PRUNABLE.values(), ids=PRUNABLE)
+@pruned
 def test_every_kind_of_net_goes_on_and_ends_as_the_whole_one(net):
     target = 0.5 if least_share(traced(net)[1]) < 0.5 else 0.96
     whole, narrow = pair(net, 'gdp', 'sgd', clip=1.0, target_macs=target)

@@ -5,13 +5,10 @@ import copy
 import pytest
 import torch
 from helpers import call, random_kept, relative_error, removal_errors, toy, traced
-from toy_nets import NETS, Plain, TiedWeights, TwoNames
+from toy_nets import Plain, TiedWeights, TwoNames, nets, pruned
 
 from mmprune_gates import masked_copy, slim_model
 from mmprune_gates.slimming.surgery import cut, slot_masks
-
-nets = pytest.mark.parametrize('net', NETS.values(), ids=NETS)
-pruned = pytest.mark.parametrize('net', [n for n in NETS.values() if n.free], ids=[n for n in NETS if NETS[n].free])
 
 
 @pruned

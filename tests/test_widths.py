@@ -7,12 +7,10 @@ import pytest
 import torch
 from helpers import call, flat, random_kept, relative_error, toy
 from torch import nn
-from toy_nets import NETS, Plain, TiedWeights, Transposed, conv
+from toy_nets import Plain, TiedWeights, Transposed, conv, pruned
 
 from mmprune_gates import slim_model
 from mmprune_gates.slimming import apply_widths
-
-pruned = pytest.mark.parametrize('net', [n for n in NETS.values() if n.free], ids=[n for n in NETS if NETS[n].free])
 
 
 @pruned

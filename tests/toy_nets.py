@@ -7,6 +7,7 @@ positions of the input.
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -818,3 +819,7 @@ class OtherRanks(Toy):
     def forward(self, x):
         x = F.relu(self.norm_a(self.a(x))).flatten(2)
         return self.head(F.relu(self.norm_b(self.b(x))))
+
+
+nets = pytest.mark.parametrize('net', NETS.values(), ids=NETS)
+pruned = pytest.mark.parametrize('net', [n for n in NETS.values() if n.free], ids=[n for n in NETS if NETS[n].free])
