@@ -229,7 +229,13 @@ def heads_go_exactly(c, token, layers, seed, units, attention):
     check_gates(model, graph, inputs, kept, rounding=1e-14)
 
 
-def test_a_width_is_that_of_heads_and_their_channels_not_of_as_many_heads_of_a_batch():
-    heads_go_exactly(
-        8, False, [(Attention, False, False, 'fused', 'bmm', 'shape', 4, 1, False, False)], 0, 'channels', 'both'
-    )
+AMBIGUOUS = {
+    'as many heads in the batch as channels': ('fused', 'bmm', 'shape', 4, 1),
+    'as many queries as channels of keys': ('separate', 'matmul', 'shape', 4, 2),
+}
+
+
+@pytest.mark.parametrize('kind', AMBIGUOUS)
+def test_attributes_follow_what_they_count_not_what_is_as_many(kind):
+    layer = (Attention, False, False, *AMBIGUOUS[kind], False, False)
+    heads_go_exactly(8, False, [layer], 0, 'channels', 'both')

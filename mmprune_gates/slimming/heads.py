@@ -23,7 +23,7 @@ from mmprune_gates.channels.calls import Options, run, same_draws
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, common_path
 from mmprune_gates.channels.heads import Follow, Seen
-from mmprune_gates.channels.index import channels_in, has_pairs, touches, unpaired
+from mmprune_gates.channels.index import has_pairs, touches, unpaired
 from mmprune_gates.gates.stand_in import shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
@@ -69,13 +69,15 @@ class Scope:
 
     def names(self, index: Tensor, way: Way) -> list[str]:
         """Names of the attributes that can hold the number of the channels in an index."""
-        is_dims = bool(torch.isin(channels_in(index), self.dims).all())
-        found: list[str] = []
+        found = list(INNER) if WIDTHS in way else []
+        if has_pairs(index):
+            return found  # neither heads nor channels of heads, but both
+        is_dims = bool(torch.isin(index, self.dims).all())
         if COUNT in way and not is_dims:
             found += COUNTS
         if SIZE in way and (is_dims or not len(self.dims)):
             found += SIZES
-        return [*found, *INNER] if WIDTHS in way else found
+        return found
 
     def parts(self) -> Iterator[Scope]:
         """The scope; if heads and channels of heads can go, then also with heads alone and with channels alone."""
