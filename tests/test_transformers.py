@@ -12,50 +12,17 @@ import train
 from digits_data import write_digits
 from mmengine.config import Config
 from tiny_run import load_tool
+from transformer_configs import gated
 
 pytestmark = [pytest.mark.slow, pytest.mark.models]
 export_onnx = load_tool('export_onnx')
 ROOT = Path(__file__).parents[1]
 PARTS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-SEGMENTOR = """
-_base_ = 'mmseg::{base}'
-custom_imports = dict(imports=['mmprune_gates'])
-model = dict(
-    type='mmprune_gates.GatedModel', architecture='EncoderDecoder', pretrained=None, backbone=dict({backbone}),
-    decode_head=dict(num_classes=7), {aux} data_preprocessor=dict(size=(64, 96)),
-    test_cfg=dict(_delete_=True, mode='whole'))
-"""
-AUX = 'auxiliary_head=dict(num_classes=7),'
-SEGMENTORS = {
-    'segformer': SEGMENTOR.format(
-        base='segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py', backbone='init_cfg=None', aux=''
-    ),
-    'swin': SEGMENTOR.format(
-        base='swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
-        backbone='init_cfg=None',
-        aux=AUX,
-    ),
-    'vit': SEGMENTOR.format(
-        base='vit/vit_deit-s16_upernet_8xb2-160k_ade20k-512x512.py', backbone='img_size=(64, 96)', aux=AUX
-    ),
-}
-for attention in ('dims', 'both'):
-    more = f'pretrained=None, attention={attention!r},'
-    SEGMENTORS[f'swin {attention}'] = SEGMENTORS['swin'].replace('pretrained=None,', more)
-DEIT = """
-_base_ = 'mmpretrain::deit/deit-tiny_4xb256_in1k.py'
-custom_imports = dict(imports=['mmprune_gates'])
-model = dict(
-    type='mmprune_gates.GatedModel', architecture='ImageClassifier', input_shape=(3, 8, 8),
-    backbone=dict(img_size=8, patch_size=2), head=dict(num_classes=10), train_cfg=dict(_delete_=True))
-data_preprocessor = dict(num_classes=10)
-default_hooks = dict(_delete_=True, checkpoint=dict(type='CheckpointHook', by_epoch=False))
-param_scheduler = []
-"""
+NAMES = ['segformer', 'swin', 'swin dims', 'swin both', 'vit', 'deit']  # with what attention loses besides heads
 ITERATIONS = 12
-HOOK = dict(type='mmprune_gates.PolarizationHook', target_macs=0.5, steps=2, floor=0.0)
+HOOK = dict(target_macs=0.5, steps=2, floor=0.0)
 SIZES = {'swin dims': {32}, 'swin both': {3, 6, 12, 24, 32}}  # of the groups: numbers of heads, channels of a head
-HOOKS = {'vit': HOOK | dict(target_macs=0.7, exclude='decode_head.*')}  # that head has most of the MACs
+HOOKS = {'vit': HOOK | dict(target_macs=0.7)}
 
 
 @pytest.fixture(scope='module')
@@ -73,22 +40,19 @@ def config(tiny_config, digits, tmp_path):
     """A function: the file of a gated stock config, on small data."""
 
     def make(name):
-        path = tmp_path / 'gated.py'
-        path.write_text(SEGMENTORS.get(name, DEIT))
-        made = Config.fromfile(path)
-        data = tiny_config(tmp_path / 'unused') if name in SEGMENTORS else digits
+        model, _, attention = name.partition(' ')
+        made = gated(model, attention or 'heads', ITERATIONS, **HOOKS.get(name, HOOK))
+        data = digits if name == 'deit' else tiny_config(tmp_path / 'unused')
         for part in PARTS:
             made[part] = data[part]
-        made.train_cfg = dict(type='IterBasedTrainLoop', max_iters=ITERATIONS, val_interval=100)
-        made.default_hooks.checkpoint.interval = ITERATIONS
-        made.custom_hooks = [HOOKS.get(name, HOOK)]
+        path = tmp_path / 'gated.py'
         made.dump(path)
         return path
 
     return make
 
 
-@pytest.mark.parametrize('name', [*SEGMENTORS, 'deit'])
+@pytest.mark.parametrize('name', NAMES)
 def test_a_run_closes_heads_and_stock_tools_go_on(config, tmp_path, name):
     path, work, product = config(name), tmp_path / 'run', tmp_path / 'slim'
     assert train.main([str(path), '--work-dir', str(work)]) == 0
@@ -102,7 +66,7 @@ def test_a_run_closes_heads_and_stock_tools_go_on(config, tmp_path, name):
     assert name not in SIZES or {group['size'] for group in heads} == SIZES[name]
     pair = [str(product / 'slim.py'), str(product / 'slim.pth')]
     assert test_tool.main([*pair, '--work-dir', str(tmp_path / 'test')]) == 0
-    package = 'mmseg' if name in SEGMENTORS else 'mmpretrain'
+    package = 'mmpretrain' if name == 'deit' else 'mmseg'
     command = [sys.executable, ROOT / 'tools' / 'stock.py', f'{package}:train.py', pair[0]]
     options = ['--work-dir', tmp_path / 'more', '--cfg-options', 'train_cfg.max_iters=2', f'load_from={pair[1]}']
     done = subprocess.run([*command, *options], capture_output=True, text=True)

@@ -26,6 +26,7 @@ from mmprune_gates.budget.costs import MACs
 from mmprune_gates.budget.latency import Latency
 from mmprune_gates.budget.latency_table import BACKENDS
 from mmprune_gates.budget.selection import Candidates, Limits
+from mmprune_gates.channels.index import channels_in
 from mmprune_gates.engine.builders import trace
 from mmprune_gates.slimming import slim_model
 
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             score[block.gate] = 1  # blocks stay
     if args.whole_streams:
         for module in graph.full_width.values():
-            score[module.index] = 1
+            score[channels_in(module.index)] = 1
     cost = MACs() if args.of == 'macs' else Latency(backend=args.of)
     candidates = Candidates.of(graph, Limits(divisor=args.divisor), cost.bind(graph))
     kept = candidates.choose(score, args.share)
