@@ -22,7 +22,7 @@ NAMES = ['segformer', 'swin', 'swin dims', 'swin both', 'vit', 'deit']  # with w
 ITERATIONS = 12
 HOOK = dict(target_macs=0.5, steps=2, floor=0.0)
 SIZES = {'swin dims': {32}, 'swin both': {3, 6, 12, 24, 32}}  # of the groups: numbers of heads, channels of a head
-HOOKS = {'vit': HOOK | dict(target_macs=0.7)}
+HOOKS = {'vit': HOOK | dict(target_macs=0.7, exclude='decode_head.*')}  # that head has most of the MACs
 
 
 @pytest.fixture(scope='module')

@@ -32,24 +32,21 @@ CLASSIFIER = dict(
     head=dict(num_classes=10),
     train_cfg=dict(_delete_=True),
 )
-# Name -> stock config, changes of its model, exclude: one head has most of its model's MACs.
-MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
+# Name -> stock config, changes of its model.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     'segformer': (
         'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
         dict(SEGMENTOR, backbone=dict(init_cfg=None)),
-        '',
     ),
     'swin': (
         'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
         dict(WITH_AUX, backbone=dict(init_cfg=None)),
-        '',
     ),
     'vit': (
         'mmseg::vit/vit_deit-s16_upernet_8xb2-160k_ade20k-512x512.py',
         dict(WITH_AUX, backbone=dict(img_size=(64, 96))),
-        'decode_head.*',
     ),
-    'deit': ('mmpretrain::deit/deit-tiny_4xb256_in1k.py', CLASSIFIER, ''),
+    'deit': ('mmpretrain::deit/deit-tiny_4xb256_in1k.py', CLASSIFIER),
 }
 
 
@@ -77,7 +74,7 @@ def gated(name: str, attention: str, iterations: int, **hook: Any) -> Config:
         iterations: Length of the run.
         **hook: Arguments of the pruning hook.
     """
-    base, changes, exclude = MODELS[name]
+    base, changes = MODELS[name]
     config = Config.fromstring(f'_base_ = {base!r}\nmodel = {changes!r}', '.py')
     is_classifier = name == 'deit'
     demo = Config.fromfile(DEMO / ('dense_resnet20_digits.py' if is_classifier else 'dense_deeplabv3plus_scenes.py'))
@@ -95,8 +92,7 @@ def gated(name: str, attention: str, iterations: int, **hook: Any) -> Config:
         checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=iterations),
         logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
     )
-    pruning = {'type': 'mmprune_gates.PolarizationHook', 'steps': 5, **hook}
-    config.custom_hooks = [{**pruning, 'exclude': exclude} if exclude else pruning]
+    config.custom_hooks = [{'type': 'mmprune_gates.PolarizationHook', 'steps': 5, **hook}]
     return config
 
 
