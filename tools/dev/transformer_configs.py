@@ -1,6 +1,6 @@
 """Gated configs of four transformers that people train, for short runs on the demo's data.
 
-    python tools/dev/transformer_configs.py OUT_DIR  # writes OUT_DIR/swin.py and others; then tools/train.py
+    python tools/dev/transformer_configs.py OUT_DIR  # writes OUT_DIR/swin.py, OUT_DIR/swin_dense.py, ...
 
 Run it, and what it writes, where the demo's data sets are: ``data/demo_scenes`` and ``data/digits``.
 """
@@ -16,6 +16,8 @@ from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 from mmengine.config import Config
+
+from mmprune_gates.engine.model_config import stock_model
 
 DEMO = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -62,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in MODELS:
         config = gated(name, args.attention, args.iterations, target_macs=args.target)
         cli.write_text(args.out_dir / f'{name}.py', config.pretty_text)
+        config.model, config.custom_hooks = stock_model(config.model), []
+        cli.write_text(args.out_dir / f'{name}_dense.py', config.pretty_text)
     return 0
 
 
