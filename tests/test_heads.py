@@ -13,7 +13,8 @@ from mmseg.models.backbones.swin import WindowMSA
 from torch import nn
 
 from mmprune_gates import GDP, GateDecorator, masked_copy, slim_model, trace_channels
-from mmprune_gates.budget import Candidates, Limits
+from mmprune_gates.budget import Candidates, Limits, MACs
+from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates, detach_gates
 from mmprune_gates.gates.stand_in import StandIn, show_width, shown_width
 from mmprune_gates.slimming import apply_widths
@@ -444,6 +445,58 @@ def test_heads_and_channels_of_heads_go_together(kind):
         model.gates.close(graph.kept(kept))
         assert relative_error(call(model, x), call(slim, x)) < 1e-12
         detach_gates(model)
+
+
+@pytest.mark.parametrize('divisor', [8, 'auto'])
+def test_widths_of_heads_and_their_channels_stay_multiples(divisor):
+    attn = OwnCode(known_heads)
+    attn.num_heads, attn.qkv, attn.proj = 6, nn.Linear(C, 3 * 96), nn.Linear(96, C)
+    model, x = Around(attn).eval(), example((TOKENS, 5), dtype=torch.float32)
+    graph = trace_channels(model, (x,), attention='both')
+    candidates = Candidates.of(graph, Limits(divisor=divisor))
+    widths = set()
+    for seed in range(20):
+        score = torch.rand(graph.num_channels, generator=torch.Generator().manual_seed(seed))
+        kept = candidates.choose(score, 0.5)
+        candidates.check(kept)
+        heads, dims = (int(kept[name].sum()) for name in ('attn.qkv', 'attn.qkv#2'))
+        assert dims == 16 or dims % (8 if divisor == 8 else 2) == 0
+        widths.add((heads, dims))
+    assert len(widths) > 2
+    again = candidates.narrowed(narrowed(graph, kept, []), MACs().bind(narrowed(graph, kept, [])))
+    for name in ('attn.qkv', 'attn.qkv#2'):
+        assert again.multiple(graph.group(name)) == candidates.multiple(graph.group(name))
+
+
+def dims_first(module, x):
+    return x.view(len(x), TOKENS, 3, 4, module.num_heads).permute(2, 0, 4, 1, 3)
+
+
+class DimsFirst(OwnCode):
+    """Channels of heads outside, heads inside."""
+
+    def forward(self, x):
+        q, k, v = self.layout(self, self.qkv(x)).unbind(0)
+        y = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(y.permute(0, 2, 3, 1).flatten(2))
+
+
+def test_heads_may_lie_inside_their_channels():
+    model, x = randomize_(Around(DimsFirst(dims_first)).double()).eval(), example((TOKENS, 5))
+    graph = trace_channels(model, (x,), attention='both')
+    frozen = {group.size: group.frozen for group in graph.groups if group.name.startswith('attn')}
+    assert frozen[HEADS] is None and 'fixes its number' in frozen[4]
+    (heads,) = [group.name for group in graph.free if group.size == HEADS]
+    assert removal_errors(model, graph, x, {heads: torch.tensor([True, False, True])})[0] < 1e-12
+
+
+def test_gated_heads_are_captured_as_one_graph():
+    model, x = Around(KINDS['mmseg window'][0]()).eval(), example((TOKENS, 5), dtype=torch.float32)
+    expected = call(model, x)
+    attach_gates(model, trace_channels(model, (x,), attention='both'), PolarizationGate)
+    torch._dynamo.reset()  # noqa: SLF001
+    compiled = torch.compile(model, backend='eager', fullgraph=True)
+    assert relative_error([compiled(x)], expected) < 1e-5
 
 
 def test_channels_of_heads_go_where_the_code_fixes_the_number_of_heads():

@@ -291,6 +291,8 @@ def test_random_scores_stay_as_channels_leave():
     kept = graph.keeping(stays | ~torch.isin(torch.arange(graph.num_channels), torch.arange(graph.free[0].size)))
     criterion.narrow(gates, kept)
     assert torch.equal(criterion.scores(), before[kept.staying])
+    criterion.forget()  # as each Tick begins
+    assert torch.equal(criterion.scores(), before[kept.staying])
     again = Random(seed=4).bind(gates, model)
     again.load_state_dict(criterion.state_dict())
     assert torch.equal(again.scores(), criterion.scores())

@@ -317,6 +317,7 @@ def test_a_slim_json_edited_by_hand_is_left_out_with_the_key(finished, tmp_path)
     latency = {'measured_ms': {'before': 2.0, 'after': 1.0, 'kept': 0.5}, 'target': 0.5}
     check_report(report, 'slim.json')
     check_report({**report, 'latency': latency}, 'slim.json')
+    check_report({**report, 'channels': {'before': 0, 'after': 0}}, 'slim.json')  # only blocks are pruned
     bad = [
         *((f'{key}.kept', ('groups', name, 'kept'), value) for value in ([size], [-1, 0], [0, 0], 'a', None, [0.5], 3)),
         *((f'{key}.size', ('groups', name, 'size'), value) for value in (None, 0, -1, 'a', 1.5)),

@@ -63,7 +63,10 @@ def draw_predictions(config: Config, folder: str) -> None:
         hook.update(enable=True, out_dir=folder, interval=1)
     else:
         hook.update(draw=True, interval=1)
-        visualizer = config.get('visualizer') or {'type': 'SegLocalVisualizer'}
+        visualizer = config.get('visualizer') or {
+            'type': 'SegLocalVisualizer',
+            'vis_backends': [{'type': 'LocalVisBackend'}],
+        }
         config.visualizer = {**visualizer, 'save_dir': folder}
 
 

@@ -223,10 +223,11 @@ class Random(Criterion):
     def __init__(self, seed: int = 0) -> None:
         self.seed = checked('seed', seed, WHOLE)
 
-    def forget(self) -> None:
-        """Draw the scores, uniform in [0, 1)."""
+    def bind(self, gates: GateSet, model: nn.Module | None = None, reduce: Reduce = alone) -> Criterion:
+        """Draw the scores, uniform in [0, 1); returns itself."""
         generator = torch.Generator().manual_seed(self.seed)
-        self.drawn = torch.rand(self.gates.graph.num_channels, generator=generator)
+        self.drawn = torch.rand(gates.graph.num_channels, generator=generator)
+        return super().bind(gates, model, reduce)
 
     def scores(self) -> Tensor:
         """(num_channels,) the scores."""

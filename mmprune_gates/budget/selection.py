@@ -69,6 +69,7 @@ class Candidates:
         total: Cost of the whole model.
         whole: Group name -> its size before any channel left the model, which floor and divisor refer to.
         rows: Group name -> rows of weights that one of its channels spans.
+        dims: Names of the groups of channels of heads whose heads can go as well.
     """
 
     graph: ChannelGraph
@@ -78,6 +79,7 @@ class Candidates:
     total: float
     whole: Mapping[str, int]
     rows: Mapping[str, int]
+    dims: frozenset[str]
 
     @classmethod
     def of(cls, graph: ChannelGraph, limits: Limits, cost: Cost | None = None) -> Candidates:
@@ -104,7 +106,7 @@ class Candidates:
         total = float(cost.price(everything))
         whole = {group.name: group.size for group in graph.groups}
         rows = {group.name: graph.rows(group) for group in graph.groups}
-        return cls(graph, tuple(groups), limits, cost, total, whole, rows)
+        return cls(graph, tuple(groups), limits, cost, total, whole, rows, graph.dims())
 
     def narrowed(self, graph: ChannelGraph, cost: Cost) -> Candidates:
         """The candidates that remain after channels were removed.
@@ -115,8 +117,7 @@ class Candidates:
         """
         may_shrink = {group.name for group in self.groups}
         groups = [group for group in graph.free if group.name in may_shrink]
-        rows = {group.name: graph.rows(group) for group in graph.groups}
-        return replace(self, graph=graph, groups=tuple(groups), cost=cost, rows=rows)
+        return replace(self, graph=graph, groups=tuple(groups), cost=cost)
 
     def least(self, group: Group) -> int:
         """Least number of channels that a group keeps, rounded up."""
@@ -128,6 +129,8 @@ class Candidates:
         rows = self.rows[group.name]
         width = rows * self.whole[group.name]
         divisor = lcm(self.limits.divisor_of(width), self.cost.step)
+        if group.name in self.dims:
+            return divisor  # enough with any number of heads
         return divisor // gcd(divisor, rows)
 
     def rounded(self, group: Group, channels: int) -> int:

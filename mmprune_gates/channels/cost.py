@@ -47,7 +47,7 @@ class Cost:
         )
 
     def per_op(self, value: Tensor) -> Tensor:
-        """(T,) cost of each op when channel i counts by ``value[i]``; linear in each factor, differentiable."""
+        """(T,) cost of each op when channel i counts by ``value[i]``; differentiable, linear in each channel."""
         counts = self.vectors.counts(value)
         factors = at(counts, self.factors)
         return self.positions.to(value) * factors.prod(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Generic, TypeVar
@@ -19,6 +19,7 @@ from mmprune_gates.channels.labels import GATED, ZERO, Axis, Ids, Shape, Value
 
 # An array of channel ids while the model is walked; afterwards a tensor of channel numbers.
 Index = TypeVar('Index', Ids, Tensor)
+HEADS, DIMS = 'heads', 'dims'  # what attention loses: heads, or the same channels of every head
 AMONG, BEHIND, NONE = 'among', 'behind', 'none'  # where a full-width module has the zeros for removed channels
 
 
@@ -201,7 +202,7 @@ class Flow:
         calls: How often each module without submodules is called, by path.
         plain: Module path -> other arguments, for modules that take and return one tensor.
         odd: Paths of modules that are called in other ways.
-        crossed: (ids, first ids, second ids): each id stands for a pair of channels and is kept if both are.
+        crossed: (ids, ids of heads, ids of their channels): each id stands for a pair and is kept if both are.
         heads: Views that cut channels into heads -> what a dimension of their result holds -> that dimension, for those
             that can shrink.
         cuts: The channels along those dimensions.
@@ -305,13 +306,15 @@ class Flow:
         """Never remove the channels of ``axes``."""
         self.frozen.extend((axis.ids, reason) for axis in axes if axis is not None)
 
-    def are_crossed(self, axes: Iterable[Axis]) -> bool:
-        """Whether all channels of the axes are parts of pairs: heads, or channels of heads."""
-        parts: set[int] = set()
-        for _, first, second in self.crossed:
-            parts.update(first.tolist())
-            parts.update(second.tolist())
-        return all(parts.issuperset(axis.ids.tolist()) for axis in axes)
+    def crossed_axes(self, axes: Sequence[Axis]) -> list[Axis]:
+        """The axes of heads and of their channels, in this order; none if the axes are not these two."""
+        found = []
+        for place in (1, 2):
+            known: set[int] = set()
+            for vectors in self.crossed:
+                known.update(vectors[place].tolist())
+            found += [axis for axis in axes if known.issuperset(axis.ids.tolist())]
+        return found if len(found) == len(axes) == 2 else []
 
     def is_frozen(self, axis: Axis) -> bool:
         """Whether all channels of an axis are frozen so far."""

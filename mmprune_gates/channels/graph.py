@@ -12,7 +12,7 @@ from mmprune_gates.channels.cost import Cost
 from mmprune_gates.channels.flow import FullWidth, Read, Site, Summed
 from mmprune_gates.channels.groups import Block, Group
 from mmprune_gates.channels.heads import Follow, Seen
-from mmprune_gates.channels.index import channels_in, inside, touches
+from mmprune_gates.channels.index import channels_in, inside, touches, unpaired
 from mmprune_gates.channels.kept import Kept, kept_of
 from mmprune_gates.channels.workload import Workload
 
@@ -157,6 +157,15 @@ class ChannelGraph:
                 own = channels[inside(channels, group)]
                 found += own.unique(return_counts=True)[1].tolist()
         return min(found, default=1)
+
+    def dims(self) -> frozenset[str]:
+        """Names of the groups of channels of heads whose heads can go as well."""
+        found: set[int] = set()
+        for dims in self.slots.values():
+            for index in dims.values():
+                _, second = unpaired(index)
+                found.update(second.tolist())
+        return frozenset(group.name for group in self.groups if group.start in found)
 
     def with_frozen(self, reasons: Mapping[str, str]) -> ChannelGraph:
         """The graph with further groups frozen.

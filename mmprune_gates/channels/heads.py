@@ -14,10 +14,10 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
-from mmprune_gates.channels.flow import Flow, Scout
+from mmprune_gates.channels.flow import DIMS, HEADS, Flow, Scout
 from mmprune_gates.channels.labels import Ids
 
-HEADS, DIMS, BOTH = 'heads', 'dims', 'both'  # what attention loses
+BOTH = 'both'  # heads, and channels of heads
 
 
 @dataclass(frozen=True, eq=False)

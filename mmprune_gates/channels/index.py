@@ -45,11 +45,22 @@ def channels_in(index: Tensor) -> Tensor:
 
 def at(values: Tensor, index: Tensor) -> Tensor:
     """The value of each entry: of its channel, the product for a pair, 1 (or True) for no channel."""
-    extended = torch.cat([values, values.new_ones(1)])
-    if not has_pairs(index):
-        return extended[index.to(values.device)]
+    return product_at(values, *places(index))
+
+
+def places(index: Tensor) -> tuple[Tensor, ...]:
+    """The first channel of each entry and, if there are pairs, the second."""
     first, second = unpaired(index)
-    return extended[first.to(values.device)] * extended[second.to(values.device)]
+    return (first, second) if has_pairs(index) else (first,)
+
+
+def product_at(values: Tensor, *channels: Tensor) -> Tensor:
+    """The product of the values at each vector of channels; -1 counts as 1 (or True)."""
+    extended = torch.cat([values, values.new_ones(1)])
+    first, *others = [extended[one.to(values.device)] for one in channels]
+    for other in others:
+        first = first * other
+    return first
 
 
 def renumbered(index: Tensor, numbers: Tensor) -> Tensor:

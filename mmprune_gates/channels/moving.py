@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter, itemgetter
 from typing import cast
 
 import numpy as np
 import torch
 from torch.fx import Node
 
-from mmprune_gates.channels.flow import Cut, Piece
+from mmprune_gates.channels.flow import DIMS, HEADS, Cut, Piece
 from mmprune_gates.channels.labels import LOST, Axis, Ids, Value
 from mmprune_gates.channels.op import NO_RULE, UNKNOWN, Op, Result, shapes
 from mmprune_gates.channels.pointwise import aligned
@@ -231,9 +230,9 @@ def view(op: Op) -> Result:
             own = [axis for axis in own if not op.flow.is_frozen(axis)] or own  # what stays has a fixed size
         if len(own) == 1:
             axes += _relaid(op, own[0], before, after)
-        elif len(own) == 2 and op.flow.are_crossed(own):
-            first, second = sorted(own, key=attrgetter('dim'))
-            axes += _joined(op, first, second, before, after)
+        elif crossed := op.flow.crossed_axes(own):
+            heads, dims = crossed
+            axes += _joined(op, heads, dims, before, after)
         else:
             op.freeze(own, 'two channel dimensions viewed as one')
     op.flow.seen += [(op.layer, axis.ids) for axis in (*x.axes, *axes)]
@@ -296,7 +295,8 @@ def _crossed(op: Op, axis: Axis, positions: Ids, heads: Mapping[str, int], start
         start: First dimension of the run.
     """
     axes = []
-    for kind, dim in sorted(heads.items(), key=itemgetter(1)):
+    for kind in (HEADS, DIMS):
+        dim = heads[kind]
         rows = lines(positions, dim - start)
         piece = _piece(op, axis, rows, dim)
         line = _line(axis, rows, dim)
@@ -318,8 +318,8 @@ def _joined(op: Op, first: Axis, second: Axis, before: range, after: range) -> l
 
     Args:
         op: The view.
-        first: Channels along one dimension of the run.
-        second: Channels along another.
+        first: The heads.
+        second: Their channels.
         before: The run, dimensions of the operand.
         after: The same run, dimensions of the result.
     """
@@ -337,11 +337,11 @@ def _joined(op: Op, first: Axis, second: Axis, before: range, after: range) -> l
         return []
     one = first.take(at_first.ravel())
     other = second.take(at_second.ravel())
+    one, other = op.flow.weaken(one, other.state), op.flow.weaken(other, one.state)
     joined = op.flow.fresh(varying[0], len(one.ids))
     op.flow.cross(joined.ids, one.ids, other.ids)
-    state = np.minimum(one.state, other.state)
     sites = one.sites | other.sites
-    return [replace(joined, state=state, sites=sites)]
+    return [replace(joined, state=one.state, sites=sites)]
 
 
 def _piece(op: Op, axis: Axis, rows: Ids, dim: int) -> Axis:

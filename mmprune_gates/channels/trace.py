@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
 from mmprune_gates.channels.calls import Forward, Options, batch_size, in_mode, noted_calls, run
-from mmprune_gates.channels.flow import Flow, Scout
+from mmprune_gates.channels.flow import DIMS, HEADS, Flow, Scout
 from mmprune_gates.channels.full_width import Call, computes_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
-from mmprune_gates.channels.heads import BOTH, DIMS, HEADS, heads_of, tie_cuts
+from mmprune_gates.channels.heads import BOTH, heads_of, tie_cuts
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names

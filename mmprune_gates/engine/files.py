@@ -58,7 +58,7 @@ def check_writable(path: str | Path, is_folder: bool = False) -> None:
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a file under a temporary name beside its own, then rename it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:40]}-')
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem[:40]}{path.suffix}-')
     try:
         with open(handle, 'wb') as file:
             file.write(data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mmprune_gates.engine.files import check_writable, write_bytes
@@ -66,7 +67,7 @@ def write_product(out_dir: Path, contents: Mapping[str, bytes]) -> None:
 def complete(out_dir: Path) -> None:
     """Move the files of a complete product to their places, if a killed run has not."""
     whole = out_dir / WHOLE
-    if whole.is_dir():
+    with suppress(FileNotFoundError):  # another process was faster
         for file in whole.iterdir():
             file.replace(out_dir / file.name)
         whole.rmdir()

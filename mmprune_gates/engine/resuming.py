@@ -36,7 +36,7 @@ def latest_checkpoint(folder: str | Path) -> str | None:
     path = note.read_text(errors='replace').strip().strip('\0')
     if '://' in path or (path and Path(path).is_file()):
         return path
-    moved = note.parent / Path(path).name  # the folder, since
+    moved = note.parent / Path(path).name  # the folder may have moved since
     if path and moved.is_file():
         return str(moved)
     said = (
@@ -44,7 +44,8 @@ def latest_checkpoint(folder: str | Path) -> str | None:
     )
     for found in sorted(note.parent.glob('*.pth'), key=os.path.getmtime, reverse=True):
         with suppress(OSError, ValueError):
-            read_run(found)
+            if 'optimizer' not in read_run(found):
+                continue  # such as the best one
             print_log(f'{said}. Resuming from the newest whole checkpoint, {found}', level=logging.WARNING)
             return str(found)
     raise ValueError(

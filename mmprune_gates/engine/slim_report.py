@@ -22,7 +22,7 @@ ORIGIN = ('config', 'checkpoint', 'checkpoint_sha256', 'mmprune_gates', 'torch')
 PARTS = {
     'macs': {**AMOUNTS, 'input_shape': IMAGE},
     'params': AMOUNTS,
-    'channels': AMOUNTS,
+    'channels': {'before': NOT_NEGATIVE, 'after': NOT_NEGATIVE},  # none if only blocks are pruned
     'blocks': {'removed': TEXTS, 'constant': TEXTS},
     'provenance': dict.fromkeys(ORIGIN, TEXT),
 }
@@ -102,7 +102,7 @@ def numbers_below(size: int) -> Rule:
     def holds(value: Any) -> bool:
         if not is_list(value) or not all(map(is_whole, value)):
             return False
-        return len(set(value)) == len(value) and set(value) <= set(range(size))
+        return len(set(value)) == len(value) and all(0 <= number < size for number in value)
 
     return Rule(f'a list of different whole numbers from 0 to {size - 1}', holds)
 

@@ -15,7 +15,7 @@ from mmprune_gates.checks import listed
 from mmprune_gates.gates.attach import GateSet
 from mmprune_gates.gates.scale import module_at
 
-PATIENCE = 20  # mini-batches in a row that may overflow in mixed precision, while the loss scale is found
+PATIENCE = 20  # mini-batches after a check that may all overflow in mixed precision, while the loss scale is found
 
 
 class GatesDoNotAct(RuntimeError):

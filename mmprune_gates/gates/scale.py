@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune_gates.channels.index import at
+from mmprune_gates.channels.index import places, product_at
 from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate, laid
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement
@@ -23,7 +23,7 @@ class Scale:
         module: The module.
         placement: What to scale.
         sources: Gates that the values come from, each with its member number for the module.
-        pick: (C,) index of each position's value in the concatenated values, -1 for none; None if they are in order.
+        pick: (C,) index of each position in the concatenated values; None if they are in order.
 
     Attributes:
         acted: Whether it has acted; reset by whoever reads it.
@@ -32,7 +32,8 @@ class Scale:
     def __init__(self, module: nn.Module, placement: Placement, sources: list[Source], pick: Tensor | None) -> None:
         self.placement, self.acted = placement, False
         self.attach(module)
-        self.sources, self.pick = sources, pick
+        self.sources = sources
+        self.places = None if pick is None else places(pick)  # found here: torch.compile sees no branch on values
 
     def attach(self, module: nn.Module) -> None:
         """Begin to act on a module."""
@@ -66,7 +67,7 @@ class Scale:
         """(C,) factor for each position of the scaled dimension."""
         values = [gate(member) for gate, member in self.sources]
         value = values[0] if len(values) == 1 else torch.cat(values)
-        return value if self.pick is None else at(value, self.pick)
+        return value if self.places is None else product_at(value, *self.places)
 
     def targets(self) -> tuple[tuple[str, int], ...]:
         """Parameters to scale, each with its dimension; none for a module that keeps its full width."""

@@ -24,7 +24,7 @@ class Divergence:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.first: Tensor | None = None  # step of the first non-finite gradient since all was finite
-        self.never = [name for name, buffer in model.named_buffers() if not buffer.isfinite().all()]  # masks
+        self.statistics = {name for name, buffer in model.named_buffers() if buffer.isfinite().all()}  # no masks
 
     def note(self, finite: Tensor, step: int) -> None:
         """Record whether the gradients of one step are finite, a scalar bool, without waiting for a GPU."""
@@ -41,9 +41,8 @@ class Divergence:
         Raises:
             Diverged: They are not; names the step and the tensors.
         """
-        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        for name in self.never:
-            named.pop(name, None)
+        named: dict[str, Tensor] = dict(self.model.named_parameters())
+        named |= {name: buffer for name, buffer in self.model.named_buffers() if name in self.statistics}
         finite = torch.stack([tensor.detach().isfinite().all() for tensor in named.values()])
         lost = [name for name, is_finite in zip(named, finite.tolist(), strict=True) if not is_finite]
         if not lost:

@@ -38,7 +38,13 @@ from mmprune_gates.budget.tick_tock import TICK, TOCK
 from mmprune_gates.engine.builders import build_gate
 from mmprune_gates.engine.checkpoint import STATE, read_checkpoint
 from mmprune_gates.engine.decorator_hook import GateDecoratorHook
-from mmprune_gates.engine.model_config import GATED, default_input_shape, stock_model, without_pretrained
+from mmprune_gates.engine.model_config import (
+    GATED,
+    default_input_shape,
+    model_config_of,
+    stock_model,
+    without_pretrained,
+)
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.shrinking import shrunk_in
 from mmprune_gates.gates import attach_gates, detach_gates
@@ -200,7 +206,7 @@ def pair(config: Config, args: argparse.Namespace) -> tuple[Trainee, Trainee, tu
     if not config.get('optim_wrapper'):
         raise ValueError(f'{args.config} has no optim_wrapper: give the config of a training run')
     init_default_scope(config.get('default_scope', 'mmengine'))
-    model = without_pretrained(config.model.to_dict())
+    model = model_config_of(config)
     shape = (3, *args.crop) if args.crop else default_input_shape(model)
     model['input_shape'] = shape  # where gates go may depend on it
     gated = trainee(config, model, args)

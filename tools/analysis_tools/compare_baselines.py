@@ -36,7 +36,7 @@ from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.cli.jobs import Jobs
 from mmprune_gates.engine.coverage import model_of_config
 from mmprune_gates.engine.datasets import check_datasets
-from mmprune_gates.engine.model_config import default_input_shape
+from mmprune_gates.engine.model_config import default_input_shape, model_config_of
 
 TOOLS = Path(__file__).resolve().parents[1]
 KINDS = ('dense', 'pruned', 'shrunk', 'scratch')
@@ -62,7 +62,7 @@ class Comparison(Jobs):
         self.start, self.prune, self.dense = start, prune, baselines.dense_config(prune)
         self.seeds, self.at_once = seeds, at_once
         self.lengths = [baselines.run_length(config)[0] for config in (start, prune)]
-        self.input_shape = default_input_shape(prune.model)
+        self.input_shape = default_input_shape(model_config_of(prune))
 
     @cached_property
     def graph(self) -> ChannelGraph:
