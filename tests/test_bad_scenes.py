@@ -1,6 +1,7 @@
 """Broken data of a segmentor: each fault ends the run with one message that names the cause, or does no harm."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,9 @@ FAULTS = {
 def test_a_fault_is_named(run, fault):
     spoil, words = FAULTS[fault]
     code, text = run(spoil)
-    assert code == 1 and text.count('.py: error: ') == 1
-    assert words in text[text.index('.py: error: ') :], text[-1500:]
+    told = f'{Path(sys.argv[0]).name}: error: '
+    assert code == 1 and text.count(told) == 1
+    assert words in text[text.index(told) :], text[-1500:]
     assert not list(Path('run').glob('*.pth'))
 
 

@@ -10,9 +10,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from helpers import assert_same, repeatable
+from mmengine.config import Config
 
 from mmprune_gates.engine.product import WHOLE, prepare_folder
 
@@ -23,7 +25,7 @@ METHODS = {
     'gradient': (GDP, dict(update='gradient', target_macs=0.4)),
     'gate decorator': (GBN, dict(tick=3, tock=2, ticks=2, fraction=0.08, target_macs=0.4, by_epoch=False, subset=0.5)),
 }
-ITERATIONS, KILLS = 40, 10
+ITERATIONS, EPOCHS, KILLS = 40, 7, 10
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +68,7 @@ def finished(process):
 def times_of(folder):
     """When each checkpoint was written, partial ones as well; one may go while this looks."""
     found = {}
-    for path in folder.glob('*iter_*'):
+    for path in folder.glob('*.pth*'):
         with suppress(FileNotFoundError):
             found[path] = path.stat().st_mtime_ns
     return found
@@ -88,7 +90,7 @@ def kill_while_running(process, folder, chance):
         time.sleep(chance.uniform(0, 0.02))
     else:
         for line in process.stdout:
-            if 'Iter(train)' in line:
+            if '(train)' in line:
                 break
         time.sleep(chance.uniform(0, 0.3))
     alive = process.poll() is None
@@ -97,9 +99,9 @@ def kill_while_running(process, folder, chance):
     return alive
 
 
-def last_state(folder):
+def last_state(folder, name=f'iter_{ITERATIONS}.pth'):
     """The last checkpoint's contents, without what tells the time."""
-    checkpoint = torch.load(folder / f'iter_{ITERATIONS}.pth', weights_only=True)
+    checkpoint = torch.load(folder / name, weights_only=True)
     return {key: checkpoint[key] for key in ('state_dict', 'mmprune_gates')} | {
         'optimizer': checkpoint['optimizer']['state'],
         'rates': [group['lr'] for group in checkpoint['optimizer']['param_groups']],
@@ -121,6 +123,52 @@ def test_ten_kills_change_nothing(tiny_config, tmp_path, method):
     assert_same(last_state(killed), last_state(whole))
     expected, found = ((folder / 'gates.jsonl').read_text() for folder in (whole, killed))
     assert found == expected and json.loads(expected.splitlines()[-1])['iter'] == ITERATIONS
+
+
+@pytest.mark.parametrize('method', ['waterline', 'gate decorator'])
+def test_kills_change_nothing_where_the_loop_goes_by_epochs(tiny_config, tmp_path, method):
+    path = make_config(tiny_config, tmp_path / 'config', method)
+    config = Config.fromfile(path)
+    config.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=EPOCHS, val_interval=100)
+    config.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
+    config.default_hooks.checkpoint.update(by_epoch=True, interval=1)
+    if method == 'gate decorator':
+        config.custom_hooks[0].update(by_epoch=True, tick=1, tock=1)
+    config.dump(path)
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    finished(start('train.py', path, '--work-dir', whole))
+    chance, kills = random.Random(method), 0
+    killed.mkdir()
+    while kills < 4 and not (killed / f'epoch_{EPOCHS}.pth').exists():
+        kills += kill_while_running(start('train.py', path, '--work-dir', killed, '--resume'), killed, chance)
+    finished(start('train.py', path, '--work-dir', killed, '--resume'))
+    assert kills >= 2
+    expected, found = (last_state(folder, f'epoch_{EPOCHS}.pth') for folder in (whole, killed))
+    assert_same(found, expected)
+    assert (killed / 'gates.jsonl').read_text() == (whole / 'gates.jsonl').read_text()
+
+
+def test_a_killed_export_leaves_no_file_or_a_whole_one(tiny_config, tmp_path):
+    config = make_config(tiny_config, tmp_path / 'config', 'waterline')
+    work, out, file = tmp_path / 'work', tmp_path / 'slim', tmp_path / 'onnx' / 'net.onnx'
+    finished(start('train.py', config, '--work-dir', work))
+    finished(start('slim.py', config, work / f'iter_{ITERATIONS}.pth', out))
+    file.parent.mkdir()
+    kills = 0
+    for delay in (0, 0.0005, 0.002):
+        process = start('export_onnx.py', out / 'slim.py', out / 'slim.pth', file)
+        while process.poll() is None and not list(file.parent.iterdir()):
+            time.sleep(0.0002)
+        time.sleep(delay)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if file.exists():
+            onnx.checker.check_model(str(file))
+            file.unlink()
+    assert kills >= 1
+    finished(start('export_onnx.py', out / 'slim.py', out / 'slim.pth', file))
+    onnx.checker.check_model(str(file))
 
 
 def test_a_killed_slim_leaves_the_old_product_or_a_whole_new_one(tiny_config, tmp_path):
