@@ -311,7 +311,7 @@ def test_a_note_of_a_checkpoint_that_has_gone(half, capsys):
     code, text = resumed(config, work, capsys)
     assert code == 0 and 'iter_2.pth, which is not there' in text and 'resumed' in text
     for checkpoint in work.glob('*.pth'):
-        saved = torch.load(checkpoint, weights_only=False)
+        saved = torch.load(checkpoint, weights_only=True)
         del saved['optimizer']
         torch.save(saved, work / 'best_accuracy_iter_1.pth')
         checkpoint.unlink()

@@ -99,6 +99,25 @@ def traced(attn):
     return model, trace_channels(model, (x,)), x
 
 
+def check_rebuilt(build, x, slim, spec):
+    """A stock net given the widths and weights of the slim one computes the same."""
+    fresh = Around(build()).double()
+    apply_widths(fresh, json.loads(json.dumps(spec['widths'])))
+    fresh.load_state_dict(slim.state_dict(), strict=True)
+    assert relative_error(call(fresh, x), call(slim, x)) == 0
+
+
+def check_gated(model, graph, x, kept, slim):
+    """Open gates change nothing; closed ones make the net equal the slim one."""
+    whole = call(model, x)
+    for gate in (PolarizationGate, DecoratorGate):
+        attach_gates(model, graph, gate)
+        assert relative_error(call(model, x), whole) < 1e-14
+        model.gates.close(graph.kept(kept))
+        assert relative_error(call(model, x), call(slim, x)) < 1e-12
+        detach_gates(model)
+
+
 @kinds
 def test_a_head_goes_and_attributes_follow(kind):
     build, name, expected = KINDS[kind]
@@ -110,10 +129,7 @@ def test_a_head_goes_and_attributes_follow(kind):
     assert error < 1e-12 and distance > 1e-3
     assert spec['widths']['attn'] == expected
     assert type(slim.attn) is type(model.attn)
-    fresh = Around(build()).double()
-    apply_widths(fresh, json.loads(json.dumps(spec['widths'])))
-    fresh.load_state_dict(slim.state_dict(), strict=True)
-    assert relative_error(call(fresh, x), call(slim, x)) == 0
+    check_rebuilt(build, x, slim, spec)
 
 
 @pytest.mark.parametrize('kind', [*KINDS, 'torch'])
@@ -374,17 +390,8 @@ def test_channels_of_all_heads_go_where_the_scale_does_not_depend_on_them(kind):
     error, distance, slim, spec = removal_errors(model, graph, x, kept)
     assert error < 1e-12 and distance > 1e-3
     assert spec['widths'].get('attn', {}) == attributes
-    fresh = Around(build()).double()
-    apply_widths(fresh, json.loads(json.dumps(spec['widths'])))
-    fresh.load_state_dict(slim.state_dict(), strict=True)
-    assert relative_error(call(fresh, x), call(slim, x)) == 0
-    whole = call(model, x)
-    for gate in (PolarizationGate, DecoratorGate):
-        attach_gates(model, graph, gate)
-        assert relative_error(call(model, x), whole) < 1e-14
-        model.gates.close(graph.kept(kept))
-        assert relative_error(call(model, x), call(slim, x)) < 1e-12
-        detach_gates(model)
+    check_rebuilt(build, x, slim, spec)
+    check_gated(model, graph, x, kept, slim)
 
 
 def test_channels_of_heads_stay_where_torch_divides_by_the_root_of_their_number():
@@ -434,17 +441,8 @@ def test_heads_and_channels_of_heads_go_together(kind):
     left = (heads - 1) * int(kept['attn.qkv#2'].sum())
     assert slim.attn.qkv.weight.shape[0] == 3 * left and slim.attn.proj.weight.shape[1] == left
     assert graph.macs(kept) == trace_channels(slim, (x,), attention='both').macs()
-    fresh = Around(build()).double()
-    apply_widths(fresh, json.loads(json.dumps(spec['widths'])))
-    fresh.load_state_dict(slim.state_dict(), strict=True)
-    assert relative_error(call(fresh, x), call(slim, x)) == 0
-    whole = call(model, x)
-    for gate in (PolarizationGate, DecoratorGate):
-        attach_gates(model, graph, gate)
-        assert relative_error(call(model, x), whole) < 1e-14
-        model.gates.close(graph.kept(kept))
-        assert relative_error(call(model, x), call(slim, x)) < 1e-12
-        detach_gates(model)
+    check_rebuilt(build, x, slim, spec)
+    check_gated(model, graph, x, kept, slim)
 
 
 @pytest.mark.parametrize('divisor', [8, 'auto'])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import repeatable, slow_but
+from helpers import repeatable, slow_but, train
 from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
@@ -45,12 +45,6 @@ def short(tiny_config, tmp_path):
 def built(config):
     torch.manual_seed(0)
     return Runner.from_cfg(config)
-
-
-def train(config):
-    runner = built(config)
-    runner.train()
-    return runner
 
 
 def slims(runner):

@@ -308,13 +308,15 @@ class Flow:
 
     def crossed_axes(self, axes: Sequence[Axis]) -> list[Axis]:
         """The axes of heads and of their channels, in this order; none if the axes are not these two."""
-        found = []
-        for place in (1, 2):
-            known: set[int] = set()
-            for vectors in self.crossed:
-                known.update(vectors[place].tolist())
-            found += [axis for axis in axes if known.issuperset(axis.ids.tolist())]
-        return found if len(found) == len(axes) == 2 else []
+        if len(axes) != 2 or not self.crossed:
+            return []
+        _, first, second = map(np.concatenate, zip(*self.crossed, strict=True))
+        for heads, dims in (axes, axes[::-1]):
+            is_first = np.isin(heads.ids, first)
+            is_second = np.isin(dims.ids, second)
+            if is_first.all() and is_second.all():
+                return [heads, dims]
+        return []
 
     def is_frozen(self, axis: Axis) -> bool:
         """Whether all channels of an axis are frozen so far."""

@@ -56,7 +56,8 @@ def places(index: Tensor) -> tuple[Tensor, ...]:
 
 def product_at(values: Tensor, *channels: Tensor) -> Tensor:
     """The product of the values at each vector of channels; -1 counts as 1 (or True)."""
-    extended = torch.cat([values, values.new_ones(1)])
+    one_or_true = values.new_ones(1)
+    extended = torch.cat([values, one_or_true])
     first, *others = [extended[one.to(values.device)] for one in channels]
     for other in others:
         first = first * other
@@ -106,20 +107,21 @@ class Vectors:
     each: tuple[Tensor, ...]
 
     @cached_property
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """(C,) all indices, concatenated, and (C,) the number of the one that each entry belongs to."""
+    def flat(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The :func:`places` of all indices, concatenated, and (C,) the number of the one each entry belongs to."""
         nothing = torch.zeros(0, dtype=torch.long)
         index = torch.cat([nothing, *self.each])
         lengths = [len(one) for one in self.each]
-        numbers = torch.arange(len(lengths))
-        owner = torch.repeat_interleave(numbers, torch.tensor(lengths, dtype=torch.long))
-        return index, owner
+        times = torch.tensor(lengths, dtype=torch.long)
+        numbers = torch.arange(len(times))
+        owner = torch.repeat_interleave(numbers, times)
+        return places(index), owner
 
     def counts(self, value: Tensor) -> Tensor:
         """(#indices,) number of entries kept in each when channel i counts by ``value[i]``; differentiable."""
-        index, owner = self.flat
+        channels, owner = self.flat
         none = value.new_zeros(len(self.each))
-        return none.index_add(0, owner.to(value.device), at(value, index))
+        return none.index_add(0, owner.to(value.device), product_at(value, *channels))
 
     def narrowed(self, index: Callable[[Tensor], Tensor]) -> Vectors:
         """The indices with fewer channels; ``index`` maps one to that of the channels that stay."""

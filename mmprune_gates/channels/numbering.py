@@ -136,9 +136,13 @@ def _parts(classes: Ids, pairs: Mapping[int, tuple[int, int]], ids: Ids) -> dict
 
 def _number_pairs(number_of: Ids, pairs: Mapping[int, tuple[int, int]], reasons: dict[int, str]) -> None:
     """Set the entries of classes that stand for pairs, and why they stay if neither channel can go."""
-    numbers = torch.from_numpy(number_of)
+    own = list(pairs)
+    both = list(pairs.values())
+    parts = np.array(both, dtype=np.int64).reshape(-1, 2)
+    numbers = torch.from_numpy(number_of[parts])
+    first_of, second_of = numbers.unbind(1)
+    number_of[own] = paired(first_of, second_of)
     for number, (first, second) in pairs.items():
-        numbers[number] = paired(numbers[first], numbers[second])
         if first in reasons and second in reasons:
             reasons[number] = reasons[first]
 

@@ -29,6 +29,7 @@ from mmprune_gates.channels.walked import Walked
 from mmprune_gates.checks import checked, one_of
 
 UNITS = ('channels', 'blocks', 'both')
+ATTENTION = (HEADS, DIMS, BOTH)
 
 
 class _Captured(nn.Module):
@@ -66,7 +67,7 @@ def read_graph(
         ValueError: ``units`` or ``attention`` has another value.
     """
     checked('units', units, one_of(UNITS))
-    checked('attention', attention, one_of((HEADS, DIMS, BOTH)))
+    checked('attention', attention, one_of(ATTENTION))
     flow = Flow(model, aliases(model))
     batch = batch_size(options)
     program = _capture(flow, forward, options, training=False)

@@ -67,7 +67,7 @@ def write_product(out_dir: Path, contents: Mapping[str, bytes]) -> None:
 def complete(out_dir: Path) -> None:
     """Move the files of a complete product to their places, if a killed run has not."""
     whole = out_dir / WHOLE
-    with suppress(FileNotFoundError):  # another process was faster
+    with suppress(FileNotFoundError, NotADirectoryError):  # there is none, or another process was faster
         for file in whole.iterdir():
             file.replace(out_dir / file.name)
         whole.rmdir()

@@ -150,8 +150,7 @@ class PruningHook(Hook):
                     f'the target is {now} now, but the gates have settled at {before} and stay as they are; start a '
                     'new run (load_from) for another target'
                 )
-        with self.explained(runner):
-            self.pruner.check()
+        self.check(runner)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a saved state.
@@ -259,9 +258,13 @@ class PruningHook(Hook):
         Raises:
             GatesDoNotAct, Diverged, RanksDiffer: The run cannot go on.
         """
+        self.check(runner)
+        self.pruner.check_ranks()
+
+    def check(self, runner) -> None:
+        """Check the model, see :meth:`~mmprune_gates.pruning.Pruner.check`."""
         with self.explained(runner):
             self.pruner.check()
-        self.pruner.check_ranks()
 
     def saves_after_iter(self, runner, hook: Hook) -> bool:
         """Whether a hook saves a checkpoint after this iteration."""
@@ -288,8 +291,7 @@ class PruningHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Check that the gates act, and save what a resumed run needs."""
         if self.pruner is not None:
-            with self.explained(runner):
-                self.pruner.check()
+            self.check(runner)
             checkpoint[STATE] = self.pruner.state_dict()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

@@ -18,6 +18,7 @@ from mmprune_gates.version import __version__
 TEXT = Rule('a text', lambda value: isinstance(value, str))
 TEXTS = Rule('a list of texts', lambda value: is_list(value) and all(map(TEXT.holds, value)))
 AMOUNTS = {'before': POSITIVE, 'after': NOT_NEGATIVE}
+MEASURED = dict.fromkeys(('before', 'after', 'kept'), POSITIVE)
 ORIGIN = ('config', 'checkpoint', 'checkpoint_sha256', 'mmprune_gates', 'torch')
 PARTS = {
     'macs': {**AMOUNTS, 'input_shape': IMAGE},
@@ -79,21 +80,28 @@ def check_report(report: Any, path: str | Path) -> None:
     """
     checked(str(path), report, MAPPING)
     for key, rules in PARTS.items():
-        part = checked(f'{path}: {key}', report.get(key), MAPPING)
-        for name, rule in rules.items():
-            checked(f'{path}: {key}.{name}', part.get(name), rule)
+        check_part(f'{path}: {key}', report.get(key), rules)
     checked(f'{path}: parity_error', report.get('parity_error'), NOT_NEGATIVE)
     checked(f'{path}: warnings', report.get('warnings'), TEXTS)
     for name, entry in checked(f'{path}: groups', report.get('groups'), MAPPING).items():
         place = f'{path}: groups[{name!r}]'
-        size = checked(f'{place}.size', checked(place, entry, MAPPING).get('size'), COUNT)
-        checked(f'{place}.kept', entry.get('kept'), numbers_below(size))
+        check_part(place, entry, {'size': COUNT})
+        checked(f'{place}.kept', entry.get('kept'), numbers_below(entry['size']))
     latency = checked(f'{path}: latency', report.get('latency', {}), MAPPING)
     if 'measured_ms' in latency:
-        measured = checked(f'{path}: latency.measured_ms', latency['measured_ms'], MAPPING)
-        for name in ('before', 'after', 'kept'):
-            checked(f'{path}: latency.measured_ms.{name}', measured.get(name), POSITIVE)
+        check_part(f'{path}: latency.measured_ms', latency['measured_ms'], MEASURED)
         checked(f'{path}: latency.target', latency.get('target'), POSITIVE)
+
+
+def check_part(place: str, part: Any, rules: Mapping[str, Rule]) -> None:
+    """Check that a value is a dictionary whose entries satisfy the rules.
+
+    Raises:
+        ValueError: It is not; names the place.
+    """
+    checked(place, part, MAPPING)
+    for name, rule in rules.items():
+        checked(f'{place}.{name}', part.get(name), rule)
 
 
 def numbers_below(size: int) -> Rule:

@@ -17,10 +17,11 @@ from mmprune_gates import cli  # cures come before the imports below
 # isort: split
 from mmengine.config import Config
 
+from mmprune_gates.channels.trace import ATTENTION
+from mmprune_gates.cli.arguments import LOADERS
 from mmprune_gates.engine.model_config import stock_model
 
 DEMO = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 SEGMENTOR = dict(
     pretrained=None,
     decode_head=dict(num_classes=7),
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out_dir', type=Path, metavar='OUT_DIR')
-    parser.add_argument('--attention', default='both', choices=('heads', 'dims', 'both'), help='what attention loses')
+    parser.add_argument('--attention', default='both', choices=ATTENTION, help='what attention loses')
     parser.add_argument('--target', type=float, default=0.3, help='share of the MACs that is kept')
     parser.add_argument('--iterations', type=int, default=200)
     args = parser.parse_args(argv)

@@ -27,6 +27,7 @@ from zoo_select import SCOPES, module_text, select
 from zoo_table import page
 
 from mmprune_gates import cli
+from mmprune_gates.channels.trace import ATTENTION
 
 Model = tuple[str, str, str]  # scope, family, config
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar='FILE',
         help='write the table, and JSON beside it; measure nothing',
     )
-    parser.add_argument('--attention', default='heads', choices=('heads', 'dims', 'both'), help='what attention loses')
+    parser.add_argument('--attention', default='heads', choices=ATTENTION, help='what attention loses')
     parser.add_argument('--select', action='store_true', help='choose the models; measure nothing')
     parser.add_argument('--measure', nargs=3, metavar=('SCOPE', 'CONFIG', 'FILE'), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
