@@ -14,7 +14,7 @@ MM := $(if $(filter onedl,$(STACK)),onedl,openmmlab)
 OLDEST := -e 's/^torch==.*/torch==2.8.0/' -e 's/^torchvision==.*/torchvision==0.23.0/'
 CHANGES := $(if $(filter oldest,$(STACK)),$(OLDEST))
 
-.PHONY: setup demo test test-slow lint
+.PHONY: setup demo test test-slow test-gpu lint
 
 setup: $(STAMP)
 
@@ -33,10 +33,13 @@ demo: setup
 	PYTHONWARNINGS=ignore $(BIN)/python tools/dev/demo.py --seed $(SEED)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --durations=30
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu" --durations=30
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow --durations=30
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "slow and not gpu" --durations=30
+
+test-gpu: setup
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import rank_parts  # noqa: F401  (registers what configs name)
 import torch
 from helpers import assert_same, repeatable, slow_but
 from mmengine.config import Config
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.runner import Runner
+from torch import nn
 
 from mmprune_gates.engine.export import export_slim
 from mmprune_gates.pruning.ranks import RanksDiffer, check_ranks, count_ranks, fingerprint
@@ -142,6 +144,20 @@ def mpi(rank, folder):
     }
 
 
+def start_each(path, launcher, environments):
+    """A process of tools/train.py in each environment, as a launcher of another kind than torchrun starts them."""
+    command = [sys.executable, '-W', 'ignore', ROOT / 'tools/train.py', path, '--launcher', launcher]
+    command = [str(part) for part in command]
+    ranks = [subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True) for own in environments]
+    try:
+        for rank in ranks:
+            told = rank.communicate(timeout=200)[1]
+            assert rank.returncode == 0, told[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
 def free_port():
     """A port that nobody listens on."""
     with socket.socket() as place:
@@ -155,23 +171,35 @@ def test_ranks_of_other_launchers_train_on_the_cpu(config, launcher, tmp_path):
     two = config(GDP, 6)
     path, environment = written(two)
     environment['MASTER_PORT'] = free_port()
-    command = [sys.executable, '-W', 'ignore', ROOT / 'tools/train.py', path, '--launcher', launcher.__name__]
-    ranks = []
-    for rank in (0, 1):
-        own = environment | launcher(rank, tmp_path)
-        ranks.append(subprocess.Popen([str(part) for part in command], env=own, stderr=subprocess.PIPE, text=True))
-    try:
-        for rank in ranks:
-            told = rank.communicate(timeout=200)[1]
-            assert rank.returncode == 0, told[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    start_each(path, launcher.__name__, [environment | launcher(rank, tmp_path) for rank in (0, 1)])
     first, second = saved(two)
     assert (first['local_rank'], second['local_rank']) == (0, 1)
     assert_same(first['pruner'], second['pruner'])
     assert_same(without_statistics(first['model']), without_statistics(second['model']))
     assert not torch.equal(*(rank['model']['backbone.layer1.0.bn1.running_mean'] for rank in (first, second)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+@BOTH
+@pytest.mark.parametrize('backend', ['gloo', 'nccl'])
+def test_ranks_on_gpus_with_synchronised_norms_and_a_loss_scale(config, backend, method):
+    """By gloo two ranks share the first GPU; by nccl each of at most two has its own."""
+    count = 2 if backend == 'gloo' else min(2, torch.cuda.device_count())
+    run = config(method)
+    run.env_cfg = dict(dist_cfg=dict(backend=backend))
+    run.sync_bn = 'torch'
+    run.optim_wrapper.update(type='AmpOptimWrapper', loss_scale=dict(init_scale=2.0**8))
+    path, environment = written(run)
+    environment |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port(), 'WORLD_SIZE': str(count)}
+    own = [{'RANK': str(rank), 'LOCAL_RANK': str(rank if backend == 'nccl' else 0)} for rank in range(count)]
+    start_each(path, 'pytorch', [environment | rank for rank in own])
+    first, *others = (torch.load(f'{run.work_dir}/rank_{rank}.pth', weights_only=True) for rank in range(count))
+    for other in others:
+        assert_same(first['pruner'], other['pruner'])
+        assert_same(first['model'], other['model'])  # statistics of norms as well: they are synchronised
+    report = export_slim(Config.fromfile(path), f'{run.work_dir}/iter_14.pth', f'{run.work_dir}/s')
+    assert report['warnings'] == [] and report['parity_error'] < 1e-5
 
 
 ALL_AT_ONCE = {
@@ -282,10 +310,13 @@ def test_gate_decorator_names_the_line_that_is_missing_before_training(config):
     assert 'Traceback' not in done.stderr.split('set find_unused')[0]
 
 
-def test_other_wrappers_are_refused(config):
-    runner = Runner.from_cfg(config(GDP))
-    runner.model = torch.nn.DataParallel(runner.model)
-    with pytest.raises(ValueError, match='wrapped in DataParallel, and gates act through DistributedDataParallel only'):
+@pytest.mark.parametrize('wrap', [nn.DataParallel, partial(MMFullyShardedDataParallel, device_id='cpu')])
+@BOTH
+def test_other_wrappers_are_refused(config, one_rank, method, wrap):
+    runner = Runner.from_cfg(config(method))
+    runner.model = wrap(runner.model)
+    name = type(runner.model).__name__
+    with pytest.raises(ValueError, match=f'wrapped in {name}, and gates act through DistributedDataParallel only'):
         runner.train()
 
 
