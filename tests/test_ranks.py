@@ -55,7 +55,7 @@ def written(config):
     path = Path(config.work_dir) / 'config.py'
     path.parent.mkdir(parents=True, exist_ok=True)
     config.dump(path)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])
     environment = {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
     environment.pop('LOCAL_RANK', None)  # a tool that a test before has called may have set it for its own process
     return path, environment

@@ -14,7 +14,7 @@ model = dict(
     auxiliary_head=dict(in_channels=1024, channels=256))
 
 # ---- schedule
-max_iters = 500
+max_iters = 400
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),

@@ -14,7 +14,9 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from mmengine.runner import find_latest_checkpoint
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
 from mmprune_gates.checks import SWITCH, Rule, checked, is_number
 from mmprune_gates.engine.checkpoint import STATE, read_checkpoint
@@ -296,7 +298,7 @@ class PruningHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Give the model the checkpoint's shape, and keep the saved state until it is known whether the run resumes."""
-        self.loaded = checkpoint.get(STATE)
+        self.loaded = tree_map_only(Tensor, Tensor.cpu, checkpoint.get(STATE))  # a runner loads it on the GPU
         if self.loaded is not None:
             reshape_run(runner, self.pruner, self.loaded)
 

@@ -72,7 +72,7 @@ def take_over_affine(gates: GateSet) -> None:
         index = scale.placement.index.to(size.device)
         first, _ = unpaired(index)
         # A channel may stand at several positions: the largest decides.
-        of_channel.index_reduce_(0, first % len(of_channel), size, 'amax')
+        of_channel.scatter_reduce_(0, first % len(of_channel), size, 'amax')  # unlike index_reduce_, repeatable on GPUs
         of_channel[of_channel == 0] = 1
         for group in gates.graph.free:
             for number, member in enumerate(gates.members(group)):
