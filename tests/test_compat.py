@@ -169,6 +169,7 @@ def test_installed_stack_imports_its_models_and_operators(make_site):
 # checkpoints -----------------------------------------------------------------------------------------------
 
 TRAIN_ONE_ITERATION = """
+    import setuptools  # as every process with a site directory: from Python 3.12 on, mmengine gets distutils from it
     import mmprune_gates
     import numpy as np, torch
     from mmengine.evaluator import BaseMetric

@@ -10,6 +10,7 @@ from helpers import call, example, random_kept, randomize_, relative_error, remo
 from mmpretrain.models.utils.attention import MultiheadAttention as Pretrain
 from mmpretrain.models.utils.attention import WindowMSA as PretrainWindow
 from mmseg.models.backbones.swin import WindowMSA
+from packaging.version import Version
 from torch import nn
 
 from mmprune_gates import GDP, GateDecorator, masked_copy, slim_model, trace_channels
@@ -488,6 +489,10 @@ def test_heads_may_lie_inside_their_channels():
     assert removal_errors(model, graph, x, {heads: torch.tensor([True, False, True])})[0] < 1e-12
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version('2.12'),
+    reason='older versions split the graph where a gate lets go of a weight',
+)
 def test_gated_heads_are_captured_as_one_graph():
     model, x = Around(KINDS['mmseg window'][0]()).eval(), example((TOKENS, 5), dtype=torch.float32)
     expected = call(model, x)

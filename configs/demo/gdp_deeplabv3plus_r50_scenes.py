@@ -1,4 +1,4 @@
-# GDP at full size on the demo data: goes on from a dense start, with the dense schedule. What prunes is the lines below.
+# GDP at full size on the demo data: goes on from a dense start, with the dense schedule; what prunes is below.
 _base_ = './dense_deeplabv3plus_r50_scenes.py'
 model = dict(
     type='mmprune_gates.GatedModel', architecture='EncoderDecoder', gates=dict(type='PolarizationGate'))

@@ -23,6 +23,11 @@ LONGEST = 1000  # characters of a message that is not our own
 HINTS = (
     (r'need at least one array to concatenate', f'the data set has no sample: {NO_SAMPLE}'),
     (r'Target -?\d+ is out of bounds', 'a label of the data is not below num_classes of the head that reads it'),
+    (
+        r'device-side assert',
+        'on a GPU: usually a label of the data is not below num_classes of the head that reads it; with '
+        'CUDA_VISIBLE_DEVICES= set to nothing the run fails on the CPU, with the cause',
+    ),
     (r'dim of value must be 2 or 3', 'mmsegmentation cannot load a label map one pixel wide or high: larger images'),
     (r'more than 1 value per channel', 'batch norm cannot train on a single value: larger images, or a larger batch'),
     (
