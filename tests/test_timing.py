@@ -108,6 +108,18 @@ def test_models_are_timed(name):
     assert 0 < narrow < broad
 
 
+class FixedBatch(torch.nn.Module):
+    """Takes two images only."""
+
+    def forward(self, images, mode='tensor'):
+        return images.reshape(2, 3, -1).mean(2)
+
+
+def test_a_model_that_fixes_the_batch_is_timed_with_it():
+    backend = backend_of(Target('onnxruntime', batch=2))
+    assert medians([backend.call(FixedBatch(), torch.ones(2, 3, 4, 4))], backend.now)[0] > 0
+
+
 def test_slower_widths_between_steps():
     took = {width: 2.0 if width % 8 else 1.0 for width in WIDTHS}
     assert [slowdown(took, step) for step in STEPS if step <= 8][-1] == 0.5

@@ -56,8 +56,12 @@ class Onnxruntime:
 
     def call(self, model: nn.Module, images: Tensor) -> Call:
         """A function that runs a model on (N, C, H, W) images."""
-        module = Deployed(model, forward=inference_forward)
-        session = session_of(onnx_of(module, images.shape[1:]), self.threads)
+        module, (batch, *shape) = Deployed(model, forward=inference_forward), images.shape
+        try:
+            proto = onnx_of(module, shape)
+        except ValueError:  # some models, as Swin, fix the batch in their code
+            proto = onnx_of(module, shape, batch=batch)
+        session = session_of(proto, self.threads)
 
         def run() -> None:
             run_session(session, images)
