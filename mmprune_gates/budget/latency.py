@@ -227,7 +227,8 @@ def between(knots: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     first = knots[number, below]
     last = knots[number, below + 1]
     way = (width - first) / (last - first)
-    return below, way.clamp(0, 1)
+    nearest = way.detach().clamp(0, 1)
+    return below, torch.where(way == nearest, way, nearest)  # has a slope at knots, unlike clamp since torch 2.14
 
 
 class Latency(Cost):

@@ -83,10 +83,15 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
+def gpus_of(model: nn.Module) -> list[torch.device]:
+    """The GPUs that hold parameters of a model."""
+    return list({tensor.device for tensor in model.parameters() if tensor.is_cuda})
+
+
 @contextmanager
 def same_draws(model: nn.Module) -> Iterator[None]:
     """Draw the same random numbers every time, on the CPU and the model's GPUs; leave the random state as it was."""
-    gpus = list({tensor.device for tensor in model.parameters() if tensor.is_cuda})
+    gpus = gpus_of(model)
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all GPUs, which are not restored
         for gpu in gpus:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from operator import getitem
 from typing import Any
@@ -122,11 +125,22 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Do not log the stack of an error that is raised as well, as torch does from 2.14 on."""
+    logger = logging.getLogger('torch._subclasses.fake_tensor')
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
 def _capture(flow: Flow, forward: Forward | None, options: Options, training: bool) -> ExportedProgram:
     """The ATen graph of one pass, in training or evaluation mode; the modes of all modules are restored."""
     model = flow.model
     try:
-        with in_mode(model, training), noted_calls(model, flow.plain, flow.odd):
+        with in_mode(model, training), noted_calls(model, flow.plain, flow.odd), unlogged():
             program = export(_Captured(model, forward), *options, strict=False)
     except Exception as error:
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(options) if isinstance(leaf, torch.Tensor)]

@@ -26,6 +26,7 @@ from mmprune_gates.engine.running import accumulates, has_static_graph, loss_sca
 from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
+from mmprune_gates.pruning.pruner import one_thread
 from mmprune_gates.pruning.shrink import refuse_unknown_state
 
 # Keys of a config with which mmengine replaces or wraps modules of the model, and what they do.
@@ -62,6 +63,7 @@ class PruningHook(Hook):
     pruner: Pruner = None  # type: ignore[assignment]  # what a run calls while it trains may rely on it
     loaded: dict[str, Any] | None = None
     left_at: int | None = None
+    figures: dict[str, float] | None = None  # as of the last iteration
 
     def __init__(self, criterion: Any, cost: Any, shrink: bool | float, export: bool) -> None:
         name = type(self).__name__
@@ -184,7 +186,11 @@ class PruningHook(Hook):
         """
         was_settled = self.pruner.controller.settled
         self.advance(runner)
-        self.publish(runner)
+        if self.figures is None or not was_settled:  # afterwards they stay the same
+            with one_thread():
+                self.figures = self.pruner.controller.scalars()
+        for name, value in self.figures.items():
+            runner.message_hub.update_scalar(f'train/{name}', value)
         if self.pruner.controller.settled and not was_settled:
             forget_best(runner)
         if self.is_time_to_leave():
@@ -284,11 +290,6 @@ class PruningHook(Hook):
             keys = [f'{key}={runner.cfg[key]!r} {does}' for key, does in REPLACING.items() if runner.cfg.get(key)]
             hint = f'. In this config {"; ".join(keys)}' if keys else ''
             raise GatesDoNotAct(f'{type(self).__name__}: {error}{hint}') from error
-
-    def publish(self, runner) -> None:
-        """Log the controller's figures like any other scalar."""
-        for name, value in self.pruner.controller.scalars().items():
-            runner.message_hub.update_scalar(f'train/{name}', value)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Check that the gates act, and save what a resumed run needs."""

@@ -102,5 +102,8 @@ def follow_module(averaged: BaseAveragedModel) -> None:
 def wrap_again(runner) -> None:
     """Wrap the model again for distributed training: a wrapper holds the parameters that it was created with."""
     if is_model_wrapper(runner.model):
+        is_compiled = 'train_step' in vars(runner.model)
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), runner.model.module)
+        if is_compiled:
+            runner._maybe_compile('train_step')  # noqa: SLF001
         gates_of(unwrapped(runner)).follow(unwrapped(runner))  # sync_bn converts norms once more

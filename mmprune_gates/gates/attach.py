@@ -118,6 +118,11 @@ class GateSet(nn.Module):
         groups = self.graph.groups
         return torch.cat([rows.get(group.name, like.new_full((group.size,), otherwise)) for group in groups])
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the gates; the CPU if all have left."""
+        return next((parameter.device for parameter in self.parameters()), torch.device('cpu'))
+
     def vector(self) -> Tensor:
         """(num_channels,) strength of the gates over all channels of the graph; 1 where there is no gate."""
         return self._spread(lambda gate: gate.strength())
@@ -133,6 +138,7 @@ class GateSet(nn.Module):
     def set_theta(self, theta: Tensor) -> None:
         """Set the parameters of all shared gates from (num_channels,) values."""
         with torch.no_grad():
+            theta = theta.to(self.device)
             for group in self.graph.free:
                 self[group.name].theta.copy_(theta[group.span])
 
@@ -156,9 +162,9 @@ class GateSet(nn.Module):
     def close(self, kept: Kept) -> None:
         """Set the gates of all channels that are not kept to exactly 0."""
         with torch.no_grad():
-            for name, mask in kept.items():
-                theta = self[name].theta
-                theta.masked_fill_(~mask.to(theta.device), 0)
+            closed = ~kept.vector.to(self.device)
+            for group in self.graph.free:
+                self[group.name].theta.masked_fill_(closed[group.span], 0)
 
     def narrowed(self, graph: ChannelGraph, kept: Kept, spec: Mapping[str, Mapping]) -> GateSet:
         """The gates of the model after channels have gone; a gate that loses nothing keeps its parameter.

@@ -67,7 +67,11 @@ class Scale:
         """(C,) factor for each position of the scaled dimension."""
         values = [gate(member) for gate, member in self.sources]
         value = values[0] if len(values) == 1 else torch.cat(values)
-        return value if self.places is None else product_at(value, *self.places)
+        if self.places is None:
+            return value
+        if self.places[0].device != value.device:
+            self.places = tuple(place.to(value.device) for place in self.places)  # for good: the model has moved
+        return product_at(value, *self.places)
 
     def targets(self) -> tuple[tuple[str, int], ...]:
         """Parameters to scale, each with its dimension; none for a module that keeps its full width."""

@@ -28,7 +28,7 @@ from mmprune_gates.checks import (
 )
 from mmprune_gates.gates import DecoratorGate, gated_norms, take_over_affine
 from mmprune_gates.pruning.gate_params import matching_modules, own_param_group
-from mmprune_gates.pruning.pruner import Pruner
+from mmprune_gates.pruning.pruner import Pruner, one_thread
 from mmprune_gates.pruning.ranks import mean_over_ranks
 from mmprune_gates.pruning.settings import Settings
 
@@ -167,6 +167,7 @@ class GateDecorator(Pruner):
             grad = grad + self.loss_scale * self.settings.penalty * theta.sign()
         return grad.masked_fill(theta == 0, 0)
 
+    @one_thread()
     def step(self, remaining: int | None = None) -> str | None:
         """One step of the cycle. Gates close only if they have acted.
 

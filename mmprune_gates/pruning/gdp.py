@@ -19,7 +19,7 @@ from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, one_of, optional
 from mmprune_gates.gates import PolarizationGate
 from mmprune_gates.pruning.gate_params import take_out
-from mmprune_gates.pruning.pruner import Pruner
+from mmprune_gates.pruning.pruner import Pruner, one_thread
 from mmprune_gates.pruning.ranks import mean_over_ranks
 from mmprune_gates.pruning.settings import Settings
 
@@ -110,9 +110,11 @@ class GDP(Pruner):
         """0 while scores accumulate, 1 while gates move, 2 when they settle."""
         return sum(progress >= edge for edge in (self.settings.begin, self.settings.settle))
 
+    @one_thread()
     def step(self) -> None:
         """One step of the controller. Gates move, and settle, only if they have acted."""
-        if grads := self.taken_grads():
+        grads = self.taken_grads()
+        if grads and not self.controller.settled:
             grad = self.gates.flat(grads)
             mean_over_ranks(grad)
             self.controller.observe(grad)

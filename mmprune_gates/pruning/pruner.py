@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from mmprune_gates.budget import Controller, Cost, Criterion, MACs
 from mmprune_gates.budget.criteria import Reduce, alone
@@ -348,9 +349,21 @@ class Pruner:
         Raises:
             ValueError: Channels have left this model that the saved one still had.
         """
+        state = tree_map_only(Tensor, Tensor.cpu, state)  # as it was saved, wherever it was loaded
         self.reshape(state.get('shrunk', []))
         self.done = int(state['step'])
         self.controller.load_state_dict(state)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread of the CPU: for a few thousand numbers, many threads take longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,11 @@ def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -
         with same_draws(copied):
             return run(copied, forward, inputs)
 
-    try:
-        return evaluated(copy.deepcopy(model).double(), tree_map_only(Tensor, double, options))
-    except RuntimeError:
+    deterministic = torch.backends.cudnn.deterministic
+    # On a GPU: no search for the fastest of kernels that run a few times, and no products in TF32.
+    with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False, deterministic=deterministic):
+        with suppress(RuntimeError):
+            return evaluated(copy.deepcopy(model).double(), tree_map_only(Tensor, double, options))
         return evaluated(copy.deepcopy(model), options)
 
 

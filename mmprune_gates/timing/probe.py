@@ -6,7 +6,7 @@ moves them where a width does not fill its blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from statistics import mean
 
@@ -18,6 +18,7 @@ from mmprune_gates.timing.clock import Call, Clock, medians
 STEPS = (2, 4, 8, 16, 32)
 WIDTHS = range(44, 65)
 INPUT = (1, 3, 32, 32)
+ON_GPU = (16, 3, 128, 128)  # less would be launches of kernels only, for which widths do not count
 SLOWER = 1.04  # factor by which time may grow when widths are rounded up twice as far
 
 
@@ -52,7 +53,7 @@ class Probe(nn.Module):
         return features
 
 
-def step_of(call: Callable[[nn.Module, Tensor], Call], now: Clock) -> int:
+def step_of(call: Callable[[nn.Module, Tensor], Call], now: Clock, shape: Sequence[int] = INPUT) -> int:
     """The largest step to whose multiples widths can be rounded up at no cost, 1 if there is none.
 
     A step is doubled as long as rounding up further takes no longer.
@@ -60,8 +61,9 @@ def step_of(call: Callable[[nn.Module, Tensor], Call], now: Clock) -> int:
     Args:
         call: Makes a function that runs a model on images.
         now: The clock.
+        shape: (N, C, H, W) of the images.
     """
-    images = torch.ones(INPUT)
+    images = torch.ones(*shape)
     calls = [call(Probe(width), images) for width in WIDTHS]
     took = dict(zip(WIDTHS, medians(calls, now), strict=True))
     best, before = 1, 1.0

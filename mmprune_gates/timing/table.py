@@ -21,7 +21,7 @@ from mmprune_gates.timing.clock import Call, Clock, medians
 from mmprune_gates.timing.eager import Eager
 from mmprune_gates.timing.narrowing import Narrowed, at_widths
 from mmprune_gates.timing.onnx_ops import Onnxruntime
-from mmprune_gates.timing.probe import step_of
+from mmprune_gates.timing.probe import INPUT, ON_GPU, step_of
 
 AT_A_TIME = 8  # ops measured before the table is written again
 SELECTIONS = 10
@@ -61,7 +61,8 @@ def measure(
         show: Shows progress.
     """
     if not table.curves:
-        table.step = step_of(backend.call, backend.now)
+        on_cpu = table.facts.get('device', 'cpu') == 'cpu'
+        table.step = step_of(backend.call, backend.now, INPUT if on_cpu else ON_GPU)
     by_signature = {kind_of(work).signature: work for work in graph.workload.works}
     missing = table.missing(list(by_signature))
     parts = [missing[begin : begin + AT_A_TIME] for begin in range(0, len(missing), AT_A_TIME)]

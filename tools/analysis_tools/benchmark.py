@@ -291,7 +291,7 @@ def inputs_and_samples(config: Config, shape: tuple[int, ...], batch: int, devic
     from mmpretrain.structures import DataSample
 
     labels = torch.randint(config.model.head.num_classes, (batch,), generator=generator).to(device)
-    return inputs, [DataSample().set_gt_label(label) for label in labels]
+    return inputs, [DataSample().set_gt_label(label) for label in labels.split(1)]  # a number would go to the CPU
 
 
 def table(report: dict) -> list[str]:

@@ -28,7 +28,7 @@ from rich.progress import track
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from mmprune_gates.channels.calls import in_mode
+from mmprune_gates.channels.calls import gpus_of, in_mode
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.datasets import check_datasets
 from mmprune_gates.engine.model_config import model_config_of
@@ -129,7 +129,7 @@ def batch_losses(model: nn.Module, batches: Sequence[dict]) -> Iterator[Tensor]:
 def as_in_a_tick(model: nn.Module) -> Iterator[None]:
     """Training mode; afterwards modes, running statistics and random generators are restored."""
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
-    with torch.random.fork_rng(), in_mode(model, training=True):
+    with torch.random.fork_rng(devices=gpus_of(model)), in_mode(model, training=True):
         try:
             yield
         finally:

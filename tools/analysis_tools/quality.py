@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -109,14 +110,15 @@ def waves(runs: list[Run]) -> list[list[Run]]:
     return parts
 
 
-def main() -> None:
-    """Run the command line."""
+@cli.reports_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('plan', choices=PLANS)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quality'))
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS), help='only runs of these')
     parser.add_argument('--processes', type=int, default=os.cpu_count())
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     runs = [run for run in PLANS[args.plan]() if run.task in args.tasks]
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
@@ -126,6 +128,7 @@ def main() -> None:
         wait_for([pool.submit(prepare, *start, args.work_dir) for start in starts], 'dense starts')
         for wave in waves(runs):
             wait_for([pool.submit(carry_out, run, args.work_dir) for run in wave], args.plan)
+    return 0
 
 
 def wait_for(tasks: list[Future], title: str) -> None:
@@ -140,4 +143,4 @@ def wait_for(tasks: list[Future], title: str) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
