@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune_gates.engine.export import export_slim
+from mmprune_gates.gates import gates_of
 from mmprune_gates.pruning.ranks import RanksDiffer, check_ranks, count_ranks, fingerprint
 
 ROOT = Path(__file__).parents[1]
@@ -267,6 +268,19 @@ def test_a_static_graph_changes_nothing_for_gdp(config):
         assert len(one['pruner']['shrunk']) == 1
         assert_same(one['pruner'], other['pruner'])
         assert_same(one['model'], other['model'])
+
+
+@pytest.mark.slow
+def test_what_is_wrapped_and_compiled_stays_so_when_channels_leave(config, one_rank, monkeypatch):
+    run = config(GDP, 16, compile=dict(backend='eager'))
+    run.custom_hooks[0].update(shrink=True, begin=0.05, end=0.3, settle=0.4)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    runner = Runner.from_cfg(run)
+    runner.model, runner._distributed = MMDistributedDataParallel(runner.model), True  # noqa: SLF001
+    before = runner.model
+    runner.train()
+    assert len(gates_of(runner.model.module).shrunk) == 1 and runner.model is not before
+    assert 'train_step' in vars(runner.model)
 
 
 @pytest.mark.parametrize(
