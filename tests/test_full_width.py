@@ -12,6 +12,7 @@ from torch import nn
 from toy_nets import OtherNorms, ResponseNorm, conv, conv_bn
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
+from mmprune_gates.budget import Candidates, Limits
 from mmprune_gates.channels.flow import AMONG, BEHIND, NONE
 from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.gates import PolarizationGate, attach_gates, fold_gates
@@ -91,6 +92,14 @@ class Pair(nn.Module):
 def traced(model):
     model, x = randomize_(model.double()).eval(), example((3, 8, 8))
     return model, trace_channels(model, (x,)), x
+
+
+def test_what_it_reads_is_kept_whole_where_it_is_excluded():
+    _, graph, _ = traced(Around(LayerNorm2d(6)))
+    names = [
+        [group.name for group in Candidates.of(graph, Limits(exclude=exclude)).groups] for exclude in ((), 'module')
+    ]
+    assert names == [['a.0'], []]
 
 
 class GRN(nn.Module):

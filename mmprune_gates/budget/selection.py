@@ -34,7 +34,7 @@ class Limits:
             rows of each layer, such as an attention head, counts as that many. ``'auto'``, the default: the largest of
             8, 4, 2 and 1 that is at most an eighth of the width (this project's choice: docs/benchmarks/divisor.md).
         exclude: Shell patterns of module paths, or one; a group that owns a parameter of a matching module is kept
-            whole.
+            whole, and so is what a matching norm across channels reads.
     """
 
     floor: float = 0.05
@@ -329,18 +329,23 @@ class Candidates:
 
 
 def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
-    """Channels, block gates included, with a parameter in a module whose path matches a shell pattern.
+    """Channels of the modules whose path matches a shell pattern, block gates included.
+
+    Those of a norm across channels, which has no parameters of single channels, are what it reads.
 
     Raises:
         ValueError: The pattern matches no module that the trace knows.
     """
     owned = [name for name in graph.slots if fnmatch(name.rpartition('.')[0], pattern)]
-    if not owned and not any(fnmatch(path, pattern) for path in graph.unreached):
+    indices = [module.index for path, module in graph.full_width.items() if fnmatch(path, pattern)]
+    if not owned and not indices and not any(fnmatch(path, pattern) for path in graph.unreached):
         raise ValueError(f'exclude pattern {pattern!r} matches no module with channels')
-    found: set[int] = set()
     for name in owned:
-        for index in graph.slots[name].values():
-            found.update(channels_in(index).tolist())
+        indices += graph.slots[name].values()
+    found: set[int] = set()
+    for index in indices:
+        channels = channels_in(index)
+        found.update(channels.tolist())
     for block in graph.blocks:
         if block.gate is not None and any(map(block.holds, owned)):
             found.add(block.gate)
