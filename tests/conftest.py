@@ -40,6 +40,12 @@ def read(path):
     return cli.runner_config(cli.runner_parser('').parse_args([str(path)]))
 
 
+def pytest_runtest_setup(item):
+    """Tests marked so need a GPU."""
+    if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+        pytest.skip('there is no GPU')
+
+
 @pytest.fixture(autouse=True, scope='session')
 def old_objects_stay():
     """Stock datasets collect garbage when they are built; what lives as long as the suite is not looked at."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from torch import nn
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.channels.calls import tensors_in as flat
 
+ROOT = Path(__file__).parents[1]
 __all__ = [
     'assert_same',
     'call',
+    'environment_with',
     'example',
     'flat',
     'random_kept',
@@ -28,6 +32,13 @@ __all__ = [
     'toy',
     'traced',
 ]
+
+
+def environment_with(*folders, **own):
+    """The environment of a process that finds the package, and modules in some folders, whatever this one was given."""
+    inherited = os.environ.get('PYTHONPATH')
+    paths = [ROOT, *folders, *([inherited] if inherited else [])]
+    return {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, paths)), **own}
 
 
 def slow_but(fast, values):

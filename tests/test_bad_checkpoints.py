@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 import torch
-from helpers import assert_same, slow_but
+from helpers import assert_same, environment_with, slow_but
 from test_bad_input import message
 from tiny_run import DECORATOR, ROOT, TOOLS, UNSHRUNK, draw_images, write_config
 from torch import nn
@@ -352,7 +352,7 @@ def test_the_environment_cannot_make_loading_unsafe(run, tmp_path, monkeypatch, 
 @pytest.mark.parametrize('forced', slow_but(({},), ({}, {'TORCH_FORCE_WEIGHTS_ONLY_LOAD': '0'})))
 def test_a_tool_with_the_unsafe_variable(config, run, forced):
     torch.save({'state_dict': {'a': Crafted()}}, 'bad.pth')
-    environment = {**os.environ, UNSAFE: '1', **forced, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
+    environment = environment_with(ROOT / 'tests', **{UNSAFE: '1', **forced})
     environment.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD' if not forced else '', None)
     code = """
 import sys, tiny_run, torch

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from bad_inputs import ARGUMENTS, CONFIGS, HOOKS, MEASURING, MODELS, PRODUCTS
+from helpers import environment_with
 from test_bad_checkpoints import CONTENTS, RUNS, run  # noqa: F401  (a fixture)
 from test_bad_checkpoints import FILES as BROKEN
 from test_bad_input import message
@@ -213,7 +214,7 @@ from mmprune_gates.engine import product
 product.complete = lambda folder: (folder / product.WHOLE).is_dir() and os.kill(os.getpid(), signal.SIGKILL)
 tiny_run.TOOLS['slim'](sys.argv[1:])
 """
-    environment = {**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
+    environment = environment_with(ROOT / 'tests')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *gated, 'out'], env=environment)
     assert done.returncode == -signal.SIGKILL and contents('out') == OLD
     assert TOOLS['slim']([*gated, 'out']) == 0

@@ -1,13 +1,12 @@
 """Commands that documentation, configs and messages print are there, and start from any folder."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import slow_but
+from helpers import environment_with, slow_but
 
 ROOT = Path(__file__).parents[1]
 NAMED = re.compile(r'(?<![\w/.])tools/[\w/]+\.py')
@@ -25,8 +24,7 @@ def test_every_tool_that_is_named_exists():
 @pytest.mark.parametrize('name', slow_but(('dev/density.py',), TOOLS))
 def test_a_tool_of_each_room_starts_from_any_folder(name, tmp_path):
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / name), '--help']
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment_with(), capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f'usage: {Path(name).name}'), done.stderr
 
 

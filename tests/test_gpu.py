@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,16 @@ import latency_table
 import pytest
 import slim
 import torch
-from helpers import assert_same, example, random_kept, randomize_, removal_errors, repeatable, train
+from helpers import (
+    assert_same,
+    environment_with,
+    example,
+    random_kept,
+    randomize_,
+    removal_errors,
+    repeatable,
+    train,
+)
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
@@ -26,7 +34,7 @@ from mmprune_gates.engine.model_config import stock_model
 from mmprune_gates.gates import PolarizationGate, attach_gates, gates_of
 from mmprune_gates.pruning.divergence import Diverged
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')]
+pytestmark = pytest.mark.gpu
 GDP, GBN = 'demo/gdp_deeplabv3plus_scenes.py', 'demo/gbn_deeplabv3plus_scenes.py'
 METHODS = {
     'gdp': (GDP, dict(steps=2, target_macs=0.4)),
@@ -148,8 +156,7 @@ randomness = dict(seed=0, deterministic=True)
 
 def trained_alone(config, *arguments):
     """A run of tools/train.py as a process of its own: cuBLAS reads its setting when it starts."""
-    environment = {**os.environ, 'CUBLAS_WORKSPACE_CONFIG': ':4096:8'}
-    environment['PYTHONPATH'] = os.pathsep.join([str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])
+    environment = environment_with(ROOT / 'tests', CUBLAS_WORKSPACE_CONFIG=':4096:8')
     command = [sys.executable, '-W', 'ignore', ROOT / 'tools' / 'train.py', config, *arguments]
     done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

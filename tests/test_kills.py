@@ -1,7 +1,6 @@
 """A run that is killed, at any moment and again and again, ends as one that was not."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from helpers import assert_same, repeatable
+from helpers import assert_same, environment_with, repeatable
 from mmengine.config import Config
 
 from mmprune_gates.engine.product import WHOLE, prepare_folder
@@ -52,7 +51,7 @@ def make_config(tiny_config, folder, method):
 def start(tool, *arguments):
     """One of our tools as a process of its own."""
     command = [sys.executable, '-W', 'ignore', ROOT / 'tools' / tool, *arguments]
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    environment = environment_with(OMP_NUM_THREADS='1')
     return subprocess.Popen(
         [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

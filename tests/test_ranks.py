@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import rank_parts  # noqa: F401  (registers what configs name)
 import torch
-from helpers import assert_same, repeatable, slow_but
+from helpers import assert_same, environment_with, repeatable, slow_but
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.runner import Runner
@@ -56,8 +56,7 @@ def written(config):
     path = Path(config.work_dir) / 'config.py'
     path.parent.mkdir(parents=True, exist_ok=True)
     config.dump(path)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])
-    environment = {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
+    environment = environment_with(ROOT / 'tests', OMP_NUM_THREADS='1')
     environment.pop('LOCAL_RANK', None)  # a tool that a test before has called may have set it for its own process
     return path, environment
 
@@ -181,7 +180,6 @@ def test_ranks_of_other_launchers_train_on_the_cpu(config, launcher, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
 @BOTH
 @pytest.mark.parametrize('backend', ['gloo', 'nccl'])
 def test_ranks_on_gpus_with_synchronised_norms_and_a_loss_scale(config, backend, method):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import train
 from demo_data import generate_voc
+from helpers import environment_with
 from mmengine.config import Config
 from PIL import Image
 from test_bad_checkpoints import Crafted
@@ -158,7 +159,7 @@ def run_tool(name, *args, cwd):
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env=environment_with(),
     )
 
 

@@ -116,6 +116,24 @@ def onnx_of(module: Deployed, shape: Sequence[int], dynamic_size: bool = False, 
     return proto
 
 
+def onnx_of_batches(module: Deployed, shape: Sequence[int], batch: int) -> tuple[Proto, str | None]:
+    """The ONNX model of a module for any batch, or else for a fixed one, and why it is not for any.
+
+    Args:
+        module: The module.
+        shape: (C, H, W) of the images.
+        batch: The fixed batch size; some models, as Swin, fix the batch in their code.
+
+    Raises:
+        ValueError: As :func:`onnx_of`.
+    """
+    try:
+        return onnx_of(module, shape), None
+    except ValueError as error:
+        reason = str(error)
+    return onnx_of(module, shape, batch=batch), reason
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the exporter's warnings, which are about itself."""

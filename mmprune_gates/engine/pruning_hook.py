@@ -26,8 +26,8 @@ from mmprune_gates.engine.running import accumulates, has_static_graph, loss_sca
 from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
-from mmprune_gates.pruning.pruner import one_thread
 from mmprune_gates.pruning.shrink import refuse_unknown_state
+from mmprune_gates.pruning.threads import one_thread
 
 # Keys of a config with which mmengine replaces or wraps modules of the model, and what they do.
 REPLACING = {

@@ -28,9 +28,10 @@ from mmprune_gates.checks import (
 )
 from mmprune_gates.gates import DecoratorGate, gated_norms, take_over_affine
 from mmprune_gates.pruning.gate_params import matching_modules, own_param_group
-from mmprune_gates.pruning.pruner import Pruner, one_thread
+from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
 from mmprune_gates.pruning.settings import Settings
+from mmprune_gates.pruning.threads import one_thread
 
 
 @dataclass(frozen=True, kw_only=True)

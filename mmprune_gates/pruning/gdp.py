@@ -19,9 +19,10 @@ from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, one_of, optional
 from mmprune_gates.gates import PolarizationGate
 from mmprune_gates.pruning.gate_params import take_out
-from mmprune_gates.pruning.pruner import Pruner, one_thread
+from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
 from mmprune_gates.pruning.settings import Settings
+from mmprune_gates.pruning.threads import one_thread
 
 UPDATES: dict[str, type[Polarizer]] = {'waterline': Waterline, 'gradient': Gradient}
 

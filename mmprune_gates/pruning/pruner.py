@@ -355,17 +355,6 @@ class Pruner:
         self.controller.load_state_dict(state)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread of the CPU: for a few thousand numbers, many threads take longer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters of a model, gates not counted."""
     return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith(f'{NAME}.'))

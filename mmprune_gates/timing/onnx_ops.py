@@ -19,7 +19,7 @@ from mmprune_gates.budget.latency_table import Target
 from mmprune_gates.engine.forwards import inference_forward
 from mmprune_gates.engine.onnx_graph import (
     Deployed,
-    onnx_of,
+    onnx_of_batches,
     open_session,
     require_packages,
     run_session,
@@ -57,10 +57,7 @@ class Onnxruntime:
     def call(self, model: nn.Module, images: Tensor) -> Call:
         """A function that runs a model on (N, C, H, W) images."""
         module, (batch, *shape) = Deployed(model, forward=inference_forward), images.shape
-        try:
-            proto = onnx_of(module, shape)
-        except ValueError:  # some models, as Swin, fix the batch in their code
-            proto = onnx_of(module, shape, batch=batch)
+        proto, _ = onnx_of_batches(module, shape, batch)
         session = session_of(proto, self.threads)
 
         def run() -> None:

@@ -23,7 +23,15 @@ from zoo import collect, families, result_path, run
 from zoo_measure import Probe
 
 from mmprune_gates.engine.onnx_export import shapes_to_compare
-from mmprune_gates.engine.onnx_graph import Deployed, compare, norms_left, onnx_of, opset_of, random_ops, session_of
+from mmprune_gates.engine.onnx_graph import (
+    Deployed,
+    compare,
+    norms_left,
+    onnx_of_batches,
+    opset_of,
+    random_ops,
+    session_of,
+)
 from mmprune_gates.slimming import slim_model
 
 STAGES = ('build', 'run', 'trace')  # of the probe
@@ -90,12 +98,10 @@ def export(probe: Probe) -> None:
     probe.record['macs_kept'] = probe.graph.macs(kept) / max(1, probe.graph.macs())
     module = Deployed(slimmed)
     shape, batch = probe.record['shape'], None
-    try:
-        proto = onnx_of(module, shape)
-    except ValueError as error:
-        probe.record['any_batch'] = str(error)  # why not
+    proto, reason = onnx_of_batches(module, shape, 1)
+    if reason:
+        probe.record['any_batch'] = reason  # why not
         batch = 1
-        proto = onnx_of(module, shape, batch=batch)
     agreement = compare(session_of(proto), module, shapes_to_compare(module, shape, False, batch))
     ops = sorted({node.op_type for node in proto.graph.node})
     probe.record.update(
