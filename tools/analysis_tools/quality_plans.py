@@ -222,9 +222,8 @@ def updates() -> list[Run]:
     runs = []
     for task in SCHEDULES:
         runs += dense(task)
-        for update, share, seed in product(('waterline', 'gradient'), (0.3, 0.15, 0.05), FRESH):
-            options = {'end': 0.2, 'settle': 0.25, 'update': update}
-            runs.append(Run(task, 'gdp', share, seed, f'{update}-0.2-0.25', options))
+        for arm, share, seed in product((GDP, GRADIENT), (0.3, 0.15, 0.05), FRESH):
+            runs.append(arm.run(task, share, seed, 1.0))  # the default schedule, as in ``peers``
         for penalty, seed in product((1e-4, 1e-3, 1e-2), FRESH):
             runs.append(Run(task, 'l1', 0.3, seed, f'{penalty:g}', {'penalty': penalty, 'settle': 0.25}))
     return runs
