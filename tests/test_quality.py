@@ -16,7 +16,7 @@ from helpers import slow_but
 from PIL import Image
 from quality_cells import cells_of, title_of
 from quality_dcfp import DCFP
-from quality_peers import SparseNorms, TorchPruning
+from quality_peers import Iterative, SparseNorms, TorchPruning
 from quality_picture import draw, draw_line, draw_panel, limits
 from quality_plans import ARMS, FRESH, GDP, OURS, PLANS, Run, peers, quick
 from quality_scratch import Scratch, masks
@@ -150,6 +150,22 @@ def test_many_cuts_with_one_ratio_leave_the_widths_of_one_cut(work_dir):
     assert (widths[0] - widths[1]).abs().max() <= 1 and widths[0].min() > 1
 
 
+@pytest.mark.parametrize('criterion', ['taylor', 'random'])
+def test_a_cut_changes_no_statistics_and_none_of_the_later_draws(training, criterion):
+    share, options = 0.9, {'criterion': criterion, 'global_pruning': True}
+    norm = training.model.backbone.bn1
+    norm.running_mean.add_(1)
+    before = norm.running_mean.clone()
+    method = Iterative(share, **options)
+    method.begin(training)
+    torch.manual_seed(1)
+    expected, _ = torch.rand(1), torch.manual_seed(1)
+    method.cut(share)
+    assert torch.rand(1) == expected and training.model.training
+    left = norm.running_mean
+    assert len(left) <= len(before) and torch.isin(left, before).all()
+
+
 def batch_norms(model):
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
@@ -162,14 +178,20 @@ def test_torch_pruning_that_cannot_meet_a_share_says_so(training):
 
 def test_sparse_training_pulls_every_norm_towards_zero(training):
     method = SparseNorms(SHARE, criterion='norm_scale', global_pruning=False, sparse=0.5)
+    [group] = training.optimizer.param_groups
+    decay = group['weight_decay']
     method.begin(training)
+    assert decay > 0 == group['weight_decay']
     gamma = training.model.backbone.bn1.weight
     before = gamma.detach().clone()
     for step in range(1, 6):  # the last sparse step also cuts
         method.after_step(step)
     rates = [training.rate_at(step) for step in range(6)]
-    pull = 0.12 / (1 - 0.9) * sum(rates[:5]) / sum(rates)
+    pull = 0.0024 / (1 - 0.9) * sum(rates[:5]) / sum(rates)
     torch.testing.assert_close(gamma.detach(), before - pull * before.sign())
+    method.after_step(6)
+    assert training.optimizer.param_groups[0]['weight_decay'] == decay
+    assert method.counter.share(training.model) < 2 * SHARE
 
 
 @pytest.mark.parametrize('momentum', [True, False])

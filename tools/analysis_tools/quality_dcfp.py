@@ -1,13 +1,16 @@
-"""DCFP's recipe on this project's graph, following its authors' code (Wang et al., DCFP, TCSVT 2024).
+"""DCFP's criterion and schedule on this project's graph, following its authors' code (Wang et al., DCFP, TCSVT 2024).
 
 Theirs: while the dense model trains for a tenth of the run (4k of 40k iterations), each norm's channels are scored by a
 running mean (0.999) of abs(dL/dgamma), in which gradients that would make gamma grow do not count. Then one cut removes
 the same percentage of the backbone's channels and of all others, each part ranked by itself; channels that depend on
-each other stay if one of them does; at least 2 % of each layer stay. The rest of the run trains the remaining network.
+each other stay if one of them does; at least 2 % of each layer stay, and all of an auxiliary head. The rest of the run
+trains the remaining network.
 
 Ours: the percentage is the least that meets the target (theirs grows in steps of 2), and channels that still fit then
 reopen, as after every selection of this project; the contribution of removed channels to the means of later norms is
-left to the further training; and the optimiser keeps its state for the remaining weights, where theirs starts afresh.
+left to the further training; the optimiser keeps its state for the remaining weights, where theirs starts afresh; the
+learning rate has no second warm-up; and the further training has the task's own loss, theirs another one and resampled
+classes.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from mmprune_gates.budget.criteria import NORMS
 MOMENTUM = 0.999
 FLOOR = 0.02
 BACKBONE = 'backbone.'
+AUXILIARY = 'auxiliary_head.'
 
 
 class DCFP(Method):
@@ -64,10 +68,17 @@ class DCFP(Method):
         self.kept = kept.indices()
 
     def channel_scores(self) -> Tensor:
-        """(num_channels,) the best percentile, within its part, among a channel's norms; 0 without a norm."""
+        """(num_channels,) the best percentile, within its part, among a channel's norms.
+
+        0 without a norm, 1 for those of an auxiliary head.
+        """
         total = torch.zeros(self.graph.num_channels, dtype=torch.double)
+        ranked = [name for name in self.scores if not name.startswith(AUXILIARY)]
+        for name in self.scores.keys() - ranked:
+            index = self.graph.slots[f'{name}.weight'][0]
+            total[index[index >= 0]] = 1
         for in_backbone in (True, False):
-            names = [name for name in self.scores if name.startswith(BACKBONE) == in_backbone]
+            names = [name for name in ranked if name.startswith(BACKBONE) == in_backbone]
             if not names:
                 continue
             index = torch.cat([self.graph.slots[f'{name}.weight'][0] for name in names])

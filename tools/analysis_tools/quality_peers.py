@@ -3,37 +3,40 @@
 As in its own reproduction script: small steps of the pruning ratio until the target is met, on the model in eval mode,
 with the layers that make outputs ignored. This benchmark's counter decides whether a target is met. Since one step of
 one ratio for all layers may remove a tenth of a small network, the last steps are taken group by group: a group that
-would end farther from the target is left out. So a peer may keep a little more than the target, which ours never do.
-The optimiser keeps its state for the remaining weights, as ours does; the package itself would leave a fresh one.
+would end below the target is left out. So a peer may keep a little more than the target, which ours never do. No layer
+may lose more than ours may (the package's default: all but its last channel). The optimiser keeps its state for the
+remaining weights, as ours does; the package itself would leave a fresh one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from quality_tasks import loss_of
-from quality_training import Method, Training, places_in
+from quality_training import Method, Training, own_draws, places_in
 from torch import nn
 
-from mmprune_gates.budget import Schedule
+from mmprune_gates.budget import Limits, Schedule
 from mmprune_gates.budget.criteria import NORMS
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.forwards import training_forward
 
-RATIO_STEPS = 100  # from nothing to all of each layer; no layer of the tasks is wider, so more make no difference
+RATIO_STEPS = 100  # from nothing to all of each layer
 TAYLOR_BATCHES = 10  # whose gradients are summed, as in the package's own example
 LAST_STEPS = 5  # of the ratio that follow the first group left out
-NEAR = 0.01  # relative distance above the target at which no further group is tried
-FAR = 0.02  # of the whole model's MACs: largest distance from the target, but at most a third of the target
+NEAR = 0.01  # relative distance from the target: above it no further group is tried, below it none is removed
+FAR = 0.02  # of the whole model's MACs: largest distance above the target, but at most a third of the target
 CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     'magnitude': ('GroupMagnitudeImportance', {'p': 2}),  # of all weights of a group
     'taylor': ('GroupTaylorImportance', {}),  # weights times gradients (Molchanov et al., CVPR 2019)
     'norm_scale': ('BNScaleImportance', {}),  # (Liu et al., ICCV 2017)
     'random': ('RandomImportance', {}),
 }
-SHRINKAGE = 0.12  # sum of learning rate times regularisation in the package's own recipe, by its defaults
+# Sum of learning rate times regularisation: with one ratio for all layers that of the package's own recipe for this
+# method (1e-5), with one threshold 50 times that (5e-4, its script's default); 1, 10 and 50 were tried on the digits.
+SHRINKAGE = {False: 0.0024, True: 0.12}
 MOMENTUM = 0.9  # of the package's SGD: each gradient acts 1 / (1 - MOMENTUM) times in all
 
 
@@ -86,11 +89,12 @@ class TorchPruning(Method):
     def cut(self, share: float) -> None:
         """Remove channels until the model costs a share of the whole one; the optimiser follows."""
         model, places = self.training.model, places_in(self.training.model)
-        model.eval()
-        if self.options['criterion'] == 'taylor':
-            self.sum_gradients()
         known = len(self.cutter.pruning_history())
-        self.prune_to(share)
+        with own_draws():
+            model.eval()
+            if self.options['criterion'] == 'taylor':
+                self.sum_gradients()
+            self.prune_to(share)
         model.zero_grad()
         model.train()
         self.pruner(places).load_pruning_history(self.cutter.pruning_history()[known:])
@@ -108,7 +112,7 @@ class TorchPruning(Method):
             if now <= share * (1 + NEAR) or cutter.current_step > last + LAST_STEPS:
                 break
             then = self.counter.share_without(model, left)
-            if abs(then - share) <= abs(now - share):  # an auxiliary head costs nothing and shrinks with the rest
+            if then >= self.share * (1 - NEAR):  # so an auxiliary head, which costs nothing, shrinks with the rest
                 group.prune()
                 now = self.counter.share(model)
             else:
@@ -142,6 +146,7 @@ class TorchPruning(Method):
             'importance': importance(self.options['criterion']),
             'global_pruning': self.options['global_pruning'],
             'pruning_ratio': 1.0,
+            'max_pruning_ratio': 1 - Limits.floor,
             'iterative_steps': RATIO_STEPS,
             'ignored_layers': [model.get_submodule(path) for path in self.outputs],
             'forward_fn': training_forward,
@@ -157,7 +162,9 @@ class TorchPruning(Method):
 class Iterative(TorchPruning):
     """Several cuts during training, on the ramp of GDP's target. Further options: ``begin``, ``end``, ``cuts``.
 
-    One pruner makes all cuts, as the package intends: its ratios refer to the original widths of the layers.
+    One pruner makes all cuts, as the package intends: its ratios refer to the original widths of the layers. Between two
+    cuts there are too few steps for the running statistics of norms to follow the weights, so Taylor's gradients are
+    taken with those of each mini-batch.
     """
 
     def begin(self, training: Training) -> None:
@@ -178,12 +185,24 @@ class Iterative(TorchPruning):
             self.cut(self.targets[step])
 
 
+    def sum_gradients(self) -> None:
+        """Sum gradients in training mode; running statistics of norms do not change."""
+        model = self.training.model
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        model.train()
+        super().sum_gradients()
+        model.eval()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+
+
 class SparseNorms(TorchPruning):
     """One cut by BN scales that the package's regularisation made sparse for a part of the run, the option ``sparse``.
 
-    The regularisation is so strong that its sum over the sparse steps is that of the package's own recipe, which has
-    many more steps. It is applied to the scales themselves: the package adds it to their gradients, which comes to the
-    same with its SGD, but not with an optimiser that divides gradients by their size.
+    The regularisation is so strong that its sum over the sparse steps is :data:`SHRINKAGE`; the package's recipe has many
+    more steps. It is applied to the scales themselves: the package adds it to their gradients, which comes to the same
+    with its SGD, but not with an optimiser that divides gradients by their size. As in its recipe there is no weight
+    decay during the sparse steps.
     """
 
     def begin(self, training: Training) -> None:
@@ -192,7 +211,9 @@ class SparseNorms(TorchPruning):
         self.prepare()
         self.sparse_steps = max(1, round(self.options.get('sparse', 0.5) * training.recipe.steps))
         rates = sum(training.rate_at(step) for step in range(self.sparse_steps))
-        self.reg = SHRINKAGE / rates / (1 - MOMENTUM)
+        self.reg = SHRINKAGE[self.options['global_pruning']] / rates / (1 - MOMENTUM)
+        self.decays = [group['weight_decay'] for group in training.optimizer.param_groups]
+        self.set_decays([0.0] * len(self.decays))
 
     def after_step(self, step: int) -> None:
         """Shrink the scales of norms; cut after the last sparse step."""
@@ -203,7 +224,13 @@ class SparseNorms(TorchPruning):
                     gamma = module.weight.detach()
                     gamma.sub_(pull * gamma.sign())
         if step == self.sparse_steps:
+            self.set_decays(self.decays)
             self.cut(self.share)
+
+    def set_decays(self, decays: Sequence[float]) -> None:
+        """Set the weight decay of each group of the optimiser."""
+        for group, decay in zip(self.training.optimizer.param_groups, decays, strict=True):
+            group['weight_decay'] = decay
 
 
 def left_by(group: Any, graph: Any) -> dict[nn.Module, float]:

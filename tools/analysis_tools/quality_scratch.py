@@ -23,7 +23,7 @@ from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.builders import uniform
 from mmprune_gates.engine.model_config import SLIM
 
-LONGEST = 6.0  # times as many iterations, at most
+LONGEST = 12.0  # times as many iterations, at most
 
 
 class Scratch(Method):

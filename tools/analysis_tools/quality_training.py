@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.runner import set_random_seed
 from quality_tasks import Recipe, TaskData, loss_of
@@ -57,7 +61,8 @@ class Training:
     def score_aside(self) -> float:
         """The current metric; the time it takes is not counted."""
         begin = time.process_time()
-        found = self.data.score(self.model)
+        with own_draws():
+            found = self.data.score(self.model)
         self.seconds -= time.process_time() - begin
         return found
 
@@ -80,6 +85,18 @@ class Training:
                 key: value.flatten()[index].view_as(new) if is_like(value, old) else value
                 for key, value in before.state.get(old, {}).items()
             }
+
+
+@contextmanager
+def own_draws() -> Iterator[None]:
+    """Leave the random numbers that follow as they would have been: same augmentations and dropout for all methods."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 def places_in(model: nn.Module) -> nn.Module:
