@@ -53,7 +53,7 @@ def apply_cures() -> tuple[str, ...]:
     Returns:
         The names of the cures that acted, in the order in which they ran.
     """
-    acted = tuple(name for name, cure in CURES.items() if cure())
+    acted = tuple(name for name, (package, cure) in CURES.items() if has_package(package) and cure())
     for name in acted:
         logger.info('cure applied: %s', name)
     return acted
@@ -64,7 +64,7 @@ def define_torchvision_operators() -> bool:
 
     Only the schemas are defined: calling ``torchvision.ops.nms`` still fails, and torchvision explains why.
     """
-    if 'torchvision' in sys.modules or not has_package('torchvision'):
+    if 'torchvision' in sys.modules:
         return False
     loaded_before = set(sys.modules)
     try:
@@ -86,7 +86,7 @@ def replace_missing_mmcv_operators() -> bool:
 
     ``sys.modules`` gets no stand-in for ``mmcv._ext``: mmengine would take it for a full mmcv.
     """
-    if not has_package('mmcv') or importlib.util.find_spec('mmcv._ext') is not None:
+    if importlib.util.find_spec('mmcv._ext') is not None:
         return False
     ext_loader: Any = importlib.import_module('mmcv.utils.ext_loader')
     if ext_loader.load_ext is load_missing_operators:
@@ -113,8 +113,6 @@ def allow_checkpoint_classes() -> bool:
 
     They hold log histories (mmengine's HistoryBuffer over numpy arrays) and metrics that are numpy numbers.
     """
-    if not has_package('mmengine'):
-        return False
     allowed = torch.serialization.get_safe_globals()
     missing: list[Any] = [item for item in _checkpoint_classes() if item not in allowed]
     torch.serialization.add_safe_globals(missing)
@@ -128,8 +126,6 @@ def name_packages_by_module() -> bool:
     and asks the installer's metadata for it. Where only a fork (onedl-mmsegmentation) or a source tree
     provides the module, the module's own name serves: mmengine then looks for the module itself.
     """
-    if not has_package('mmengine'):
-        return False
     names = importlib.import_module('mmengine.config.utils').MODULE2PACKAGE
     renamed = {
         module: module
@@ -149,8 +145,6 @@ def find_own_configs() -> bool:
     A user's config is read before its ``custom_imports``, so this acts only where ``mmprune_gates`` is already
     imported: in its own tools, and through ``mmprune-gates stock``.
     """
-    if not has_package('mmengine'):
-        return False
     config_class = importlib.import_module('mmengine.config').Config
     find = getattr(config_class, CONFIG_FINDER, None)
     if find is None or hasattr(find, '__wrapped__'):
@@ -184,8 +178,6 @@ def count_given_inputs() -> bool:
     0.10.7 (mmsegmentation issues 2958 and 3241). A tool that has already imported the function is not reached;
     ``tools/stock.py`` applies the cures first.
     """
-    if not has_package('mmengine'):
-        return False
     analysis: Any = importlib.import_module('mmengine.analysis')
     count = analysis.get_model_complexity_info
     try:
@@ -209,7 +201,7 @@ def launch_without_gpus() -> bool:
 
     mmengine gives every rank a CUDA device without checking that there is one.
     """
-    if not has_package('mmengine') or _has_accelerator():
+    if _has_accelerator():
         return False
     dist: Any = importlib.import_module('mmengine.dist')
     runner: Any = importlib.import_module('mmengine.runner.runner')
@@ -232,7 +224,7 @@ def launch_without_gpus() -> bool:
 
 def wrap_models_without_gpus() -> bool:
     """Let mmengine wrap a model on the CPU for distributed training: it names a GPU for it, which torch refuses."""
-    if not has_package('mmengine') or _has_accelerator():
+    if _has_accelerator():
         return False
     wrapper = importlib.import_module('mmengine.model').MMDistributedDataParallel
     make = wrapper.__init__
@@ -248,15 +240,16 @@ def wrap_models_without_gpus() -> bool:
 
 
 # torchvision comes first: mmcv and mmengine may import it.
-CURES: dict[str, Callable[[], bool]] = {
-    'torchvision-operators': define_torchvision_operators,
-    'mmcv-lite-operators': replace_missing_mmcv_operators,
-    'checkpoint-classes': allow_checkpoint_classes,
-    'distribution-names': name_packages_by_module,
-    'own-configs': find_own_configs,
-    'complexity-inputs': count_given_inputs,
-    'launch-on-cpu': launch_without_gpus,
-    'wrap-on-cpu': wrap_models_without_gpus,
+# Name -> the package that it cures, and the cure, which returns whether it has changed anything.
+CURES: dict[str, tuple[str, Callable[[], bool]]] = {
+    'torchvision-operators': ('torchvision', define_torchvision_operators),
+    'mmcv-lite-operators': ('mmcv', replace_missing_mmcv_operators),
+    'checkpoint-classes': ('mmengine', allow_checkpoint_classes),
+    'distribution-names': ('mmengine', name_packages_by_module),
+    'own-configs': ('mmengine', find_own_configs),
+    'complexity-inputs': ('mmengine', count_given_inputs),
+    'launch-on-cpu': ('mmengine', launch_without_gpus),
+    'wrap-on-cpu': ('mmengine', wrap_models_without_gpus),
 }
 
 

@@ -10,28 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.runner import Runner
-from model_checks import example, random_kept, randomize_, relative_error
+from model_checks import example, randomize_, relative_error
+from model_checks import random_kept as random_kept
 from torch import nn
 
 from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.channels.calls import tensors_in as flat
 
 ROOT = Path(__file__).parents[1]
-__all__ = [
-    'assert_same',
-    'call',
-    'environment_with',
-    'example',
-    'flat',
-    'random_kept',
-    'randomize_',
-    'relative_error',
-    'removal_errors',
-    'repeatable',
-    'slow_but',
-    'toy',
-    'traced',
-]
 
 
 def environment_with(*folders, **own):

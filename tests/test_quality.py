@@ -1,18 +1,18 @@
 """The quality benchmark: every method meets its share in a handful of steps, and tables hold what runs have found."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
 # isort: split
-import matplotlib.pyplot as plt
 import pytest
 import quality
 import quality_tasks
 import torch
 from helpers import slow_but
+from matplotlib.figure import Figure
 from PIL import Image
 from quality_cells import cells_of, title_of
 from quality_dcfp import DCFP
@@ -261,7 +261,7 @@ def test_a_finished_run_is_not_carried_out_again(found, work_dir, monkeypatch):
     run = RUNS[0]
     found(run)
     path = work_dir / 'runs' / f'{run.name}.json'
-    done = {**run.facts(), 'score': 12.5}
+    done = {**asdict(run), 'score': 12.5}
     path.write_text(json.dumps(done))
     quality.carry_out(run, work_dir)
     assert json.loads(path.read_text()) == json.loads(json.dumps(done))
@@ -360,25 +360,23 @@ def test_a_picture_leaves_out_what_was_not_run(found, work_dir, tmp_path):
 
 
 def test_values_below_the_picture_are_written_into_it():
-    figure, axes = plt.subplots()
+    axes = Figure().subplots()
     cells = [
         {'method': name, 'share': 0.05, 'macs_share': 0.05, 'mean': mean, 'spread': 0.5, 'lacks': 0}
         for name, mean in (('first', 90.0), ('low', 20.0), ('lower', 10.0), ('high', 92.0))
     ]
     axes.set_ylim(*limits(cells[:1], cells))
     draw_panel(axes, 'family', cells[:1], cells[1:], [])
-    plt.close(figure)
     assert [text.get_text().strip() for text in axes.texts] == ['↓ 20.0', '↓ 10.0']
     assert len({text.get_position()[1] for text in axes.texts}) == 2
     assert axes.get_ylim()[0] == pytest.approx(92.5 - 7.5 - 0.04 * 7.5)
 
 
 def test_the_legend_says_what_was_not_run():
-    figure, axes = plt.subplots()
+    axes = Figure().subplots()
     cells = [{'method': 'absent', 'mean': None}, {'method': 'partly', 'mean': 90.0, 'spread': None, 'lacks': 1}]
     for cell in cells:
         draw_line(axes, [{**cell, 'macs_share': 0.05}], color='#000000')
-    plt.close(figure)
     assert axes.get_legend_handles_labels()[1] == ['absent (not run)', 'partly (lacks seeds)']
 
 

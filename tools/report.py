@@ -6,7 +6,6 @@ out, with a line that says why.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mmprune_gates.report import read_run, write_report
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('work_dir', type=Path, help='work directory of the run')
     parser.add_argument('--slim', type=Path, metavar='DIR', help='what tools/slim.py wrote; default WORK_DIR/slim')
     parser.add_argument('--out', type=Path, metavar='DIR', help='folder to write to; default WORK_DIR/report')

@@ -32,18 +32,11 @@ def linear(op: Op) -> Result:
     return op.result([*_shifted(op, x.without(last)), out])
 
 
-def convolution(op: Op) -> Result:
-    """``aten.conv1d/2d/3d``: x (N, I, *), weight (O, I/groups, *) -> (N, O, *)."""
-    return _convolve(op, transposed=False)
+def convolution(op: Op, transposed: bool) -> Result:
+    """``aten.conv1d/2d/3d``, ``aten.conv_transpose1d/2d/3d``, grouped and depthwise: x (N, I, *) -> (N, O, *).
 
-
-def transposed_convolution(op: Op) -> Result:
-    """``aten.conv_transpose1d/2d/3d``: x (N, I, *), weight (I, O/groups, *) -> (N, O, *)."""
-    return _convolve(op, transposed=True)
-
-
-def _convolve(op: Op, transposed: bool) -> Result:
-    """A regular, grouped or depthwise convolution."""
+    The weight is (O, I/groups, *), that of a transposed one (I, O/groups, *).
+    """
     x = op.x
     conv_groups = op.arg(6, 1)
     applied_at = x.shape if transposed else op.shape

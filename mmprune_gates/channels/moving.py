@@ -159,15 +159,9 @@ def pixel_shuffle(op: Op) -> Result:
     if axis is None or channels == 1:
         return op.spoilt([dim], 'shuffled into a single channel')
     behind_each = np.arange(len(axis.ids)).reshape(channels, -1)
-    shuffled = _one_of(op, axis, behind_each.T)
+    op.flow.tie(axis.ids[behind_each.T])
+    shuffled = _line(axis, behind_each.T, dim)
     return op.result([*op.x.without(dim), shuffled])
-
-
-def _one_of(op: Op, axis: Axis, rows: Ids) -> Axis:
-    """Tie the channels at the same place of several rows of positions; returns the axis along the first row."""
-    op.flow.tie(axis.ids[rows])
-    states = axis.state[rows]
-    return replace(axis, ids=axis.ids[rows[0]], state=states.min(axis=0))
 
 
 def stack(op: Op) -> Result:

@@ -218,20 +218,12 @@ def sampling(op: Op) -> Result:
 
 
 def reduction(op: Op) -> Result:
-    """sum, mean, amax over dimensions: exact only over dimensions that hold no channel."""
-    return _reduced(op, op.arg(1), op.arg(2, False))
-
-
-def vector_norm(op: Op) -> Result:
-    """``aten.linalg_vector_norm``: homogeneous; exact only over dimensions that hold no channel."""
-    return _reduced(op, op.arg(2), op.arg(3, False))
-
-
-def _reduced(op: Op, dims: int | list[int] | None, keep: bool) -> Result:
-    """Labels after a reduction over ``dims`` (all if none are given), which vanish or, with ``keep``, get size 1."""
+    """sum, mean, amax, vector norm over dimensions: exact only over dimensions that hold no channel."""
+    place = 2 if op.name == 'aten.linalg_vector_norm' else 1
+    dims, keep = op.arg(place), op.arg(place + 1, False)
     if isinstance(dims, int):
         dims = [dims]
-    gone = dims or range(op.x.rank)
+    gone = dims or range(op.x.rank)  # all if none are given
     reason = 'reduced over channels'
     if keep:
         return op.spoilt(gone, reason)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Flag, auto
+from functools import partial
 from operator import getitem
 
 from mmprune_gates.channels import layers, moving, pointwise, products
@@ -50,8 +51,8 @@ REORDERING = Trait.ANY_WIDTH | Trait.CONSTANT
 
 TABLE: dict[str, Rule] = {
     # layers
-    **rows('conv1d conv2d conv3d', layers.convolution, Trait.BIAS),
-    **rows('conv_transpose1d conv_transpose2d conv_transpose3d', layers.transposed_convolution),
+    **rows('conv1d conv2d conv3d', partial(layers.convolution, transposed=False), Trait.BIAS),
+    **rows('conv_transpose1d conv_transpose2d conv_transpose3d', partial(layers.convolution, transposed=True)),
     **rows('linear', layers.linear, Trait.BIAS),
     **rows('batch_norm', layers.batch_norm, Trait.CONSTANT),
     **rows('instance_norm', layers.batch_norm),
@@ -83,8 +84,7 @@ TABLE: dict[str, Rule] = {
     **rows('upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d', pointwise.resampling),
     **rows('grid_sampler', pointwise.sampling),
     # over a dimension
-    **rows('sum mean amax amin', pointwise.reduction),
-    **rows('linalg_vector_norm', pointwise.vector_norm),
+    **rows('sum mean amax amin linalg_vector_norm', pointwise.reduction),
     **rows('softmax log_softmax', pointwise.softmax),
     **rows('layer_norm', pointwise.layer_norm),
     **rows('group_norm', pointwise.group_norm),

@@ -35,7 +35,7 @@ UNITS = ('channels', 'blocks', 'both')
 ATTENTION = (HEADS, DIMS, BOTH)
 
 
-class _Captured(nn.Module):
+class Captured(nn.Module):
     """Wraps a model and a custom forward, since ``torch.export`` captures a module's plain call."""
 
     def __init__(self, model: nn.Module, forward: Forward | None) -> None:
@@ -44,6 +44,7 @@ class _Captured(nn.Module):
         self.call = forward
 
     def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """All outputs, flattened."""
         return run(self.model, self.call, (args, kwargs))
 
 
@@ -141,7 +142,7 @@ def _capture(flow: Flow, forward: Forward | None, options: Options, training: bo
     model = flow.model
     try:
         with in_mode(model, training), noted_calls(model, flow.plain, flow.odd), unlogged():
-            program = export(_Captured(model, forward), *options, strict=False)
+            program = export(Captured(model, forward), *options, strict=False)
     except Exception as error:
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(options) if isinstance(leaf, torch.Tensor)]
         raise RuntimeError(

@@ -4,7 +4,7 @@ Importing this needs mmengine. :mod:`mmprune_gates.cli.jobs`, which also needs r
 by its own name.
 """
 
-from mmprune_gates.cli.arguments import Options, config_parser, load_config, runner_config, runner_parser
+from mmprune_gates.cli.arguments import Options, config_parser, load_config, plain_parser, runner_config, runner_parser
 from mmprune_gates.cli.errors import reports_errors
 from mmprune_gates.cli.files import check_writable, read_json, write_bytes, write_json, write_text
 
@@ -13,6 +13,7 @@ __all__ = [
     'check_writable',
     'config_parser',
     'load_config',
+    'plain_parser',
     'read_json',
     'reports_errors',
     'runner_config',

@@ -42,9 +42,14 @@ class Options(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def plain_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser for a tool, described by its module's docstring."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def config_parser(description: str) -> argparse.ArgumentParser:
     """A parser for a tool that reads a config."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(description)
     parser.add_argument('config', help='config file; its custom_imports are also searched beside it')
     parser.add_argument(
         '--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE', help='override keys of the config'

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.checks import MAPPING, SHARE, checked, is_list, optional, shown
+from mmprune_gates.checks import MAPPING, SHARE, checked, optional
 from mmprune_gates.engine.forwards import inference_forward, training_forward
 from mmprune_gates.engine.model_config import default_input_shape, model_config_of, without_pretrained
 from mmprune_gates.engine.registry import MODELS
@@ -59,7 +60,7 @@ def build_gated_model(
         ValueError: No input shape is known, or no channel can be pruned.
     """
     checked('model.gates', gates, optional(MAPPING))
-    shape = input_shape_of(input_shape, config)
+    shape = default_input_shape({**config, 'input_shape': input_shape})
     model = build_architecture(architecture, config)
     graph = trace(model, shape, units, attention)
     if not is_distributed():
@@ -74,7 +75,7 @@ def build_gated_model(
 def build_slim_model(
     architecture: str,
     widths: Mapping[str, Mapping] | float,
-    removed: Mapping[str, Sequence[int] | None] | Sequence[str] = (),
+    removed: Mapping[str, Sequence[int] | None] = MappingProxyType({}),
     input_shape: Sequence[int] | None = None,
     **config: Any,
 ) -> nn.Module:
@@ -85,19 +86,18 @@ def build_slim_model(
         widths: Module path -> width attributes, as slimming writes them; or one number in (0, 1], the share of
             channels that every free group keeps (the "shrunk" baseline).
         removed: Module path -> None, or the shape of the constant in its place, for the modules of removed residual
-            blocks, as slimming writes them; a list of paths if no constant is left.
+            blocks, as slimming writes them.
         input_shape: (C, H, W) of the trace that a number needs; by default (3, *data_preprocessor.size).
         **config: The architecture's own keys. Pretrained weights in them are not loaded: they do not fit.
 
     Raises:
         ValueError: Widths or paths do not belong to the architecture.
     """
-    gone = removed_modules(removed)
     if not isinstance(widths, Mapping):
-        shape = input_shape_of(input_shape, config)
+        shape = default_input_shape({**config, 'input_shape': input_shape})
         checked('model.widths, if not a dictionary,', widths, SHARE)
     model = build_architecture(architecture, without_pretrained(config))
-    remove_modules(model, gone)
+    remove_modules(model, removed)
     if isinstance(widths, Mapping):
         apply_widths(model, widths)
         return model
@@ -111,24 +111,6 @@ def inference_model(config: Config) -> nn.Module:
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = ROOT_MODELS.build(model_config_of(config))
     return revert_sync_batchnorm(model).eval()
-
-
-def input_shape_of(given: Sequence[int] | None, config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(C, H, W) that MACs are stated for, as given or from the config."""
-    return default_input_shape({**config, 'input_shape': given})
-
-
-def removed_modules(removed: Any) -> Mapping[str, Sequence[int] | None]:
-    """Module path -> None or a shape, from a mapping or from paths alone.
-
-    Raises:
-        ValueError: ``removed`` is neither.
-    """
-    if isinstance(removed, Mapping):
-        return removed
-    if not is_list(removed) or not all(isinstance(path, str) for path in removed):
-        raise ValueError(f'model.removed must be a dictionary or a list of module paths, got {shown(removed)}')
-    return dict.fromkeys(removed)
 
 
 def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Module:

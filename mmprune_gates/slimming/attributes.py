@@ -14,7 +14,6 @@ from torch import nn
 
 from mmprune_gates.channels.heads import Follow
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import COUNT, Rule
 from mmprune_gates.gates.stand_in import show_width, shown_width
 
 COUNTS = tuple(
@@ -37,12 +36,6 @@ def whole_attributes(module: nn.Module, names: Sequence[str]) -> dict[str, int]:
         if isinstance(value, int) and not isinstance(value, bool):
             found[name] = value
     return found
-
-
-def following_rules(module: nn.Module) -> dict[str, Rule]:
-    """Rules for the values of a module's attributes that may follow when heads go."""
-    names = [*whole_attributes(module, (*COUNTS, *SIZES, *INNER)), SHOWN_WIDTH]
-    return dict.fromkeys(names, COUNT)
 
 
 def set_following(module: nn.Module, name: str, value: int) -> bool:
@@ -80,7 +73,10 @@ def follow(model: nn.Module, follows: Sequence[Follow], kept: Kept, changed: Cal
 
 def split_following(module: nn.Module, attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a module's entry in a table of widths: attributes that follow heads, and the others."""
-    names = following_rules(module)
-    following = {name: value for name, value in attributes.items() if name in names}
-    others = {name: value for name, value in attributes.items() if name not in names}
+    known = (*COUNTS, *SIZES, *INNER)
+    names = {*whole_attributes(module, known), SHOWN_WIDTH}
+    following, others = {}, {}
+    for name, value in attributes.items():
+        kind = following if name in names else others
+        kind[name] = value
     return following, others

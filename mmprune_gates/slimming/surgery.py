@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -22,6 +21,7 @@ from mmprune_gates.slimming.removal import remove_modules
 from mmprune_gates.slimming.widths import FULL_WIDTH, Widths, replace_tensor, sync_attributes
 
 Place = tuple[str, nn.Module, str]  # path of a module, the module, and the attribute that holds a tensor
+Gone = tuple[Block, Tensor | None]  # a block to remove, and the constant left in its place
 
 
 def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
@@ -33,19 +33,6 @@ def slot_masks(graph: ChannelGraph, kept: Kept) -> dict[str, dict[int, Tensor]]:
             if not mask.all():
                 masks[name][dim] = mask
     return dict(masks)
-
-
-@dataclass(frozen=True, eq=False)
-class Gone:
-    """A residual block that is removed.
-
-    Attributes:
-        block: The block.
-        constant: The constant left in its place; None if nothing is left.
-    """
-
-    block: Block
-    constant: Tensor | None = None
 
 
 def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
@@ -61,7 +48,7 @@ def gone_blocks(model: nn.Module, kept: Kept) -> list[Gone]:
             whole = tail.constant(tensors).detach()
             stays = kept.at(index)
             constant = cut(whole, {tail.axis.dim: stays})
-        gone.append(Gone(block, constant))
+        gone.append((block, constant))
     return gone
 
 
@@ -152,7 +139,7 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
     gone = gone_blocks(model, kept)
 
     def stays(name: str) -> bool:
-        return not any(one.block.holds(name) for one in gone)
+        return not any(block.holds(name) for block, _ in gone)
 
     all_masks = slot_masks(graph, kept)
     masks = {name: dims for name, dims in all_masks.items() if stays(name)}
@@ -223,13 +210,13 @@ def replace_blocks(model: nn.Module, gone: Sequence[Gone]) -> dict[str, list[int
     """
     removed: dict[str, list[int] | None] = {}
     constants = {}
-    for one in gone:
-        for path in one.block.modules:
+    for block, constant in gone:
+        for path in block.modules:
             removed[path] = None
-        if one.constant is not None and one.block.tail is not None:
-            last = one.block.tail.module
-            removed[last] = list(one.constant.shape)
-            constants[last] = one.constant
+        if constant is not None and block.tail is not None:
+            last = block.tail.module
+            removed[last] = list(constant.shape)
+            constants[last] = constant
     remove_modules(model, removed)
     for path, constant in constants.items():
         module = model.get_submodule(path)

@@ -46,6 +46,7 @@ from mmprune_gates.engine.model_config import (
     without_pretrained,
 )
 from mmprune_gates.engine.registry import HOOKS
+from mmprune_gates.engine.samples import random_labels
 from mmprune_gates.engine.shrinking import shrunk_in
 from mmprune_gates.gates import attach_gates, detach_gates
 from mmprune_gates.gates.placement import INPUT, WEIGHT
@@ -128,14 +129,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def report_of(args: argparse.Namespace) -> dict:
-    """All figures that a command line asks for."""
-    config = cli.runner_config(args)
-    report = {'config': args.config, **compare(config, args), 'torch': torch.__version__}
-    return {**report, 'threads': torch.get_num_threads()}
-
-
-def compare(config: Config, args: argparse.Namespace) -> dict:
     """Figures of the gated and the ungated model, from alternating steps; each goes first every other time."""
+    config = cli.runner_config(args)
     gated, ungated, shape = pair(config, args)
     models = {'gated': gated, 'ungated': ungated}
     if args.shrunk:
@@ -148,6 +143,9 @@ def compare(config: Config, args: argparse.Namespace) -> dict:
             one.step(*batch, dtype)
     times = {name: one.seconds[WARM_UP:] for name, one in models.items()}
     report = {
+        'config': args.config,
+        'torch': torch.__version__,
+        'threads': torch.get_num_threads(),
         'device': torch.cuda.get_device_name() if args.device == 'cuda' else 'cpu',
         'crop': list(shape[1:]),
         'batch': args.batch,
@@ -280,18 +278,7 @@ def inputs_and_samples(config: Config, shape: tuple[int, ...], batch: int, devic
     """Random images and labels for a segmentor or a classifier."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(batch, *shape, generator=generator).to(device)
-    if 'decode_head' in config.model:
-        from mmengine.structures import PixelData
-        from mmseg.structures import SegDataSample
-
-        heads = config.model.decode_head
-        classes = (heads[-1] if isinstance(heads, (list, tuple)) else heads).num_classes
-        masks = torch.randint(classes, (batch, 1, *shape[1:]), generator=generator).to(device)
-        return inputs, [SegDataSample(gt_sem_seg=PixelData(data=mask)) for mask in masks]
-    from mmpretrain.structures import DataSample
-
-    labels = torch.randint(config.model.head.num_classes, (batch,), generator=generator).to(device)
-    return inputs, [DataSample().set_gt_label(label) for label in labels.split(1)]  # a number would go to the CPU
+    return inputs, random_labels(config.model, inputs)
 
 
 def table(report: dict) -> list[str]:

@@ -173,7 +173,7 @@ def write_config(path: Path, config: Config, in_use: bool) -> None:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('start_config', help='config of the dense start')
     parser.add_argument('prune_config', help='config of the gated run that goes on from it')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])

@@ -9,18 +9,15 @@ from typing import Any
 from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 from baselines import run_length
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from mmprune_gates.report.pictures import png_of
+from mmprune_gates.report.run import METRICS
 
-METRICS = ('mIoU', 'accuracy/top1')
 COLOURS = {'dense': '#5a5a5a', 'pruned': '#2a788e', 'shrunk': '#d98032', 'scratch': '#8a5ea8'}
 MEANING = {
     'dense': 'the start, trained on without gates',
@@ -153,7 +150,8 @@ def show(console: Console, figures: dict[str, Any]) -> None:
 def draw(path: Path, figures: dict[str, Any]) -> None:
     """Write the picture: one dot per seed and a bar for the mean of each kind, the dense mean dashed."""
     kinds, metric = figures['kinds'], figures['metric']
-    figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
     axes.axhline(kinds['dense']['mean'], color=COLOURS['dense'], linestyle='--', linewidth=1)
     for place, (name, kind) in enumerate(kinds.items()):
         values = [one['metrics'][metric] for one in kind['seeds'].values()]
@@ -177,4 +175,3 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
     )
     axes.grid(axis='y', alpha=0.3)
     cli.write_bytes(path, png_of(figure, 110))
-    plt.close(figure)

@@ -93,7 +93,7 @@ def compare(first: Call, second: Call, pairs: int, now: Clock, repeats: int = 5)
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('first', help='config of a model, usually the dense one')
     parser.add_argument('second', help='config of another, usually slim.py')
     parser.add_argument('--shape', type=int, nargs=3, metavar=('C', 'H', 'W'), help="default: the first config's")

@@ -12,12 +12,12 @@ Example::
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
 import sys
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def carry_out(run: Run, work_dir: Path) -> None:
         'macs': {'before': whole, 'after': data.macs(training.model)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    cli.write_json(path, {**run.facts(), **facts, 'losses': training.losses})
+    cli.write_json(path, {**asdict(run), **facts, 'losses': training.losses})
 
 
 def check_same(run: Run, path: Path) -> None:
@@ -76,7 +76,7 @@ def check_same(run: Run, path: Path) -> None:
     Raises:
         ValueError: It is one.
     """
-    stored, own = cli.read_json(path), json.loads(json.dumps(run.facts()))
+    stored, own = cli.read_json(path), json.loads(json.dumps(asdict(run)))
     if others := [key for key, value in own.items() if stored.get(key) != value]:
         raise ValueError(f'{path} is of a run with other {", ".join(others)}: remove it, or use another --work-dir')
 
@@ -113,7 +113,7 @@ def waves(runs: list[Run]) -> list[list[Run]]:
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('plan', choices=PLANS)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quality'))
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS), help='only runs of these')

@@ -16,7 +16,6 @@ Example::
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
@@ -103,7 +102,7 @@ def most(found: list[dict], key: str) -> str:
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('plan', choices=PLANS)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quality'))
     args = parser.parse_args(argv)

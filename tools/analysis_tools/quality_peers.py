@@ -162,9 +162,9 @@ class TorchPruning(Method):
 class Iterative(TorchPruning):
     """Several cuts during training, on the ramp of GDP's target. Further options: ``begin``, ``end``, ``cuts``.
 
-    One pruner makes all cuts, as the package intends: its ratios refer to the original widths of the layers. Between two
-    cuts there are too few steps for the running statistics of norms to follow the weights, so Taylor's gradients are
-    taken with those of each mini-batch.
+    One pruner makes all cuts, as the package intends: its ratios refer to the original widths of the layers. Between
+    two cuts there are too few steps for the running statistics of norms to follow the weights, so Taylor's gradients
+    are taken with those of each mini-batch.
     """
 
     def begin(self, training: Training) -> None:
@@ -184,7 +184,6 @@ class Iterative(TorchPruning):
         if step in self.targets:
             self.cut(self.targets[step])
 
-
     def sum_gradients(self) -> None:
         """Sum gradients in training mode; running statistics of norms do not change."""
         model = self.training.model
@@ -199,10 +198,10 @@ class Iterative(TorchPruning):
 class SparseNorms(TorchPruning):
     """One cut by BN scales that the package's regularisation made sparse for a part of the run, the option ``sparse``.
 
-    The regularisation is so strong that its sum over the sparse steps is :data:`SHRINKAGE`; the package's recipe has many
-    more steps. It is applied to the scales themselves: the package adds it to their gradients, which comes to the same
-    with its SGD, but not with an optimiser that divides gradients by their size. As in its recipe there is no weight
-    decay during the sparse steps.
+    The regularisation is so strong that its sum over the sparse steps is :data:`SHRINKAGE`; the package's recipe has
+    many more steps. It is applied to the scales themselves: the package adds it to their gradients, which comes to the
+    same with its SGD, but not with an optimiser that divides gradients by their size. As in its recipe there is no
+    weight decay during the sparse steps.
     """
 
     def begin(self, training: Training) -> None:

@@ -12,11 +12,8 @@ from typing import Any
 from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mmprune_gates.report.pictures import png_of
@@ -49,10 +46,8 @@ def draw(path: Path, task: str, figures: Mapping[str, Any]) -> None:
     families = list(dict.fromkeys(cell['family'] for cell in pruned))
     columns = 1 if len(families) == 1 else 2
     rows = -(-len(families) // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(1 + 6 * columns, 1 + 3.7 * rows), sharex=True, sharey=True, squeeze=False,
-        layout='constrained',
-    )  # fmt: skip
+    figure = Figure(figsize=(1 + 6 * columns, 1 + 3.7 * rows), layout='constrained')
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     first = [cell for cell in pruned if cell['method'] == methods[0]]
     grid[0, 0].set_ylim(*limits(those_run(first), those_run(cells)))
     place_cuts(grid[0, 0], those_run(pruned))
@@ -68,7 +63,6 @@ def draw(path: Path, task: str, figures: Mapping[str, Any]) -> None:
     seeds = ', '.join(map(str, figures['provenance']['seeds']))
     figure.suptitle(f'{task}: mean over seeds {seeds}; bars and shade: standard deviation', fontsize=11)
     cli.write_bytes(path, png_of(figure, 110))
-    plt.close(figure)
 
 
 def those_run(cells: Iterable[Mapping[str, Any]]) -> Cells:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -42,10 +42,6 @@ class Run:
         label = f'-{self.label}' if self.label else ''
         rate = '' if self.rate_scale == 1 else f'-x{self.rate_scale:g}'
         return f'{self.task}-{self.method}{label}{rate}-{self.share:g}-{self.seed}'
-
-    def facts(self) -> dict[str, Any]:
-        """Its fields, for its file."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ Example::
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -127,7 +126,7 @@ def figures_of(plan: str, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('plan', choices=PLANS)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quality'))
     parser.add_argument('--out', type=Path, help='folder of what is written; default WORK_DIR')

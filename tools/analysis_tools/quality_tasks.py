@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +32,14 @@ from mmprune_gates.engine.forwards import example_images, inference_forward, tra
 PASSES = {'forward': inference_forward, 'train_forward': training_forward}
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 DIGITS = 1347  # images for training, sorted by class
-
-
-def write_scenes(folder: Path) -> Path:
-    """Scenes of half the demo's height and width."""
-    return demo_data.generate_voc(folder, num_train=2000, num_val=200, size=(48, 64))
-
-
-def scenes_options() -> dict[str, Any]:
-    """Changes of the demo's config for the size of the scenes."""
-    return {'model.data_preprocessor.size': (48, 64)}
-
-
-def digits_options() -> dict[str, Any]:
-    """A third of the digits and half the channels, so that methods differ."""
-    return {
-        'train_dataloader.dataset.indices': list(range(0, DIGITS, 3)),
-        'model.backbone.base_channels': 8,
-        'model.backbone.stem_channels': 8,
-        'model.head.in_channels': 32,
-    }
+SIZE = (48, 64)  # of the scenes: half the demo's
+# A third of the digits and half the channels, so that methods differ.
+HARDER = {
+    'train_dataloader.dataset.indices': list(range(0, DIGITS, 3)),
+    'model.backbone.base_channels': 8,
+    'model.backbone.stem_channels': 8,
+    'model.head.in_channels': 32,
+}
 
 
 @dataclass(frozen=True)
@@ -164,9 +152,13 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
     return model.parse_losses(model(**data, mode='loss'))[0]
 
 
-SCENES = Task('scenes', 'dense_deeplabv3plus_scenes.py', 'mIoU', Recipe(1200, 2e-2, 100), Recipe(1200, 1e-2),
-              (3, 48, 64), write_scenes, scenes_options())  # fmt: skip
-DIGITS_TASK = Task('digits', 'dense_resnet20_digits.py', 'accuracy/top1', Recipe(300, 0.1), Recipe(600, 0.02),
-                   (3, 8, 8), digits_data.write_digits, digits_options())  # fmt: skip
+SCENES = Task(
+    'scenes', 'dense_deeplabv3plus_scenes.py', 'mIoU', Recipe(1200, 2e-2, 100), Recipe(1200, 1e-2), (3, *SIZE),
+    partial(demo_data.generate_voc, size=SIZE), {'model.data_preprocessor.size': SIZE},
+)  # fmt: skip
+DIGITS_TASK = Task(
+    'digits', 'dense_resnet20_digits.py', 'accuracy/top1', Recipe(300, 0.1), Recipe(600, 0.02), (3, 8, 8),
+    digits_data.write_digits, HARDER,
+)  # fmt: skip
 QUICK = replace(DIGITS_TASK, name='digits_quick', start=Recipe(60, 0.1, 10), further=Recipe(60, 0.02, 10))
 TASKS = {task.name: task for task in (SCENES, DIGITS_TASK, QUICK)}

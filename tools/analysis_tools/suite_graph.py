@@ -26,6 +26,7 @@ from suite_models import CONFIG_OF, dense_model, images_of
 from torch import Tensor, nn
 
 from mmprune_gates import trace_channels
+from mmprune_gates.channels.trace import Captured
 from mmprune_gates.engine.forwards import inference_forward
 from mmprune_gates.report.pictures import BLUE, GREEN, VERMILION, wide
 from mmprune_gates.timing.clock import clock_of
@@ -45,22 +46,6 @@ NOTES = (
     'what it finds was not compared here. Exponent: slope of the time over layers or channels, both in logarithms; 1 '
     'is linear.'
 )
-
-
-class Inference(nn.Module):
-    """A model's inference as a plain call, as ``torch.export`` requires.
-
-    Args:
-        model: The model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Any:
-        """(N, 3, H, W) -> logits or features."""
-        return inference_forward(self.model, images)
 
 
 def peer_groups(model: nn.Module, images: Tensor) -> int:
@@ -88,7 +73,7 @@ def measure(model: str, size: int, rounds: int, options: Mapping[str, Any] | Non
     net = dense_model(model, options)
     images = images_of(2, (size, size))
     ways: dict[str, Callable[[], Any]] = {
-        EXPORT: partial(torch.export.export, Inference(net), (images,), strict=False),
+        EXPORT: partial(torch.export.export, Captured(net, inference_forward), (images,), strict=False),
         READ: partial(trace_channels, net, images, inference_forward, rehearsal=False),
         WHOLE: partial(trace_channels, net, images, inference_forward),
         PEER: partial(peer_groups, net, images),

@@ -13,7 +13,6 @@ Example::
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ def make(page: Page, name: str, cells: Sequence[Cell], work_dir: Path, out: Path
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('pages', nargs='+', choices=PAGES)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/suites'))
     parser.add_argument('--out', type=Path, help='folder of the pages; default WORK_DIR')

@@ -10,7 +10,6 @@ Example::
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def write_digits(root: str | Path) -> Path:
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('out', help='folder of the data set')
     args = parser.parse_args(argv)
     try:

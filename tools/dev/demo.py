@@ -6,7 +6,6 @@ as long as the pruned one: both continue from the same start, one with gates and
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -129,7 +128,7 @@ def show(console: Console, summary: dict) -> None:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--data', type=Path, default=Path('data/demo_scenes'), help='folder of the data set')
     parser.add_argument('--num-train', type=int, default=2000)

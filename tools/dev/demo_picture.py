@@ -8,11 +8,8 @@ from pathlib import Path
 from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model, init_model
@@ -22,6 +19,8 @@ from PIL import Image
 from mmprune_gates.engine.record_hook import read_history
 from mmprune_gates.report.pictures import draw_gates, draw_widths, png_of
 from mmprune_gates.report.predictions import coloured
+
+IMAGES = 6
 
 
 def draw_groups(axes, report: dict) -> None:
@@ -67,7 +66,7 @@ def draw_predictions(grid, configs: dict[str, tuple[str, str]], data_root: Path,
 
 
 def draw_summary(
-    path: Path, run: Path, slim: Path, models: dict[str, tuple[str, str]], data_root: Path, title: str, count: int = 6
+    path: Path, run: Path, slim: Path, models: dict[str, tuple[str, str]], data_root: Path, title: str
 ) -> None:
     """Write the picture of a run.
 
@@ -78,13 +77,11 @@ def draw_summary(
         models: Name -> (config, checkpoint) of the models to show.
         data_root: Folder of the data set.
         title: Title of the figure.
-        count: Images to show.
     """
-    figure = plt.figure(figsize=(17, 9), layout='constrained')
+    figure = Figure(figsize=(17, 9), layout='constrained')
     left, middle, right = figure.subfigures(1, 3, width_ratios=[5, 4, 8])
     figure.suptitle(title)
     draw_gates(left.subplots(), read_history(run / 'gates.jsonl'))
     draw_groups(middle.subplots(), json.loads((slim / 'slim.json').read_text()))
-    draw_predictions(right, models, data_root, count)
+    draw_predictions(right, models, data_root, IMAGES)
     cli.write_bytes(path, png_of(figure, 90))
-    plt.close(figure)

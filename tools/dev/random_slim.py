@@ -9,7 +9,6 @@ one of the latency by this machine's table, which ``tools/analysis_tools/latency
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ from mmprune_gates.slimming import slim_model
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('scope', help='mmseg or mmpretrain')
     parser.add_argument('config', help="relative to the package's configs")
     parser.add_argument('out_dir', type=Path)

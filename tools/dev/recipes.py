@@ -8,7 +8,6 @@ Every model is built at its stated input size, without pretrained weights, and t
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -85,7 +84,7 @@ trained on the real data where this was written: no accuracy is claimed.
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('--write', type=Path, metavar='FILE', help='write the page there, too')
     args = parser.parse_args(argv)
     text = page(rows(recipes(), Graphs()))

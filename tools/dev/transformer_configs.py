@@ -7,7 +7,6 @@ Run it, and what it writes, where the demo's data sets are: ``data/demo_scenes``
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('out_dir', type=Path, metavar='OUT_DIR')
     parser.add_argument('--attention', default='both', choices=ATTENTION, help='what attention loses')
     parser.add_argument('--target', type=float, default=0.3, help='share of the MACs that is kept')

@@ -35,7 +35,7 @@ Model = tuple[str, str, str]  # scope, family, config
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('--out-dir', type=Path, help='folder of the results')
     parser.add_argument('--only', default='*', metavar='PATTERN', help='SCOPE/FAMILY, with wildcards')
     parser.add_argument('--jobs', type=int, default=1, help='models at a time')
@@ -54,9 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         selected = {scope: select(scope) for scope in SCOPES}
         cli.write_text(Path(zoo_models.__file__), module_text(selected))
     elif args.measure:
-        from zoo_measure import measure
+        from zoo_measure import Probe, measure
 
-        measure(args.measure[0], args.measure[1], Path(args.measure[2]), args.attention)
+        scope, config, file = args.measure
+        measure(Probe(scope, config, args.attention), Path(file))
     elif args.out_dir is None:
         parser.error('--out-dir is required')
     elif args.write:
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         cli.write_json(args.write.with_suffix('.json'), {'models': results, 'excluded': zoo_models.EXCLUDED})
     else:
         measured = partial(run, args.out_dir, timeout=args.timeout, options=('--attention', args.attention))
-        sweep(args.out_dir, args.only, args.jobs, measured)
+        sweep(args.out_dir, args.only, measured, in_words, args.jobs)
     return 0
 
 
@@ -89,8 +90,21 @@ def collect(out_dir: Path) -> dict[str, dict]:
     return {name: cli.read_json(path) for name, path in found.items() if path.is_file()}
 
 
-def sweep(out_dir: Path, only: str, jobs: int, measured: Callable[[Model], dict]) -> None:
-    """Measure every model that matches and has no result yet."""
+def sweep(
+    out_dir: Path, only: str, measured: Callable[[Model], dict], told: Callable[[dict], str], jobs: int = 1
+) -> None:
+    """Measure every model that matches and has no result yet.
+
+    Args:
+        out_dir: Folder of the results.
+        only: Names that match, as SCOPE/FAMILY with wildcards.
+        measured: Measures a model and returns its result.
+        told: A result in words, to print.
+        jobs: Models at a time.
+
+    Raises:
+        ValueError: No model matches.
+    """
     matching = [model for model in families() if fnmatch(f'{model[0]}/{model[1]}', only)]
     if not matching:
         raise ValueError(f'--only {only!r} matches no family; they are named SCOPE/FAMILY, such as mmseg/fcn')
@@ -98,9 +112,13 @@ def sweep(out_dir: Path, only: str, jobs: int, measured: Callable[[Model], dict]
     print(f'{len(matching) - len(todo)} of {len(matching)} are there')
     with ThreadPoolExecutor(jobs) as pool:
         for model, result in zip(todo, pool.map(measured, todo), strict=True):
-            failures = '; '.join(f'{stage}: {text}' for stage, text in result['failures'].items())
-            share = f'{result.get("prunable_share", 0):.1%} prunable'
-            print(f'{model[0]}/{model[1]}: {share}, {sum(result["seconds"].values()):.0f} s. {failures}', flush=True)
+            print(f'{model[0]}/{model[1]}: {told(result)}', flush=True)
+
+
+def in_words(result: dict) -> str:
+    """The result of one model in words."""
+    failures = '; '.join(f'{stage}: {text}' for stage, text in result['failures'].items())
+    return f'{result.get("prunable_share", 0):.1%} prunable, {sum(result["seconds"].values()):.0f} s. {failures}'
 
 
 def run(out_dir: Path, model: Model, timeout: float, tool: str = __file__, options: Sequence[str] = ()) -> dict:

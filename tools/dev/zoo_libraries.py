@@ -10,7 +10,6 @@ are no dependencies of this project: install those to be measured.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -114,7 +113,7 @@ LIBRARIES = {
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('library', nargs='?', choices=LIBRARIES, help='whose models are measured')
     parser.add_argument('--out-dir', type=Path, required=True, help='folder of the results')
     parser.add_argument('--write', type=Path, metavar='PAGE', help='write the section; measure nothing')

@@ -17,7 +17,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,10 @@ STAGES = {
 }
 
 
-def measure(scope: str, path: str, out: Path, attention: str = 'heads') -> None:
+def measure(probe: Probe, out: Path, stages: Mapping[str, Sequence[str]] = STAGES) -> None:
     """Run every stage of a model's measurement, writing the results so far after each."""
-    probe = Probe(scope, path, attention)
     failures = probe.record['failures']
-    for stage, needs in STAGES.items():
+    for stage, needs in stages.items():
         if any(need in failures for need in needs):
             failures[stage] = 'skipped'
             continue
@@ -72,8 +71,6 @@ def measure(scope: str, path: str, out: Path, attention: str = 'heads') -> None:
             getattr(probe, stage.replace(' ', '_'))()
         except Exception as error:  # a sweep records whatever goes wrong
             failures[stage] = last_line(error)
-        finally:
-            torch.set_default_dtype(torch.float32)
         probe.record['seconds'][stage] = round(time.perf_counter() - begin, 2)
     probe.record['failures'] = {stage: text for stage, text in failures.items() if text != 'skipped'}
     del probe.record['running']

@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import time
-from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 from model_checks import random_kept
-from zoo import collect, families, result_path, run
-from zoo_measure import Probe
+from zoo import collect, run, sweep
+from zoo_measure import Probe, measure
 
 from mmprune_gates.engine.onnx_export import shapes_to_compare
 from mmprune_gates.engine.onnx_graph import (
@@ -34,13 +33,13 @@ from mmprune_gates.engine.onnx_graph import (
 )
 from mmprune_gates.slimming import slim_model
 
-STAGES = ('build', 'run', 'trace')  # of the probe
+STAGES = {'build': (), 'run': ('build',), 'trace': ('run',), 'export': ('trace',)}  # as in zoo_measure.py
 
 
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('--out-dir', type=Path, help='folder of the results')
     parser.add_argument('--only', default='*', metavar='PATTERN', help='SCOPE/FAMILY, with wildcards')
     parser.add_argument('--timeout', type=float, default=300, metavar='SECONDS', help='limit for one model')
@@ -48,69 +47,44 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.measure:
         scope, config, file = args.measure
-        measure(scope, config, Path(file))
+        measure(Exported(scope, config), Path(file), STAGES)
     elif args.out_dir is None:
         parser.error('--out-dir is required')
     else:
-        sweep(args.out_dir, args.only, args.timeout)
+        measured = partial(run, args.out_dir, timeout=args.timeout, tool=__file__)
+        sweep(args.out_dir, args.only, measured, verdict)
         print(told(collect(args.out_dir)))
     return 0
 
 
-def sweep(out_dir: Path, only: str, timeout: float) -> None:
-    """Measure every model that matches and has no result yet."""
-    for model in families():
-        name = f'{model[0]}/{model[1]}'
-        if fnmatch(name, only) and not result_path(out_dir, model).is_file():
-            result = run(out_dir, model, timeout, __file__)
-            print(f'{name}: {verdict(result)}', flush=True)
+class Exported(Probe):
+    """A stock model on its way to ONNX."""
 
+    def export(self) -> None:
+        """Slim the model at random, export it, and record how far onnxruntime is from it.
 
-def measure(scope: str, path: str, out: Path) -> None:
-    """Slim a model at random, export it and compare, writing the results so far after each stage."""
-    probe = Probe(scope, path)
-    stages = {name: getattr(probe, name) for name in STAGES}
-    stages['export'] = lambda: export(probe)
-    for name, stage in stages.items():
-        probe.record['running'] = name
-        cli.write_json(out, probe.record)
-        begin = time.perf_counter()
-        try:
-            stage()
-        except Exception as error:  # a sweep records whatever goes wrong
-            probe.record['failures'][name] = f'{type(error).__name__}: {error}'[:400]
-            break
-        finally:
-            probe.record['seconds'][name] = round(time.perf_counter() - begin, 2)
-    del probe.record['running']
-    cli.write_json(out, probe.record)
-
-
-def export(probe: Probe) -> None:
-    """Export the slim model, and record how far onnxruntime is from it.
-
-    Raises:
-        ValueError: The model cannot be exported, or onnxruntime does not agree with it.
-    """
-    kept = random_kept(probe.graph, share=0.5)
-    slimmed = copy.deepcopy(probe.model)
-    slim_model(slimmed, probe.graph, kept)
-    probe.record['macs_kept'] = probe.graph.macs(kept) / max(1, probe.graph.macs())
-    module = Deployed(slimmed)
-    shape, batch = probe.record['shape'], None
-    proto, reason = onnx_of_batches(module, shape, 1)
-    if reason:
-        probe.record['any_batch'] = reason  # why not
-        batch = 1
-    agreement = compare(session_of(proto), module, shapes_to_compare(module, shape, False, batch))
-    ops = sorted({node.op_type for node in proto.graph.node})
-    probe.record.update(
-        error=agreement.error, equal=agreement.equal, opset=opset_of(proto), norms_left=norms_left(proto), ops=ops
-    )
-    if not agreement.holds:
-        drawing = ', '.join(random_ops(proto))
-        why = f'it draws random numbers ({drawing})' if drawing else 'it does not agree'
-        raise ValueError(f'{why}: {agreement}')
+        Raises:
+            ValueError: It cannot be exported, or onnxruntime does not agree with it.
+        """
+        kept = random_kept(self.graph, share=0.5)
+        slimmed = copy.deepcopy(self.model)
+        slim_model(slimmed, self.graph, kept)
+        self.record['macs_kept'] = self.graph.macs(kept) / max(1, self.graph.macs())
+        module = Deployed(slimmed)
+        shape, batch = self.record['shape'], None
+        proto, reason = onnx_of_batches(module, shape, 1)
+        if reason:
+            self.record['any_batch'] = reason  # why not
+            batch = 1
+        agreement = compare(session_of(proto), module, shapes_to_compare(module, shape, False, batch))
+        ops = sorted({node.op_type for node in proto.graph.node})
+        self.record.update(
+            error=agreement.error, equal=agreement.equal, opset=opset_of(proto), norms_left=norms_left(proto), ops=ops
+        )
+        if not agreement.holds:
+            drawing = ', '.join(random_ops(proto))
+            why = f'it draws random numbers ({drawing})' if drawing else 'it does not agree'
+            raise ValueError(f'{why}: {agreement}')
 
 
 def verdict(result: dict) -> str:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import re
 import time
 from contextlib import contextmanager
-from typing import Any
 
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
 # isort: split
 import torch
 from mmengine.config import ConfigDict
-from mmengine.structures import PixelData
 from model_checks import example
 from torch import Tensor, nn
 
 from mmprune_gates.channels import trace
 from mmprune_gates.channels.calls import tensors_in
 from mmprune_gates.engine.forwards import training_forward
+from mmprune_gates.engine.samples import random_labels
 
 DROP = re.compile(r'Drop|Stochastic')
-MULTI_LABEL = re.compile(r'MultiLabel|CSRA')
 
 
 @contextmanager
@@ -64,14 +62,13 @@ def outputs(model: nn.Module, images: Tensor, training: bool = False) -> list[Te
     return tensors_in(training_forward(model, images))
 
 
-def without_drops(model: nn.Module) -> nn.Module:
-    """Turn dropout and drop path off until the model's mode is set again; returns the model."""
+def without_drops(model: nn.Module) -> None:
+    """Turn dropout and drop path off until the model's mode is set again."""
     for module in model.modules():
         if DROP.search(type(module).__name__):
             module.eval()
             if hasattr(module, 'drop_prob') and not isinstance(module, nn.Dropout):
                 module.drop_prob = 0.0
-    return model
 
 
 def loss_step(model: nn.Module, config: ConfigDict, shape) -> float:
@@ -94,31 +91,5 @@ def loss_step(model: nn.Module, config: ConfigDict, shape) -> float:
 
 def total_loss(model: nn.Module, config: ConfigDict, images: Tensor) -> Tensor:
     """Sum of all losses with random labels, in the model's mode."""
-    losses = model(images, labels(model, config, images), mode='loss')
-    parts = [part for name, value in losses.items() if 'loss' in name for part in means(value)]
-    return torch.stack(parts).sum()
-
-
-def means(value: Any) -> list[Tensor]:
-    """Mean of a loss, or of each of a list."""
-    return [part.mean() for part in tensors_in(value)]
-
-
-def labels(model: nn.Module, config: ConfigDict, images: Tensor) -> list:
-    """Random label maps or class labels, several for heads that predict several."""
-    if config.get('decode_head'):
-        from mmseg.structures import SegDataSample
-
-        maps = [torch.randint(0, model.num_classes, (1, *images.shape[2:])) for _ in images]
-        edges = [torch.randint(0, 2, (1, *images.shape[2:])) for _ in images]
-        return [
-            SegDataSample(gt_sem_seg=PixelData(data=a), gt_edge_map=PixelData(data=b))
-            for a, b in zip(maps, edges, strict=True)
-        ]
-    from mmpretrain.structures import DataSample
-
-    classes = config.head.get('num_classes', 10)
-    drawn = [torch.randint(0, classes, (1,)) for _ in images]
-    if MULTI_LABEL.search(config.head.type):
-        return [DataSample().set_gt_score(torch.zeros(classes).index_fill_(0, label, 1)) for label in drawn]
-    return [DataSample().set_gt_label(label) for label in drawn]
+    losses = model(images, random_labels(config, images), mode='loss')
+    return model.parse_losses(losses)[0]
