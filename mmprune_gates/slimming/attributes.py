@@ -75,8 +75,9 @@ def split_following(module: nn.Module, attributes: Mapping[str, Any]) -> tuple[d
     """Split a module's entry in a table of widths: attributes that follow heads, and the others."""
     known = (*COUNTS, *SIZES, *INNER)
     names = {*whole_attributes(module, known), SHOWN_WIDTH}
-    following, others = {}, {}
+    following: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     for name, value in attributes.items():
-        kind = following if name in names else others
-        kind[name] = value
+        part = following if name in names else others
+        part[name] = value
     return following, others
