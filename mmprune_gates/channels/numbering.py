@@ -158,16 +158,18 @@ def _freeze_reasons(flow: Flow, parts: Parts) -> dict[int, str]:
 
 def _with_same_slots(flow: Flow, parts: Parts, numbers: Iterable[int], reasons: dict[int, str]) -> list[list[int]]:
     """Classes grouped by the slots they own and the reason they are frozen, if any."""
-    slots = defaultdict(list)
-    for name, value in flow.tensors.items():
+    alike = np.zeros(flow.num_ids + 1, dtype=np.int64)  # class -> number of the classes with the same slots so far
+    for value in flow.tensors.values():
         for axis in value.axes:
-            for number, place in parts(axis.ids).items():
-                slots[number].append((name, axis.dim, place))
-    alike = defaultdict(list)
+            place_of = parts(axis.ids)
+            owners, places = np.array(list(place_of)), np.array(list(place_of.values()))
+            _, own = np.unique(2 * alike[owners] + places, return_inverse=True)
+            alike[owners] = own + alike.max() + 1
+    members = defaultdict(list)
     for number in numbers:
-        key = (*slots[number], reasons.get(number))
-        alike[key].append(number)
-    return list(alike.values())
+        key = alike[number], reasons.get(number)
+        members[key].append(number)
+    return list(members.values())
 
 
 def _makers(flow: Flow, parts: Parts) -> dict[int, str]:

@@ -76,9 +76,12 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
 
 def unread(graph: ChannelGraph) -> dict[str, str]:
     """Groups that nothing reads, so that no gate could act on them, and why they stay."""
+    is_read = torch.zeros(graph.num_channels, dtype=torch.bool)
+    for read in graph.reads:
+        is_read[channels_in(read.index)] = True
     reasons = {}
     for group in graph.free_channels:
-        if not any(touches(read.index, group) for read in graph.reads):
+        if not is_read[group.span].any():
             reasons[group.name] = 'read by nothing in the traced passes'
     return reasons
 
