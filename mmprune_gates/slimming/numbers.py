@@ -44,7 +44,7 @@ class Numbers(TorchDispatchMode):
         numbers = [number(arg, without_data) for arg in given]
         if own := tuple(value for value in numbers if isinstance(value, kinds)):
             self.note((name, own))
-        if without_data and func is BATCH_NORM:  # torch's own kernel for this is Python, and slow; sizes are checked before
+        if without_data and func is BATCH_NORM:  # torch's own kernel is slow Python; sizes have been checked by now
             images = args[0]
             statistics = images.new_empty(images.shape[1])
             return torch.empty_like(images), statistics, statistics
