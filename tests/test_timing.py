@@ -15,9 +15,10 @@ from toy_nets import Concat, Depthwise, LinearRanks, Residual
 
 from mmprune_gates.budget.latency import Latency, kind_of
 from mmprune_gates.budget.latency_table import Table, Target, relative_errors
+from mmprune_gates.timing import probe
 from mmprune_gates.timing.clock import medians
 from mmprune_gates.timing.narrowing import at_widths
-from mmprune_gates.timing.probe import INPUT, STEPS, WIDTHS, Probe, slowdown
+from mmprune_gates.timing.probe import INPUT, WIDTHS, Probe
 from mmprune_gates.timing.table import backend_of, curves_of, fit, random_selections
 
 ROOT = Path(__file__).parents[1]
@@ -120,10 +121,21 @@ def test_a_model_that_fixes_the_batch_is_timed_with_it():
     assert medians([backend.call(FixedBatch(), torch.ones(2, 3, 4, 4))], backend.now)[0] > 0
 
 
-def test_slower_widths_between_steps():
-    took = {width: 2.0 if width % 8 else 1.0 for width in WIDTHS}
-    assert [slowdown(took, step) for step in STEPS if step <= 8][-1] == 0.5
-    assert slowdown(dict.fromkeys(WIDTHS, 1.0), 2) == 1.0
+def in_blocks(width, block):
+    """Time in which whole blocks of channels are computed, and widths are moved where they do not fill fours."""
+    return -(-width // block) * (2.0 if width % 4 else 1.0)
+
+
+@pytest.mark.parametrize('block', [4, 8, 16])
+def test_the_step_is_that_of_the_blocks(block, monkeypatch):
+    monkeypatch.setattr(probe, 'medians', lambda calls, now: [in_blocks(width, block) for width in WIDTHS])
+    assert probe.step_of(lambda model, images: None, None) == block
+
+
+def test_rounding_further_is_compared_for_multiples_only():
+    took = {width: in_blocks(width, 16) for width in WIDTHS}
+    assert probe.slowdown(took, 4, 8) == 1.0 and probe.slowdown(took, 2, 4) == 0.5
+    assert probe.slowdown(took, 16, 32) == 4 / 3
 
 
 @pytest.fixture(scope='module')

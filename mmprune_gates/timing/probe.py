@@ -19,7 +19,7 @@ STEPS = (2, 4, 8, 16, 32)
 WIDTHS = range(44, 65)
 INPUT = (1, 3, 32, 32)
 ON_GPU = (16, 3, 128, 128)  # less would be launches of kernels only, for which widths do not count
-SLOWER = 1.04  # factor by which time may grow when widths are rounded up twice as far
+SLOWER = 1.04  # factor by which time may grow when multiples of a step are rounded up to those of twice the step
 
 
 class Probe(nn.Module):
@@ -56,7 +56,7 @@ class Probe(nn.Module):
 def step_of(call: Callable[[nn.Module, Tensor], Call], now: Clock, shape: Sequence[int] = INPUT) -> int:
     """The largest step to whose multiples widths can be rounded up at no cost, 1 if there is none.
 
-    A step is doubled as long as rounding up further takes no longer.
+    A step is doubled as long as rounding its multiples up further takes no longer.
 
     Args:
         call: Makes a function that runs a model on images.
@@ -66,15 +66,15 @@ def step_of(call: Callable[[nn.Module, Tensor], Call], now: Clock, shape: Sequen
     images = torch.ones(*shape)
     calls = [call(Probe(width), images) for width in WIDTHS]
     took = dict(zip(WIDTHS, medians(calls, now), strict=True))
-    best, before = 1, 1.0
+    best = 1
     for step in STEPS:
-        slower = slowdown(took, step)
-        if slower > SLOWER * before:
+        if slowdown(took, best, step) > SLOWER:
             break
-        best, before = step, slower
+        best = step
     return best
 
 
-def slowdown(took: Mapping[int, float], step: int) -> float:
-    """Time at a width rounded up to a multiple of ``step`` over that at the width, mean over widths that are none."""
-    return mean(took[ceil(width / step) * step] / took[width] for width in took if width % step)
+def slowdown(took: Mapping[int, float], step: int, further: int) -> float:
+    """Time at a multiple of ``step`` rounded up to one of ``further`` over that before, mean over those that differ."""
+    rounded = {width: ceil(width / further) * further for width in took if width % step == 0}
+    return mean(took[more] / took[width] for width, more in rounded.items() if more != width)
