@@ -19,7 +19,7 @@ from quality_dcfp import DCFP
 from quality_peers import Iterative, SparseNorms, TorchPruning
 from quality_picture import draw, draw_line, draw_panel, limits
 from quality_plans import ARMS, FRESH, GDP, OURS, PLANS, Run, peers, quick
-from quality_scratch import Scratch, masks
+from quality_scratch import LONGEST, Scratch, masks
 from quality_table import figures_of, main, markdown
 from quality_tasks import TASKS, Recipe
 from quality_training import Method, further_training, places_in, train
@@ -120,8 +120,7 @@ def test_kept_of_another_task_is_refused(training):
 
 
 def test_longer_training_from_scratch_has_a_cap(training):
-    scratch = Scratch(0.1, same_macs=True, longest=2.0)
-    assert scratch.recipe(training.data, 0.1).steps == 28
+    assert Scratch(0.01, same_macs=True).recipe(training.data, 0.01).steps == LONGEST * 14
     assert Scratch(0.1, same_macs=True).recipe(training.data, 0.5).steps == round((2 + 12 * 0.625) / 0.5)
 
 
@@ -177,7 +176,7 @@ def test_torch_pruning_that_cannot_meet_a_share_says_so(training):
 
 
 def test_sparse_training_pulls_every_norm_towards_zero(training):
-    method = SparseNorms(SHARE, criterion='norm_scale', global_pruning=False, sparse=0.5)
+    method = SparseNorms(SHARE, criterion='norm_scale', global_pruning=False)
     [group] = training.optimizer.param_groups
     decay = group['weight_decay']
     method.begin(training)

@@ -29,6 +29,12 @@ def stock_model(model: Mapping[str, Any]) -> dict[str, Any]:
     return stock
 
 
+def slim_config(stock: Mapping[str, Any], **spec: Any) -> dict[str, Any]:
+    """The config of a slim model: that of a stock one, and what :func:`~mmprune_gates.slim_model` returns."""
+    own = {key: value for key, value in stock.items() if key != 'type'}
+    return {'type': SLIM, 'architecture': stock['type'], **spec, **own}
+
+
 def model_config_of(config: Config) -> dict[str, Any]:
     """The model config of a run as its Runner completes it, without pretrained weights: checkpoints replace them."""
     model = without_pretrained(config.model.to_dict())

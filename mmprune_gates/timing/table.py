@@ -177,10 +177,16 @@ def random_selections(graph: ChannelGraph, step: int, count: int, seed: int) -> 
     shares = torch.logspace(0, 1, count, base=most / least).double() * least
     found = []
     for share in shares.tolist():
-        score = torch.randn(graph.num_channels, generator=generator)
-        for group in graph.groups:
-            score[group.span] += torch.randn(1, generator=generator)
+        score = random_scores(graph, generator)
         found.append(candidates.choose(score, min(1.0, share)))
+    return found
+
+
+def random_scores(graph: ChannelGraph, generator: torch.Generator) -> Tensor:
+    """(num_channels,) random scores; those of some groups are higher, as in pruning."""
+    found = torch.randn(graph.num_channels, generator=generator)
+    for group in graph.groups:
+        found[group.span] += torch.randn(1, generator=generator)
     return found
 
 

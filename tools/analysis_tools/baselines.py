@@ -23,7 +23,7 @@ from mmprune_gates.engine.builders import uniform
 from mmprune_gates.engine.model_config import (
     GATED,
     RUN_KEYS,
-    SLIM,
+    slim_config,
     stock_model,
     with_our_import,
     without_our_hooks,
@@ -118,8 +118,7 @@ def from_scratch(start: Config, model: Mapping[str, Any], factor: Fraction) -> C
 
 def shrunk_model(dense: Mapping[str, Any], share: float, input_shape: Sequence[int]) -> dict[str, Any]:
     """Model config of a dense model with the same share of every free group's channels."""
-    own = {key: value for key, value in dense.items() if key != 'type'}
-    return {'type': SLIM, 'architecture': dense['type'], 'widths': share, 'input_shape': list(input_shape), **own}
+    return slim_config(dense, widths=share, input_shape=list(input_shape))
 
 
 def seeded(config: Config, seed: int, load_from: str | None = None) -> Config:

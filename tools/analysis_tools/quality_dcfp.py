@@ -26,19 +26,20 @@ from mmprune_gates.budget import Candidates, Limits
 from mmprune_gates.budget.criteria import NORMS
 
 MOMENTUM = 0.999
+DENSE = 0.1  # share of the run before the cut
 FLOOR = 0.02
 BACKBONE = 'backbone.'
 AUXILIARY = 'auxiliary_head.'
 
 
 class DCFP(Method):
-    """Dense training for a part of the run (option ``dense``), one cut, and further training."""
+    """Dense training for a part of the run, one cut, and further training."""
 
     def begin(self, training: Training) -> None:
         """Start to score."""
         super().begin(training)
         self.graph = training.data.graph(training.model)
-        self.cut_after = max(1, round(self.options.get('dense', 0.1) * training.recipe.steps))
+        self.cut_after = max(1, round(DENSE * training.recipe.steps))
         self.scores: dict[str, Tensor] = {}
         for name, norm in scored_norms(training.model).items():
             index = self.graph.slots.get(f'{name}.weight', {}).get(0)

@@ -14,13 +14,14 @@ from mmprune_gates.budget import Cycle
 TICKS = 20
 TOCKS = 4
 LEAST = 1e-3  # least share of the filters that a Tick closes
+UNTIL = 0.35  # share of the run after which the target should be met
 
 
 class Decorator(Pruned):
     """Gate Decorator; rates and lengths of its phases follow from the recipe and the target.
 
     A Tick's rate is a tenth of the recipe's, a Tock's rises from that to the recipe's and falls again, as in the paper
-    (1e-3, and 1e-3 to 1e-2 to 1e-3). The target should be met after a share ``until`` (an option) of the run. The paper
+    (1e-3, and 1e-3 to 1e-2 to 1e-3). The target should be met after a third of the run (:data:`UNTIL`). The paper
     closes the same number of filters in each Tick and trains until the target is met; here each Tick closes as many as
     would meet it in the remaining Ticks if all groups shrank alike.
     """
@@ -36,9 +37,8 @@ class Decorator(Pruned):
     def settings(self) -> dict[str, Any]:
         """Rates of the phases, and their lengths."""
         rate = self.training.rate
-        own = {'tick_lr': 0.1 * rate, 'tock_lr': (0.1 * rate, rate), **super().settings()}
-        until = own.pop('until', 0.35)
-        return {**own, 'cycle': cycle_of(until * self.training.recipe.steps)}
+        phases = {'tick_lr': 0.1 * rate, 'tock_lr': (0.1 * rate, rate)}
+        return {**phases, **super().settings(), 'cycle': cycle_of(UNTIL * self.training.recipe.steps)}
 
     def before_step(self, step: int) -> None:
         """Nothing: the pruner sets the learning rate."""

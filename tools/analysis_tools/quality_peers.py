@@ -25,6 +25,8 @@ from mmprune_gates.engine.forwards import training_forward
 
 RATIO_STEPS = 100  # from nothing to all of each layer
 TAYLOR_BATCHES = 10  # whose gradients are summed, as in the package's own example
+CUTS = 10  # of peers that cut in steps
+SPARSE = 0.5  # share of the run with sparse scales
 LAST_STEPS = 5  # of the ratio that follow the first group left out
 NEAR = 0.01  # relative distance from the target: above it no further group is tried, below it none is removed
 FAR = 0.02  # of the whole model's MACs: largest distance above the target, but at most a third of the target
@@ -70,7 +72,7 @@ class TorchPruning(Method):
     """One cut before training, by a criterion of the package.
 
     Options: ``criterion``, a key of :data:`CRITERIA`; ``global_pruning``, whether one threshold holds for all layers,
-    where the package's default is one ratio for all; ``batches`` of training data whose gradients Taylor sums.
+    where the package's default is one ratio for all.
     """
 
     def begin(self, training: Training) -> None:
@@ -155,12 +157,12 @@ class TorchPruning(Method):
     def sum_gradients(self) -> None:
         """Sum the gradients of some mini-batches in the model; statistics of norms do not change."""
         self.training.model.zero_grad()
-        for _ in range(self.options.get('batches', TAYLOR_BATCHES)):
+        for _ in range(TAYLOR_BATCHES):
             loss_of(self.training.model, next(self.data_order)).backward()
 
 
 class Iterative(TorchPruning):
-    """Several cuts during training, on the ramp of GDP's target. Further options: ``begin``, ``end``, ``cuts``.
+    """Several cuts during training, on the ramp of GDP's target.
 
     One pruner makes all cuts, as the package intends: its ratios refer to the original widths of the layers. Between
     two cuts there are too few steps for the running statistics of norms to follow the weights, so Taylor's gradients
@@ -171,13 +173,13 @@ class Iterative(TorchPruning):
         """Set the steps after which it cuts, and their targets."""
         Method.begin(self, training)
         self.prepare()
-        begin, end = self.options.get('begin', Schedule.begin), self.options.get('end', Schedule.end)
-        cuts, steps = self.options.get('cuts', 10), training.recipe.steps
-        schedule = Schedule(self.share, begin, end, settle=end)
+        schedule = Schedule(self.share)
+        ramp = schedule.end - schedule.begin
         self.targets = {}
-        for number in range(1, cuts + 1):
-            progress = begin + (end - begin) * number / cuts
-            self.targets[max(1, round(progress * steps))] = schedule.target_at(progress)
+        for number in range(1, CUTS + 1):
+            progress = schedule.begin + ramp * number / CUTS
+            step = max(1, round(progress * training.recipe.steps))
+            self.targets[step] = schedule.target_at(progress)
 
     def after_step(self, step: int) -> None:
         """Cut to the current target."""
@@ -196,7 +198,7 @@ class Iterative(TorchPruning):
 
 
 class SparseNorms(TorchPruning):
-    """One cut by BN scales that the package's regularisation made sparse for a part of the run, the option ``sparse``.
+    """One cut by BN scales that the package's regularisation made sparse for a part of the run (:data:`SPARSE`).
 
     The regularisation is so strong that its sum over the sparse steps is :data:`SHRINKAGE`; the package's recipe has
     many more steps. It is applied to the scales themselves: the package adds it to their gradients, which comes to the
@@ -208,7 +210,7 @@ class SparseNorms(TorchPruning):
         """Start with regularisation."""
         Method.begin(self, training)
         self.prepare()
-        self.sparse_steps = max(1, round(self.options.get('sparse', 0.5) * training.recipe.steps))
+        self.sparse_steps = max(1, round(SPARSE * training.recipe.steps))
         rates = sum(training.rate_at(step) for step in range(self.sparse_steps))
         self.reg = SHRINKAGE[self.options['global_pruning']] / rates / (1 - MOMENTUM)
         self.decays = [group['weight_decay'] for group in training.optimizer.param_groups]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import mmprune_gates  # noqa: F401  (cures come before the imports below)
 
@@ -21,7 +20,7 @@ from mmprune_gates import slim_model
 from mmprune_gates.budget import Schedule
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.builders import uniform
-from mmprune_gates.engine.model_config import SLIM
+from mmprune_gates.engine.model_config import slim_config
 
 LONGEST = 12.0  # times as many iterations, at most
 
@@ -31,8 +30,8 @@ class Scratch(Method):
 
     Options: ``kept``, group -> numbers of the channels of a pruned architecture; without it the widths are uniform.
     ``same_macs``: whether it trains for as many MACs as the dense start and a GDP run together, if that takes more
-    iterations, but at most ``longest`` times as many. ``settle``: the share of the GDP run at the cost of the whole
-    model; the rest costs what is kept.
+    iterations, but at most :data:`LONGEST` times as many. The GDP run costs what the whole model does until its gates
+    settle, and then what is kept.
     """
 
     def begin(self, training: Training) -> None:
@@ -70,10 +69,9 @@ class Scratch(Method):
         start, further = data.task.start, data.task.further
         steps = start.steps + further.steps
         if self.options.get('same_macs'):
-            settle = self.options.get('settle', Schedule.settle)
+            settle = Schedule.settle
             cost = start.steps + further.steps * (settle + (1 - settle) * share)
-            most = self.options.get('longest', LONGEST) * steps
-            steps = round(min(max(steps, cost / share), most))
+            steps = round(min(max(steps, cost / share), LONGEST * steps))
         return replace(start, steps=steps)
 
 
@@ -96,9 +94,8 @@ def masks(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[str, T
 def narrow_from_scratch(data: TaskData, seed: int, graph: ChannelGraph, kept: Mapping[str, Tensor]) -> nn.Module:
     """The stock model with the widths of the kept channels, newly initialised."""
     spec = slim_model(data.model(seed), graph, kept)
-    config: dict[str, Any] = data.config.model.to_dict()
-    architecture = config.pop('type')
+    config = slim_config(data.config.model.to_dict(), **spec)
     set_random_seed(seed)
-    model = MODELS.build({'type': SLIM, 'architecture': architecture, **spec, **config})
+    model = MODELS.build(config)
     model.init_weights()
     return model

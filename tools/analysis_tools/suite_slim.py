@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from suite_cells import FULL, GPU, QUICK, SEED, Cell, Found, Page, Table, error_bars, in_turn
 from suite_models import MOBILENET, R50, dense_model, images_of
-from torch import Tensor, nn
+from torch import nn
 
 from mmprune_gates import slim_model
 from mmprune_gates.budget import Candidates, Limits
@@ -31,7 +31,7 @@ from mmprune_gates.budget.latency_table import BACKENDS, Target
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.builders import trace
 from mmprune_gates.report.pictures import BLUE, GREEN, GREY, VERMILION, wide
-from mmprune_gates.timing.table import backend_of
+from mmprune_gates.timing.table import backend_of, random_scores
 
 CUTS = (0.5, 0.7, 0.85, 0.95)  # shares of the MACs that go
 DIVISORS: dict[int | str, str] = {1: BLUE, 'auto': VERMILION, 8: GREEN, 16: GREY}
@@ -53,15 +53,6 @@ def whole(model: str, shape: tuple[int, ...]) -> tuple[nn.Module, ChannelGraph]:
     return dense, trace(dense, shape)
 
 
-def scores(graph: ChannelGraph) -> Tensor:
-    """(num_channels,) random scores; those of some groups are higher."""
-    generator = torch.Generator().manual_seed(SEED)
-    found = torch.randn(graph.num_channels, generator=generator)
-    for group in graph.groups:
-        found[group.span] += torch.randn(1, generator=generator)
-    return found
-
-
 def slim_model_of(model: str, shape: tuple[int, ...], divisor: int | str, cut: float) -> tuple[nn.Module, float] | None:
     """A slim model, and the dense model's MACs over its own; None if the divisor does not allow the cut.
 
@@ -72,8 +63,9 @@ def slim_model_of(model: str, shape: tuple[int, ...], divisor: int | str, cut: f
         cut: Share of the MACs to remove.
     """
     dense, graph = whole(model, shape)
+    scores = random_scores(graph, torch.Generator().manual_seed(SEED))
     try:
-        kept = Candidates.of(graph, Limits(divisor=divisor)).choose(scores(graph), 1 - cut)
+        kept = Candidates.of(graph, Limits(divisor=divisor)).choose(scores, 1 - cut)
     except ValueError:  # even with all closed that may close, it costs more
         return None
     slim = copy.deepcopy(dense)

@@ -27,6 +27,7 @@ from mmprune_gates.budget.latency_table import BACKENDS
 from mmprune_gates.budget.selection import Candidates, Limits
 from mmprune_gates.channels.index import channels_in
 from mmprune_gates.engine.builders import trace
+from mmprune_gates.engine.model_config import slim_config
 from mmprune_gates.slimming import slim_model
 
 
@@ -59,9 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     cost = MACs() if args.of == 'macs' else Latency(backend=args.of)
     candidates = Candidates.of(graph, Limits(divisor=args.divisor), cost.bind(graph))
     kept = candidates.choose(score, args.share)
-    spec = slim_model(model, graph, kept)
-    own = {key: value for key, value in dense.items() if key != 'type'}
-    slim = dict(type='mmprune_gates.SlimModel', architecture=dense.type, **spec, **own)
+    slim = slim_config(dense, **slim_model(model, graph, kept))
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for name, config in (('dense', dense), ('slim', slim)):
         whole = dict(default_scope=args.scope, custom_imports=dict(imports=['mmprune_gates']), model=config)

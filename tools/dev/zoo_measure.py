@@ -36,6 +36,7 @@ from zoo_steps import default_dtype, loss_step, outputs, timed_export
 from mmprune_gates import masked_copy
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.engine.builders import trace
+from mmprune_gates.engine.model_config import slim_config
 from mmprune_gates.gates import PolarizationGate, attach_gates
 from mmprune_gates.slimming import slim_model
 
@@ -182,9 +183,7 @@ class Probe:
             ValueError: Keys are missing or unexpected, other than those that the stock model itself does not load.
         """
         spec = json.loads(json.dumps(self.spec))
-        own = {key: value for key, value in self.config.items() if key != 'type'}
-        config = dict(type='mmprune_gates.SlimModel', architecture=self.config.type, **spec, **own)
-        rebuilt = self.fresh(ConfigDict(config)).to(self.dtype)
+        rebuilt = self.fresh(ConfigDict(slim_config(self.config, **spec))).to(self.dtype)
         refused = set(self.fresh(self.config).load_state_dict(self.model.state_dict(), strict=False).missing_keys)
         loaded = rebuilt.load_state_dict(self.slimmed.state_dict(), strict=False)
         if wrong := {*loaded.missing_keys, *loaded.unexpected_keys} - refused:
