@@ -308,7 +308,7 @@ PRODUCTS = {
     f"model['widths'] = {NAN}": 'widths',
     "model['widths'] = 0.5; model.pop('input_shape')": 'input_shape',
     "model.pop('widths')": 'widths',
-    "model['removed'] = ['nobody']": 'removed',
+    "model['removed'] = ['nobody']": "'nobody'",
     "model['removed'] = {'nobody': None}": "'nobody'",
     "model['removed'] = {'': None}": "''",
     "model['removed'] = 'backbone'": 'removed',

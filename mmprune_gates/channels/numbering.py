@@ -162,7 +162,8 @@ def _with_same_slots(flow: Flow, parts: Parts, numbers: Iterable[int], reasons: 
     for value in flow.tensors.values():
         for axis in value.axes:
             place_of = parts(axis.ids)
-            owners, places = np.array(list(place_of)), np.array(list(place_of.values()))
+            owners = np.fromiter(place_of, np.int64)
+            places = np.fromiter(place_of.values(), np.int64)
             _, own = np.unique(2 * alike[owners] + places, return_inverse=True)
             alike[owners] = own + alike.max() + 1
     members = defaultdict(list)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from importance import as_in_a_tick
 from quality_tasks import loss_of
 from quality_training import Method, Training, own_draws, places_in
 from torch import nn
@@ -188,13 +189,8 @@ class Iterative(TorchPruning):
 
     def sum_gradients(self) -> None:
         """Sum gradients in training mode; running statistics of norms do not change."""
-        model = self.training.model
-        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        model.train()
-        super().sum_gradients()
-        model.eval()
-        for name, buffer in model.named_buffers():
-            buffer.copy_(before[name])
+        with as_in_a_tick(self.training.model):
+            super().sum_gradients()
 
 
 class SparseNorms(TorchPruning):

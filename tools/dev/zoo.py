@@ -117,8 +117,13 @@ def sweep(
 
 def in_words(result: dict) -> str:
     """The result of one model in words."""
-    failures = '; '.join(f'{stage}: {text}' for stage, text in result['failures'].items())
-    return f'{result.get("prunable_share", 0):.1%} prunable, {sum(result["seconds"].values()):.0f} s. {failures}'
+    share, seconds = result.get('prunable_share', 0), sum(result['seconds'].values())
+    return f'{share:.1%} prunable, {seconds:.0f} s. {failures_of(result)}'
+
+
+def failures_of(result: dict) -> str:
+    """The stages that failed, and why."""
+    return '; '.join(f'{stage}: {text}' for stage, text in result['failures'].items())
 
 
 def run(out_dir: Path, model: Model, timeout: float, tool: str = __file__, options: Sequence[str] = ()) -> dict:

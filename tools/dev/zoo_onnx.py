@@ -18,7 +18,7 @@ from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 from model_checks import random_kept
-from zoo import collect, run, sweep
+from zoo import collect, failures_of, run, sweep
 from zoo_measure import Probe, measure
 
 from mmprune_gates.engine.onnx_export import shapes_to_compare
@@ -90,7 +90,7 @@ class Exported(Probe):
 def verdict(result: dict) -> str:
     """The result of one model in words."""
     if result['failures']:
-        return '; '.join(f'{stage}: {text}' for stage, text in result['failures'].items())
+        return failures_of(result)
     fixed = ', a batch of one' if 'any_batch' in result else ''
     return f'error {result["error"]:.1e}, {result["equal"]:.2%} equal{fixed}'
 
