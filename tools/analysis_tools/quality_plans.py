@@ -156,6 +156,7 @@ SAME_ITERATIONS = tuple(arm for arm in SCRATCH if arm not in LONGER)
 UNIFORM = tuple(arm for arm in SAME_ITERATIONS if not arm.follows)
 KEY = (DENSE, *OURS, *UNIFORM, *(arm for arm in PEERS if arm not in (*SPARSE, *RANDOM)))
 WIDTHS = tuple(arm for arm in SAME_ITERATIONS if arm.follows)
+LOCAL = tuple(arm for arm in PEERS if arm.options.get('global_pruning') is False)
 REST = (*WIDTHS, *SPARSE, *RANDOM)
 STAGES = (
     Stage('digits', (0.15,), KEY, (0, 1)),
@@ -180,8 +181,25 @@ def peers() -> list[Run]:
     the scenes have one learning rate, the recipe's, for all methods alike, and at 70 and 95 % no random pruning, no
     training of GDP's widths and no longer training from scratch. No seed is thinned out.
     """
-    runs = [run for stage in STAGES for run in stage.runs()]
-    return list({run.name: run for run in runs}.values())  # the dense model is in several stages
+    return runs_of(STAGES)
+
+
+def runs_of(stages: Sequence[Stage]) -> list[Run]:
+    """All runs of some stages, in turn; those of the dense model, which are in several, once."""
+    runs = [run for stage in stages for run in stage.runs()]
+    return list({run.name: run for run in runs}.values())
+
+
+UNSEEN_ARMS = (DENSE, *OURS, *SAME_ITERATIONS, *(arm for arm in PEERS if arm not in (*LOCAL, *RANDOM)))
+UNSEEN = Stage('unseen', (0.15, 0.05), UNSEEN_ARMS, (0,))
+
+
+def unseen() -> list[Run]:
+    """The methods on scenes of another seed and difficulty, on which nothing was tuned.
+
+    Two cuts, one learning rate; Torch-Pruning with one threshold, which is better on the other scenes, none at random.
+    """
+    return runs_of((UNSEEN,))
 
 
 def quick() -> list[Run]:
@@ -238,6 +256,7 @@ def divisors() -> list[Run]:
 
 PLANS: dict[str, Callable[[], list[Run]]] = {
     'peers': peers,
+    'unseen': unseen,
     'quick': quick,
     'schedules': schedules,
     'updates': updates,

@@ -156,9 +156,13 @@ SCENES = Task(
     'scenes', 'dense_deeplabv3plus_scenes.py', 'mIoU', Recipe(1200, 2e-2, 100), Recipe(1200, 1e-2), (3, *SIZE),
     partial(demo_data.generate_voc, size=SIZE), {'model.data_preprocessor.size': SIZE},
 )  # fmt: skip
+# Other pictures, three times the noise, and one object in four in a texture of another class.
+UNSEEN = replace(
+    SCENES, name='unseen', write=partial(demo_data.generate_voc, size=SIZE, seed=2026, noise=24.0, odd_texture=0.25),
+)  # fmt: skip
 DIGITS_TASK = Task(
     'digits', 'dense_resnet20_digits.py', 'accuracy/top1', Recipe(300, 0.1), Recipe(600, 0.02), (3, 8, 8),
     digits_data.write_digits, HARDER,
 )  # fmt: skip
 QUICK = replace(DIGITS_TASK, name='digits_quick', start=Recipe(60, 0.1, 10), further=Recipe(60, 0.02, 10))
-TASKS = {task.name: task for task in (SCENES, DIGITS_TASK, QUICK)}
+TASKS = {task.name: task for task in (SCENES, UNSEEN, DIGITS_TASK, QUICK)}
