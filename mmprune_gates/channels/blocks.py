@@ -6,8 +6,10 @@ a sum, the branch, that is computed from a single tensor of the sum's shape and 
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from torch import fx
@@ -54,29 +56,40 @@ class Branch:
 def find_branches(graph: Walked) -> list[Branch]:
     """The branches of an exported graph, in order of execution."""
     needed = {node: graph.needed_modules(node) for node in graph.paths}
+    uses = Counter(chain.from_iterable(needed.values()))
     found = []
     for total in graph.paths:
         if op_name(total) != 'add' or len(total.all_input_nodes) != 2:
             continue
         first, second = total.all_input_nodes
-        branch = _branch(graph, needed, total, first, second) or _branch(graph, needed, total, second, first)
-        if branch is not None:
-            found.append(branch)
+        for skip, end in ((first, second), (second, first)):
+            nodes = _behind(graph, end, skip)
+            own = Counter(chain.from_iterable(needed.get(node, ()) for node in nodes))
+            elsewhere = {path for path, number in own.items() if uses[path] > number}
+            branch = _branch(graph, nodes, elsewhere | graph.flow.odd, total, end)
+            if branch is not None:
+                found.append(branch)
+                break
     return found
 
 
 def _branch(
-    graph: Walked, needed: dict[fx.Node, set[str]], total: fx.Node, skip: fx.Node, end: fx.Node
+    graph: Walked, nodes: Sequence[fx.Node], elsewhere: Container[str], total: fx.Node, end: fx.Node
 ) -> Branch | None:
-    """The branch that ends in one operand of a sum, ``end``, if cutting it off leaves the other, ``skip``, unchanged.
+    """The branch that ends in one operand of a sum, if cutting it off leaves the other unchanged.
 
     A branch consists of whole modules that no other call depends on, joined by calls that accept any width.
+
+    Args:
+        graph: The graph.
+        nodes: The calls that only this operand depends on.
+        elsewhere: Modules that are needed elsewhere, too.
+        total: The sum.
+        end: The operand.
     """
-    nodes = _ancestors(end) - _ancestors(skip)
     entry = _only_entry(graph, nodes, total, end)
     if entry is None:
         return None
-    elsewhere = graph.flow.odd.union(*(modules for node, modules in needed.items() if node not in nodes))
     modules = _largest_modules(graph, nodes, elsewhere)
     between = [node for node in nodes if node in graph.paths and graph.enclosing(node, modules) is None]
     sites = _sites_of(graph.values[end])
@@ -95,21 +108,28 @@ def _branch(
     )
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """A call and all calls that it depends on."""
-    seen: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        one = pending.pop()
-        if one.op == 'call_function' and one not in seen:
-            seen.add(one)
-            pending.extend(one.all_input_nodes)
-    return seen
+def _behind(graph: Walked, end: fx.Node, skip: fx.Node) -> list[fx.Node]:
+    """The calls that ``end`` depends on and ``skip`` does not, in order of execution.
+
+    Followed back from both, latest call first, until ``skip`` depends on all that is left.
+    """
+    pending, of_skip = {end, skip}, {skip}
+    found = []
+    while not pending <= of_skip:
+        latest = max(pending, key=graph.places.__getitem__)
+        pending.remove(latest)
+        sources = [source for source in latest.all_input_nodes if source.op == 'call_function']
+        pending.update(sources)
+        if latest in of_skip:
+            of_skip.update(sources)
+        else:
+            found.append(latest)
+    return found[::-1]
 
 
-def _only_entry(graph: Walked, nodes: set[fx.Node], total: fx.Node, end: fx.Node) -> fx.Node | None:
+def _only_entry(graph: Walked, nodes: Sequence[fx.Node], total: fx.Node, end: fx.Node) -> fx.Node | None:
     """The single tensor that a branch reads, if it has the shape of the sum and only the sum reads the branch."""
-    readers = {user for node in nodes for user in node.users} - nodes
+    readers = {user for node in nodes for user in node.users}.difference(nodes)
     entries = graph.entries(nodes)
     if readers != {total} or len(entries) != 1:
         return None
@@ -119,13 +139,12 @@ def _only_entry(graph: Walked, nodes: set[fx.Node], total: fx.Node, end: fx.Node
     return entry if alike and UNKNOWN not in shape else None
 
 
-def _largest_modules(graph: Walked, nodes: set[fx.Node], elsewhere: Container[str]) -> tuple[str, ...]:
+def _largest_modules(graph: Walked, nodes: Sequence[fx.Node], elsewhere: Container[str]) -> tuple[str, ...]:
     """The outermost modules that enclose these calls and are not needed elsewhere, in order of execution."""
     found = []
-    for node, paths in graph.paths.items():
-        if node in nodes:
-            whole = [path for path in paths if path and path not in elsewhere]
-            found += whole[:1]
+    for node in nodes:
+        whole = [path for path in graph.paths.get(node, ()) if path and path not in elsewhere]
+        found += whole[:1]
     return tuple(dict.fromkeys(found))
 
 

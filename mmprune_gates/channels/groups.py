@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from os.path import commonprefix
 
 from torch import Tensor
@@ -77,10 +78,13 @@ def outermost(blocks: Sequence[Block]) -> list[Block]:
 
 def within(path: str, modules: tuple[str, ...]) -> bool:
     """Whether a module, parameter or buffer is one of ``modules`` or below one."""
-    for module in modules:
-        if path == module or path.startswith(f'{module}.'):
-            return True
-    return False
+    return f'{path}.'.startswith(_starts(modules))
+
+
+@lru_cache
+def _starts(modules: tuple[str, ...]) -> tuple[str, ...]:
+    """What the paths of modules, and of all below them, begin with, if they end in a dot."""
+    return tuple(f'{module}.' for module in modules)
 
 
 def common_path(paths: Iterable[str]) -> str:

@@ -126,8 +126,11 @@ def _numbered(names: Iterable[str]) -> list[str]:
 
 def _parts(classes: Ids, pairs: Mapping[int, tuple[int, int]], ids: Ids) -> dict[int, int]:
     """The classes of ids -> 0; for one that stands for a pair, the first class -> 0, the second -> 1."""
+    numbers = dict.fromkeys(classes[ids].tolist(), 0)
+    if pairs.keys().isdisjoint(numbers):
+        return numbers
     found: dict[int, int] = {}
-    for number in dict.fromkeys(classes[ids].tolist()):
+    for number in numbers:
         parts = pairs.get(number, (number,))
         for place, part in enumerate(parts):
             found.setdefault(part, place)

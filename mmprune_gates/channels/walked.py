@@ -44,6 +44,11 @@ class Walked:
                 paths[node] = [self.flow.canonical(path) for path in module_paths(node)]
         return paths
 
+    @cached_property
+    def places(self) -> dict[Node, int]:
+        """Place of each tensor in the order of execution."""
+        return {node: place for place, node in enumerate(self.values)}
+
     def needed_modules(self, node: Node) -> set[str]:
         """Modules this call depends on: enclosing modules, parameter owners, and their ancestors."""
         used = list(self.paths[node])

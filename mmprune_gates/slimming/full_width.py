@@ -8,13 +8,15 @@ and must give what it gives with zeros among them.
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from mmprune_gates.channels.calls import Options, run, same_draws
 from mmprune_gates.channels.flow import AMONG, BEHIND, NONE, FullWidth
@@ -37,24 +39,39 @@ def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelG
         stage: A way to run it.
     """
     full_width = dict(graph.full_width)
+    known: dict[bytes | None, str] = {}
     for path, wide in graph.full_width.items():
         can_shrink = any(touches(wide.index, group) for group in graph.free_channels)
         if can_shrink and path in stage.first_calls:
-            zeros = fastest_way(model.get_submodule(path), wide, stage.first_calls[path])
-            full_width[path] = replace(wide, zeros=zeros)
+            module = randomized(model.get_submodule(path))
+            call = stage.first_calls[path]
+            trial = written(module, wide, call)
+            if trial is None or trial not in known:
+                known[trial] = fastest_way(module, wide, call)
+            full_width[path] = replace(wide, zeros=known[trial])
     return replace(graph, full_width=full_width)
+
+
+def written(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> bytes | None:
+    """All that a trial depends on, the same for equal trials; None if the module cannot be written to a file."""
+    arguments = tree_map_only(Tensor, lambda leaf: (leaf.shape, leaf.dtype), call)
+    file = BytesIO()
+    try:
+        torch.save((module, arguments, wide.dim, len(wide.index)), file)
+    except (pickle.PicklingError, TypeError, AttributeError):  # its class may be defined in a function, say
+        return None
+    return file.getvalue()
 
 
 def fastest_way(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> str:
     """Where a module's zeros stand in the fastest way that is correct in evaluation and in training mode.
 
     Args:
-        module: The module; it does not change.
+        module: The module, with random parameters; it does not change.
         wide: Its read.
         call: Arguments to call it with, replaced by random numbers.
     """
     generator = torch.Generator().manual_seed(0)
-    module = randomized(module)
     options = tree_map(partial(random_like, generator), call)
     masks = some_masks(len(wide.index), generator)
     for zeros in (NONE, BEHIND):

@@ -130,10 +130,13 @@ def first_way_around(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tup
 
 def first_way(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list[Follow], str | None]:
     """The attributes that follow in the first way that works; if none works, why the last one fails."""
+    if scope.path not in scope.calls:
+        return [], 'heads of several modules, which cannot be tried alone'
+    trial = Trial(model, graph, scope)
     failed = None
     for way in scope.ways():
         found = list(following(model, scope, way))
-        failed = failure(model, graph, scope, found)
+        failed = trial.failure(found)
         if failed is None:
             return found, None
     return [], failed
@@ -201,44 +204,67 @@ def input_width(call: Options | None) -> int:
     return args[0].shape[-1] if is_tensor else 0
 
 
-def failure(model: nn.Module, graph: ChannelGraph, scope: Scope, follows: Sequence[Follow]) -> str | None:
-    """Why a module with fewer heads does not compute what it computes with those at zero; None if it does."""
-    if scope.path not in scope.calls:
-        return 'heads of several modules, which cannot be tried alone'
-    module = randomized(model.get_submodule(scope.path))
-    options = random_inputs(scope.calls[scope.path])
-    part = part_of(graph, scope.path, follows)
-    eager = torch.compiler.set_stance('force_eager')
-    with eager, same_draws(module), torch.no_grad():
-        for masks in fewer_heads(scope.groups):
-            try:
-                failed = difference(module, part, masks, options)
-            except ERRORS as error:
-                failed = f'{line_of_model_code(error)} fixes its number of heads'
-            if failed is not None:
-                return failed
-    return None
+class Trial:
+    """A module on random numbers, whole and with some heads at zero, to be compared with narrower copies.
 
-
-def difference(module: nn.Module, part: ChannelGraph, masks: Masks, options: Options) -> str | None:
-    """How a module with fewer heads differs from the same module with those heads at zero; None if it does not.
-
-    If those heads make no difference to the whole module, the trial proves nothing, and fails as well.
+    Args:
+        model: The model; it does not change.
+        graph: Its channel graph.
+        scope: The module and its heads.
     """
-    whole = run(module, None, options)
-    expected = run(masked_copy(module, part, masks), None, options)
-    slim = copy.deepcopy(module)
-    slim_model(slim, part, masks)
-    found = run(slim, None, options)
-    kind = type(module).__name__
-    if [one.shape for one in expected] != [one.shape for one in found]:
-        return f'the shape of an output of {kind} depends on its number of heads'
-    error = relative_error(expected, found)
-    if not error <= TOLERANCE:
-        return f'{kind} computes something else with fewer heads'
-    if not relative_error(whole, expected) > TOLERANCE:
-        return f'what heads do in {kind} does not show when it is tried'
-    return None
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, scope: Scope) -> None:
+        self.module = randomized(model.get_submodule(scope.path))
+        self.options = random_inputs(scope.calls[scope.path])
+        self.masks = fewer_heads(scope.groups)
+        self.part = partial(part_of, graph, scope.path)
+
+    @cached_property
+    def whole(self) -> list[Tensor]:
+        """Outputs of the whole module."""
+        return run(self.module, None, self.options)
+
+    @cached_property
+    def expected(self) -> list[list[Tensor]]:
+        """Its outputs with heads at zero, for each choice of masks."""
+        part = self.part([])
+        found = []
+        for masks in self.masks:
+            masked = masked_copy(self.module, part, masks)
+            found.append(run(masked, None, self.options))
+        return found
+
+    def failure(self, follows: Sequence[Follow]) -> str | None:
+        """Why a module with fewer heads does not compute what it computes with those at zero; None if it does."""
+        eager = torch.compiler.set_stance('force_eager')
+        with eager, same_draws(self.module), torch.no_grad():
+            part = self.part(follows)
+            for place in range(len(self.masks)):
+                try:
+                    failed = self.difference(part, self.masks[place], self.expected[place])
+                except ERRORS as error:
+                    failed = f'{line_of_model_code(error)} fixes its number of heads'
+                if failed is not None:
+                    return failed
+        return None
+
+    def difference(self, part: ChannelGraph, masks: Masks, expected: list[Tensor]) -> str | None:
+        """How a module with fewer heads differs from the same module with those heads at zero; None if it does not.
+
+        If those heads make no difference to the whole module, the trial proves nothing, and fails as well.
+        """
+        slim = copy.deepcopy(self.module)
+        slim_model(slim, part, masks)
+        found = run(slim, None, self.options)
+        kind = type(self.module).__name__
+        if [one.shape for one in expected] != [one.shape for one in found]:
+            return f'the shape of an output of {kind} depends on its number of heads'
+        error = relative_error(expected, found)
+        if not error <= TOLERANCE:
+            return f'{kind} computes something else with fewer heads'
+        if not relative_error(self.whole, expected) > TOLERANCE:
+            return f'what heads do in {kind} does not show when it is tried'
+        return None
 
 
 def fewer_heads(groups: Sequence[Group]) -> list[Masks]:

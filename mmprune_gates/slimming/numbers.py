@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmprune_gates.channels.op import base_name
 from mmprune_gates.channels.rules import Trait, has_trait
 from mmprune_gates.compat import passes_control_flow
+from mmprune_gates.slimming.without_data import WithoutData, has_no_data
 
-BATCH_NORM = torch.ops.aten.native_batch_norm.default
 FILLING = frozenset('full full_like new_full fill scalar_tensor'.split())
 Step = tuple[str, tuple[float, ...]]
 
@@ -25,10 +23,8 @@ class Deviation(RuntimeError):
 
 
 @passes_control_flow
-class Numbers(TorchDispatchMode):
+class Numbers(WithoutData):
     """Records the number arguments of ops: all of element-wise and filling ops, of others floats, never sizes."""
-
-    supports_higher_order_operators = True  # torch.cond and the like
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,15 +36,11 @@ class Numbers(TorchDispatchMode):
         name = base_name(func)
         kinds = (int, float) if has_trait(name, Trait.ELEMENTWISE) or name in FILLING else float
         given = (*args, *kwargs.values())
-        without_data = any(isinstance(arg, Tensor) and arg.is_meta for arg in given)
+        without_data = has_no_data(*given)
         numbers = [number(arg, without_data) for arg in given]
         if own := tuple(value for value in numbers if isinstance(value, kinds)):
             self.note((name, own))
-        if without_data and func is BATCH_NORM:  # torch's own kernel is slow Python; sizes have been checked by now
-            images = args[0]
-            statistics = images.new_empty(images.shape[1])
-            return torch.empty_like(images), statistics, statistics
-        return func(*args, **kwargs)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def note(self, step: Step) -> None:
         """Record a call with numbers."""

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from mmprune_gates.channels.calls import Forward, Options, first_sample, on_meta, run, same_draws
 from mmprune_gates.gates.stand_in import given
+from mmprune_gates.slimming.without_data import WithoutData
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 NOT_THE_MODEL = (os.path.dirname(torch.__file__) + os.sep, PACKAGE + os.sep)
@@ -68,7 +69,8 @@ class Stage:
         model = copy.deepcopy(self.model)
         for path, module in model.named_modules():
             module.register_forward_pre_hook(partial(note, path), with_kwargs=True)
-        self.run(model)
+        with WithoutData():
+            self.run(model)
         return calls
 
 
