@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -208,21 +209,19 @@ class Candidates:
             ValueError: The budget cannot be met under the limits.
         """
         ranks = self.ranks(score)
-        low, high = 0, len(ranks)
-        least = self.share(self.graph.keeping(ranks >= high))
+
+        def share_from(rank: int) -> float:
+            return self.share(self.graph.keeping(ranks >= rank))
+
+        least = share_from(len(ranks))
         if least > ratio:
             raise ValueError(
                 f'a budget of {ratio:.4f} of the {type(self.cost).__name__} cannot be met: with all that may close '
                 f'closed, {least:.4f} are left (floor {self.limits.floor}, divisor {self.limits.divisor}, steps of '
                 f'{self.cost.step}, excluded {list(self.limits.exclude)}, frozen groups aside)'
             )
-        while low < high:
-            middle = (low + high) // 2
-            if self.share(self.graph.keeping(ranks >= middle)) <= ratio:
-                high = middle
-            else:
-                low = middle + 1
-        return self.graph.keeping(ranks >= low)
+        first = bisect_left(range(len(ranks)), True, key=lambda rank: share_from(rank) <= ratio)
+        return self.graph.keeping(ranks >= first)
 
     def choose(self, score: Tensor, ratio: float) -> Kept:
         """The channels kept when the budget is met as closely as the limits allow.
