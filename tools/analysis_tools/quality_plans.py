@@ -254,6 +254,17 @@ def divisors() -> list[Run]:
     return runs
 
 
+STREAMS = {'narrowed': {}, 'whole': {'exclude': ['*norm*']}}
+
+
+def streams() -> list[Run]:
+    """Residual streams that norms across channels read: narrowed like the rest, or whole at the same MACs."""
+    runs = dense('segformer')
+    for (label, options), share, seed in product(STREAMS.items(), (0.3, 0.4), FRESH):
+        runs.append(Run('segformer', 'gdp', share, seed, label, options))
+    return runs
+
+
 PLANS: dict[str, Callable[[], list[Run]]] = {
     'peers': peers,
     'unseen': unseen,
@@ -261,4 +272,5 @@ PLANS: dict[str, Callable[[], list[Run]]] = {
     'schedules': schedules,
     'updates': updates,
     'divisors': divisors,
+    'streams': streams,
 }

@@ -160,9 +160,13 @@ SCENES = Task(
 UNSEEN = replace(
     SCENES, name='unseen', write=partial(demo_data.generate_voc, size=SIZE, seed=2026, noise=24.0, odd_texture=0.25),
 )  # fmt: skip
+SEGFORMER = replace(
+    SCENES, name='segformer', config='dense_segformer_scenes.py',
+    start=Recipe(1200, 3e-3, 100), further=Recipe(1200, 1.5e-3),
+)  # fmt: skip
 DIGITS_TASK = Task(
     'digits', 'dense_resnet20_digits.py', 'accuracy/top1', Recipe(300, 0.1), Recipe(600, 0.02), (3, 8, 8),
     digits_data.write_digits, HARDER,
 )  # fmt: skip
 QUICK = replace(DIGITS_TASK, name='digits_quick', start=Recipe(60, 0.1, 10), further=Recipe(60, 0.02, 10))
-TASKS = {task.name: task for task in (SCENES, UNSEEN, DIGITS_TASK, QUICK)}
+TASKS = {task.name: task for task in (SCENES, UNSEEN, SEGFORMER, DIGITS_TASK, QUICK)}
