@@ -16,7 +16,8 @@ from mmprune_gates.budget import Candidates, Limits
 from mmprune_gates.channels.flow import AMONG, BEHIND, NONE
 from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.gates import PolarizationGate, attach_gates, fold_gates
-from mmprune_gates.slimming import apply_widths
+from mmprune_gates.slimming import apply_widths, full_width
+from mmprune_gates.slimming.full_width import fastest_way
 
 
 class Around(nn.Module):
@@ -129,6 +130,40 @@ class Positions(nn.Module):
     def forward(self, x):
         numbers = torch.arange(6, device=x.device).view(6, 1, 1)
         return (x * numbers).softmax(1)
+
+
+class Tilted(nn.Module):
+    """A softmax over channels after a slope across them, whose size a buffer holds."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.register_buffer('slope', torch.tensor(slope))
+
+    def forward(self, x):
+        numbers = torch.arange(6, device=x.device).view(6, 1, 1)
+        return (x * (1 + self.slope.to(x) * numbers)).softmax(1)
+
+
+def test_equal_modules_are_tried_once_and_only_they(monkeypatch):
+    tried = []
+
+    def noted(module, wide, call):
+        tried.append(type(module).__name__)
+        return fastest_way(module, wide, call)
+
+    monkeypatch.setattr(full_width, 'fastest_way', noted)
+    alike = [nn.GroupNorm(1, 6), nn.GroupNorm(1, 6), nn.GroupNorm(1, 6, eps=0.1)]
+    tilted = [Tilted(0.0), Tilted(1.0), Tilted(1.0)]
+
+    class Local(nn.Softmax):
+        """Cannot be written to a file."""
+
+    between = [*alike, *tilted, Local(1), Local(1)]
+    layers = [layer for module in between for layer in (module, conv_bn(6, 6))]
+    _, graph, _ = traced(nn.Sequential(conv_bn(3, 6), *layers, conv(6, 4, 1)))
+    assert tried == ['GroupNorm'] * 2 + ['Tilted'] * 2 + ['Local'] * 2
+    ways = [module.zeros for module in graph.full_width.values()]
+    assert ways == [BEHIND] * 3 + [BEHIND, AMONG, AMONG] + [BEHIND] * 2
 
 
 @pytest.mark.parametrize(
