@@ -3,6 +3,7 @@
 import copy
 import io
 from dataclasses import replace
+from types import MethodType
 
 import pytest
 import torch
@@ -140,8 +141,17 @@ class Tilted(nn.Module):
         self.register_buffer('slope', torch.tensor(slope))
 
     def forward(self, x):
+        return sloped(self.slope.to(x))(self, x)
+
+
+def sloped(slope):
+    """The forward of a softmax over channels after a slope across them."""
+
+    def forward(self, x):
         numbers = torch.arange(6, device=x.device).view(6, 1, 1)
-        return (x * (1 + self.slope.to(x) * numbers)).softmax(1)
+        return (x * (1 + slope * numbers)).softmax(1)
+
+    return forward
 
 
 def test_equal_modules_are_tried_once_and_only_they(monkeypatch):
@@ -158,12 +168,15 @@ def test_equal_modules_are_tried_once_and_only_they(monkeypatch):
     class Local(nn.Softmax):
         """Cannot be written to a file."""
 
-    between = [*alike, *tilted, Local(1), Local(1)]
+    bound = [nn.Softmax(1), nn.Softmax(1)]
+    for module, slope in zip(bound, (0.0, 1.0), strict=True):
+        module.forward = MethodType(sloped(slope), module)
+    between = [*alike, *tilted, Local(1), Local(1), *bound]
     layers = [layer for module in between for layer in (module, conv_bn(6, 6))]
     _, graph, _ = traced(nn.Sequential(conv_bn(3, 6), *layers, conv(6, 4, 1)))
-    assert tried == ['GroupNorm'] * 2 + ['Tilted'] * 2 + ['Local'] * 2
+    assert tried == ['GroupNorm'] * 2 + ['Tilted'] * 2 + ['Local'] * 2 + ['Softmax'] * 2
     ways = [module.zeros for module in graph.full_width.values()]
-    assert ways == [BEHIND] * 3 + [BEHIND, AMONG, AMONG] + [BEHIND] * 2
+    assert ways == [BEHIND] * 3 + [BEHIND, AMONG, AMONG] + [BEHIND] * 2 + [BEHIND, AMONG]
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,19 @@ def test_heads_stay_where_a_number_in_the_code_counts_them():
     assert graph.follows == ()
 
 
+class Odd(OwnCode):
+    """Adds random numbers to its input, and overwrites it."""
+
+    def forward(self, x):
+        return super().forward(x.add_(torch.rand_like(x)))
+
+
+def test_a_trial_has_the_same_inputs_and_draws_for_each_copy():
+    _, graph, _ = traced(Odd(known_heads))
+    assert graph.group('attn.qkv').frozen is None
+    assert [(one.module, one.attribute) for one in graph.follows] == [('attn', 'num_heads')]
+
+
 def test_heads_stay_where_the_code_runs_and_computes_something_else():
     _, graph, _ = traced(OwnCode(two_heads))
     assert graph.group('attn.qkv').frozen == 'OwnCode computes something else with fewer heads'

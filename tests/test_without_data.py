@@ -63,8 +63,22 @@ def test_every_result_is_tried(used):
             with WithoutData():
                 call(torch.empty(2, 6, 5, 7, device='meta'))
     norms = {'aten.native_batch_norm.default'}
-    seldom = {'aten.gelu_.default', 'aten.softplus_.default'}  # no function of torch calls the one, the other is none
+    seldom = {'aten.gelu_.default'}  # no function of torch calls it
     assert set(used) | norms | seldom == RESULTS.keys()
+
+
+def test_a_slice_is_resized_in_the_memory_format_of_the_whole():
+    images = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)[:, :3]
+    for mode in ('bilinear', 'bicubic'):
+        resize = partial(F.interpolate, size=(9, 4), mode=mode)
+        with WithoutData():
+            result = resize(images.to('meta'))
+        assert result.stride() == resize(images).stride()
+
+
+def test_nothing_is_left_for_torch_to_refuse():
+    with WithoutData(), pytest.raises((RuntimeError, ZeroDivisionError)):
+        F.interpolate(torch.empty(2, 6, 5, 7, device='meta'), size=(0, 4), mode='bilinear')
 
 
 @pytest.mark.parametrize('shape', [(8,), (5, 8)])

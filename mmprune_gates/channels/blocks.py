@@ -64,9 +64,12 @@ def find_branches(graph: Walked) -> list[Branch]:
         first, second = total.all_input_nodes
         for skip, end in ((first, second), (second, first)):
             nodes = _behind(graph, end, skip)
+            entry = _only_entry(graph, nodes, total, end)
+            if entry is None:
+                continue
             own = Counter(chain.from_iterable(needed.get(node, ()) for node in nodes))
             elsewhere = {path for path, number in own.items() if uses[path] > number}
-            branch = _branch(graph, nodes, elsewhere | graph.flow.odd, total, end)
+            branch = _branch(graph, nodes, elsewhere | graph.flow.odd, entry, end)
             if branch is not None:
                 found.append(branch)
                 break
@@ -74,7 +77,7 @@ def find_branches(graph: Walked) -> list[Branch]:
 
 
 def _branch(
-    graph: Walked, nodes: Sequence[fx.Node], elsewhere: Container[str], total: fx.Node, end: fx.Node
+    graph: Walked, nodes: Sequence[fx.Node], elsewhere: Container[str], entry: fx.Node, end: fx.Node
 ) -> Branch | None:
     """The branch that ends in one operand of a sum, if cutting it off leaves the other unchanged.
 
@@ -84,12 +87,9 @@ def _branch(
         graph: The graph.
         nodes: The calls that only this operand depends on.
         elsewhere: Modules that are needed elsewhere, too.
-        total: The sum.
+        entry: The tensor that they read.
         end: The operand.
     """
-    entry = _only_entry(graph, nodes, total, end)
-    if entry is None:
-        return None
     modules = _largest_modules(graph, nodes, elsewhere)
     between = [node for node in nodes if node in graph.paths and graph.enclosing(node, modules) is None]
     sites = _sites_of(graph.values[end])
@@ -99,7 +99,8 @@ def _branch(
         return None
     name = (common_path(modules) or modules[-1]) + BLOCK
     tail = find_tail(graph, end, modules)
-    terms = [number for number, term in enumerate(graph.flow.terms) if term.call in nodes]
+    calls = set(nodes)
+    terms = [number for number, term in enumerate(graph.flow.terms) if term.call in calls]
     return Branch(
         block=Block(name, modules, sites, tail),
         entry=graph.values[entry],

@@ -53,14 +53,15 @@ def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelG
 
 
 def written(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> bytes | None:
-    """All that a trial depends on, the same for equal trials; None if the module cannot be written to a file."""
+    """All that a trial depends on, the same for equal trials; None if not all of the module can be written."""
     arguments = tree_map_only(Tensor, lambda leaf: (leaf.shape, leaf.dtype), call)
     file = BytesIO()
     try:
         torch.save((module, arguments, wide.dim, len(wide.index)), file)
-    except (pickle.PicklingError, TypeError, AttributeError):  # its class may be defined in a function, say
+    except (*ERRORS, pickle.PickleError):  # its class may be defined in a function, say
         return None
-    return file.getvalue()
+    found = file.getvalue()
+    return None if b'getattr' in found else found  # a bound method is written as that, without its code
 
 
 def fastest_way(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> str:

@@ -215,33 +215,33 @@ class Trial:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, scope: Scope) -> None:
         self.module = randomized(model.get_submodule(scope.path))
-        self.options = random_inputs(scope.calls[scope.path])
+        self.options = scope.calls[scope.path]
         self.masks = fewer_heads(scope.groups)
         self.part = partial(part_of, graph, scope.path)
+
+    def outputs(self, module: nn.Module) -> list[Tensor]:
+        """Outputs of a copy of the module, for the same inputs and random draws each time."""
+        with same_draws(module):
+            return run(module, None, random_inputs(self.options))
 
     @cached_property
     def whole(self) -> list[Tensor]:
         """Outputs of the whole module."""
-        return run(self.module, None, self.options)
+        return self.outputs(copy.deepcopy(self.module))
 
     @cached_property
     def expected(self) -> list[list[Tensor]]:
         """Its outputs with heads at zero, for each choice of masks."""
         part = self.part([])
-        found = []
-        for masks in self.masks:
-            masked = masked_copy(self.module, part, masks)
-            found.append(run(masked, None, self.options))
-        return found
+        return [self.outputs(masked_copy(self.module, part, masks)) for masks in self.masks]
 
     def failure(self, follows: Sequence[Follow]) -> str | None:
         """Why a module with fewer heads does not compute what it computes with those at zero; None if it does."""
-        eager = torch.compiler.set_stance('force_eager')
-        with eager, same_draws(self.module), torch.no_grad():
-            part = self.part(follows)
-            for place in range(len(self.masks)):
+        part = self.part(follows)
+        with torch.compiler.set_stance('force_eager'), torch.no_grad():
+            for place, masks in enumerate(self.masks):
                 try:
-                    failed = self.difference(part, self.masks[place], self.expected[place])
+                    failed = self.difference(part, masks, self.expected[place])
                 except ERRORS as error:
                     failed = f'{line_of_model_code(error)} fixes its number of heads'
                 if failed is not None:
@@ -255,7 +255,7 @@ class Trial:
         """
         slim = copy.deepcopy(self.module)
         slim_model(slim, part, masks)
-        found = run(slim, None, self.options)
+        found = self.outputs(slim)
         kind = type(self.module).__name__
         if [one.shape for one in expected] != [one.shape for one in found]:
             return f'the shape of an output of {kind} depends on its number of heads'

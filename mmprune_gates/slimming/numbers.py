@@ -12,7 +12,7 @@ from torch import Tensor
 from mmprune_gates.channels.op import base_name
 from mmprune_gates.channels.rules import Trait, has_trait
 from mmprune_gates.compat import passes_control_flow
-from mmprune_gates.slimming.without_data import WithoutData, has_no_data
+from mmprune_gates.slimming.without_data import WithoutData
 
 FILLING = frozenset('full full_like new_full fill scalar_tensor'.split())
 Step = tuple[str, tuple[float, ...]]
@@ -36,7 +36,7 @@ class Numbers(WithoutData):
         name = base_name(func)
         kinds = (int, float) if has_trait(name, Trait.ELEMENTWISE) or name in FILLING else float
         given = (*args, *kwargs.values())
-        without_data = has_no_data(*given)
+        without_data = any(isinstance(arg, Tensor) and arg.is_meta for arg in given)
         numbers = [number(arg, without_data) for arg in given]
         if own := tuple(value for value in numbers if isinstance(value, kinds)):
             self.note((name, own))

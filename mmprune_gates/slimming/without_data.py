@@ -34,8 +34,10 @@ def layer_normed(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: T
     return output, statistics, statistics
 
 
-def resized(x: Tensor, output_size: Sequence[int], *_: Any, **__: Any) -> Tensor:
-    """Result of an interpolation to a size, in the memory format of its input."""
+def resized(x: Tensor, output_size: Sequence[int], *_: Any, **__: Any) -> Tensor | None:
+    """Result of an interpolation to a size, in the memory format of its input; None if there is nothing in it."""
+    if 0 in (*x.shape, *output_size):
+        return None
     samples, channels = x.shape[:2]
     output = x.new_empty((samples, channels, *output_size))
     return output.contiguous(memory_format=memory_format(x))
@@ -44,7 +46,8 @@ def resized(x: Tensor, output_size: Sequence[int], *_: Any, **__: Any) -> Tensor
 def memory_format(x: Tensor) -> torch.memory_format:
     """The memory format that an op passes on from (N, C, H, W) to its result."""
     last = torch.channels_last
-    is_last = x.is_contiguous(memory_format=last) and not x.is_contiguous()
+    like = torch.empty_like(x)  # dense, if x is a slice
+    is_last = like.is_contiguous(memory_format=last) and not like.is_contiguous()
     return last if is_last else torch.contiguous_format
 
 
@@ -58,12 +61,13 @@ def changed(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
 
 
-ACTIVATIONS = 'elu gelu hardsigmoid hardswish hardtanh leaky_relu mish relu softplus'.split()
+ACTIVATIONS = 'elu gelu hardsigmoid hardswish hardtanh leaky_relu mish relu'.split()
 RESULTS: dict[str, Callable[..., Any]] = {
     'aten.native_batch_norm.default': normed,
     'aten.native_layer_norm.default': layer_normed,
     'aten.upsample_bilinear2d.default': resized,
     'aten.upsample_bicubic2d.default': resized,
+    'aten.softplus.default': copied,
     **{f'aten.{name}.default': copied for name in ACTIVATIONS},
     **{f'aten.{name}_.default': changed for name in ACTIVATIONS},
 }
@@ -71,7 +75,7 @@ RESULTS: dict[str, Callable[..., Any]] = {
 
 @passes_control_flow
 class WithoutData(TorchDispatchMode):
-    """Computes these results, wherever a tensor is on the meta device, in place of torch."""
+    """Computes these results in place of torch where an op works on a tensor on the meta device."""
 
     supports_higher_order_operators = True  # torch.cond and the like
 
@@ -80,11 +84,6 @@ class WithoutData(TorchDispatchMode):
         kwargs = kwargs or {}
         known = RESULTS.get(str(func))
         result = None
-        if known is not None and has_no_data(*args, *kwargs.values()):
+        if known is not None and args[0].is_meta:
             result = known(*args, **kwargs)
         return func(*args, **kwargs) if result is None else result
-
-
-def has_no_data(*args: Any) -> bool:
-    """Whether one of the arguments is a tensor on the meta device."""
-    return any(isinstance(arg, Tensor) and arg.is_meta for arg in args)
