@@ -260,8 +260,8 @@ STREAMS = {'narrowed': {}, 'whole': {'exclude': ['*norm*']}}
 def streams() -> list[Run]:
     """Residual streams that norms across channels read: narrowed like the rest, or whole at the same MACs."""
     runs = dense('segformer')
-    for (label, options), share, seed in product(STREAMS.items(), (0.3, 0.4), FRESH):
-        runs.append(Run('segformer', 'gdp', share, seed, label, options))
+    for (label, options), seed in product(STREAMS.items(), FRESH):
+        runs.append(Run('segformer', 'gdp', 0.3, seed, label, options))
     return runs
 
 
