@@ -107,7 +107,7 @@ def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> Channel
     for scope in find_scopes(graph, stage):
         failures: dict[str, str] = {}
         for part in scope.parts():
-            found, failed = first_way_around(model, graph, part)
+            found, failed = first_way(model, graph, part)
             names = [group.name for group in part.groups]
             if failed is None:
                 follows += found
@@ -118,27 +118,23 @@ def follow_heads(model: nn.Module, graph: ChannelGraph, stage: Stage) -> Channel
     return replace(graph, follows=tuple(follows)).with_frozen(reasons)
 
 
-def first_way_around(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list[Follow], str | None]:
-    """Like :func:`first_way`, also with the module around it, which may ignore an output that differs."""
-    found, failed = first_way(model, graph, scope)
-    around = scope.around()
-    if failed is not None and around is not None:
-        found, still = first_way(model, graph, around)
-        failed = failed if still is not None else None
-    return found, failed
-
-
 def first_way(model: nn.Module, graph: ChannelGraph, scope: Scope) -> tuple[list[Follow], str | None]:
-    """The attributes that follow in the first way that works; if none works, why the last one fails."""
+    """The attributes that follow in the first way that works; if none works, why the last one fails.
+
+    A module whose outputs differ is tried in the module around it as well, which may ignore what differs.
+    """
     if scope.path not in scope.calls:
         return [], 'heads of several modules, which cannot be tried alone'
-    trial = Trial(model, graph, scope)
+    inner, *around = [Trial(model, graph, one) for one in (scope, scope.around()) if one is not None]
     failed = None
     for way in scope.ways():
         found = list(following(model, scope, way))
-        failed = trial.failure(found)
-        if failed is None:
-            return found, None
+        try:
+            failed = inner.failure(found)
+            if failed is None or any(outer.failure(found) is None for outer in around):
+                return found, None
+        except ERRORS as error:
+            failed = f'{line_of_model_code(error)} fixes its number of heads'
     return [], failed
 
 
@@ -214,10 +210,15 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, scope: Scope) -> None:
-        self.module = randomized(model.get_submodule(scope.path))
         self.options = scope.calls[scope.path]
         self.masks = fewer_heads(scope.groups)
+        self.original = model.get_submodule(scope.path)
         self.part = partial(part_of, graph, scope.path)
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The module with random parameters."""
+        return randomized(self.original)
 
     def outputs(self, module: nn.Module) -> list[Tensor]:
         """Outputs of a copy of the module, for the same inputs and random draws each time."""
@@ -236,14 +237,15 @@ class Trial:
         return [self.outputs(masked_copy(self.module, part, masks)) for masks in self.masks]
 
     def failure(self, follows: Sequence[Follow]) -> str | None:
-        """Why a module with fewer heads does not compute what it computes with those at zero; None if it does."""
+        """Why a module with fewer heads does not compute what it computes with those at zero; None if it does.
+
+        Raises:
+            RuntimeError: It does not run, or another of :data:`ERRORS`.
+        """
         part = self.part(follows)
         with torch.compiler.set_stance('force_eager'), torch.no_grad():
             for place, masks in enumerate(self.masks):
-                try:
-                    failed = self.difference(part, masks, self.expected[place])
-                except ERRORS as error:
-                    failed = f'{line_of_model_code(error)} fixes its number of heads'
+                failed = self.difference(part, masks, self.expected[place])
                 if failed is not None:
                     return failed
         return None
