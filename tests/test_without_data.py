@@ -34,7 +34,8 @@ def used(monkeypatch):
 
     class Noted(dict):
         def get(self, op):
-            found.append(op) if op in self else None
+            if op in self:
+                found.append(op)
             return super().get(op)
 
     monkeypatch.setattr(without_data, 'RESULTS', Noted(RESULTS))
@@ -76,7 +77,7 @@ def test_a_slice_is_resized_in_the_memory_format_of_the_whole():
         assert result.stride() == resize(images).stride()
 
 
-def test_nothing_is_left_for_torch_to_refuse():
+def test_an_empty_result_is_refused_as_by_torch():
     with WithoutData(), pytest.raises((RuntimeError, ZeroDivisionError)):
         F.interpolate(torch.empty(2, 6, 5, 7, device='meta'), size=(0, 4), mode='bilinear')
 

@@ -139,12 +139,21 @@ def listed(values: Iterable[str]) -> str:
     return ', '.join(dict.fromkeys(values))
 
 
-def in_turn(calls: Sequence[Call], now: Clock, rounds: int) -> list[list[float]]:
-    """Seconds of each of several calls, made in turn; none pays for what another leaves to the garbage collector."""
+def in_turn(calls: Sequence[Call], now: Clock, rounds: int, collect: bool = False) -> list[list[float]]:
+    """Seconds of each of several calls, made in turn.
+
+    Args:
+        calls: The calls.
+        now: The clock.
+        rounds: How often each is made.
+        collect: Whether garbage is collected before each, so that none pays for what another leaves; that also empties
+            the processor's caches.
+    """
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, own in zip(calls, times, strict=True):
-            gc.collect()
+            if collect:
+                gc.collect()
             own.append(seconds(call, 1, now))
     return times
 

@@ -87,7 +87,7 @@ def measure(model: str, size: int, rounds: int, options: Mapping[str, Any] | Non
         figures['peer_fails'] = f'{type(error).__name__}: {error}'[:200]
         del ways[PEER]
     now = clock_of('cpu', torch.get_num_threads())
-    times = dict(zip(ways, in_turn(list(ways.values()), now, rounds), strict=True))
+    times = dict(zip(ways, in_turn(list(ways.values()), now, rounds, collect=True), strict=True))
     return {**figures, 'times': times, 'over_export': time_ratio(times[WHOLE], times[EXPORT])}
 
 
