@@ -18,5 +18,6 @@ __all__ = ['GDP', 'GateDecorator', '__version__', 'masked_copy', 'slim_model', '
 
 if compat.has_package('mmengine'):
     from mmprune_gates.engine import COSTS, CRITERIA, HOOKS, MODELS  # noqa: F401
+    from mmprune_gates.timing.feedback import MeasuredLatencyHook  # noqa: F401
 
     __all__ += ['COSTS', 'CRITERIA', 'HOOKS', 'MODELS']

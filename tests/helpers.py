@@ -18,6 +18,13 @@ from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.channels.calls import tensors_in as flat
 
 ROOT = Path(__file__).parents[1]
+WIDER = {  # than the tiny config: several steps of a machine
+    'model.backbone.base_channels': 32,
+    'model.backbone.stem_channels': 32,
+    'model.decode_head.in_channels': 256,
+    'model.decode_head.c1_in_channels': 32,
+    'model.auxiliary_head.in_channels': 128,
+}
 
 
 def environment_with(*folders, **own):

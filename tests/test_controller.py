@@ -214,3 +214,37 @@ def test_phases_out_of_order(phases):
 def test_eps_must_fall_and_stay_positive(eps):
     with pytest.raises(ValueError, match='eps must be two positive numbers'):
         Schedule(0.5, eps=eps)
+
+
+@both
+@pytest.mark.parametrize('factor', [0.8, 1.2])
+def test_a_corrected_target_is_met(update, factor):
+    run = Run(update)
+    for i in range(STEPS):
+        run.step(i)
+        if i == STEPS // 2:
+            run.controller.correct(factor)
+    assert run.controller.target == 0.4 and run.controller.aim == pytest.approx(0.4 * factor)
+    assert 0.4 * factor - 0.05 < run.share() <= 0.4 * factor
+
+
+@both
+def test_a_correction_goes_no_further_than_the_limits(update):
+    run = Run(update, floor=0.5)
+    run.controller.correct(0.01)
+    for i in range(STEPS):
+        run.step(i)
+    assert run.share() == pytest.approx(run.controller.candidates.least_share())
+    run.controller.correct(100)
+    assert run.controller.aim == 1
+
+
+@both
+def test_the_candidate_is_what_would_settle(update):
+    run = Run(update)
+    for i in range(STEPS // 2):
+        run.step(i)
+    candidate = run.controller.candidate()
+    assert not candidate.vector.all() and not run.controller.settled
+    run.controller.settle()
+    assert run.controller.kept == candidate == run.controller.candidate()

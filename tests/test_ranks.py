@@ -8,10 +8,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import latency_table
 import pytest
 import rank_parts  # noqa: F401  (registers what configs name)
 import torch
-from helpers import assert_same, environment_with, repeatable, slow_but
+from helpers import WIDER, assert_same, environment_with, repeatable, slow_but
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel, MMFullyShardedDataParallel
 from mmengine.runner import Runner
@@ -118,6 +119,18 @@ def test_two_ranks_agree_with_the_papers_update(config):
     assert_same(first['pruner'], second['pruner'])
     assert_same(without_statistics(first['model']), without_statistics(second['model']))
     assert {'price'} <= first['pruner'].keys()
+
+
+@pytest.mark.slow
+def test_ranks_aim_at_what_the_main_one_has_measured(config, tmp_path):
+    two, table = config(GDP, **WIDER), str(tmp_path / 'table.json')
+    path, _ = written(two)
+    assert latency_table.main([str(path), '--table', table]) == 0
+    two.custom_hooks[0].update(end=0.5, settle=0.8, target_macs=0.9, cost=dict(type='Latency', table=table))
+    two.custom_hooks.append(dict(type='mmprune_gates.MeasuredLatencyHook'))
+    first, second = trained(two)
+    assert_same(first['pruner'], second['pruner'])
+    assert first['pruner']['settled'] and first['pruner']['correction'] != 1
 
 
 def slurm(rank, folder):

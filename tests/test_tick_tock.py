@@ -56,6 +56,15 @@ def test_one_tock_first_then_ticks_and_a_tock_in_turn_until_the_target_is_met():
     assert not any(run.step(0) for _ in range(20))
 
 
+@pytest.mark.parametrize('factor', [0.8, 1.2])
+def test_a_corrected_target_is_met(factor):
+    run = cycle_of(target=0.5)
+    run.correct(factor)
+    go(run)
+    assert run.target == 0.5 and run.aim == pytest.approx(0.5 * factor)
+    assert 0.5 * factor - 0.08 < run.share <= run.aim
+
+
 @pytest.mark.parametrize('target', [0.3, 0.5, 0.9])
 def test_the_target_is_met_from_below_and_closely(target):
     run = cycle_of(target=target)

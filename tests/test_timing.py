@@ -9,7 +9,7 @@ import report
 import slim
 import torch
 import train
-from helpers import traced
+from helpers import WIDER, traced
 from test_latency import STEP, table_of, wide
 from toy_nets import Concat, Depthwise, LinearRanks, Residual
 
@@ -22,13 +22,6 @@ from mmprune_gates.timing.probe import INPUT, WIDTHS, Probe
 from mmprune_gates.timing.table import backend_of, curves_of, fit, random_selections
 
 ROOT = Path(__file__).parents[1]
-WIDER = {  # than the tiny config: several steps of a machine
-    'model.backbone.base_channels': 32,
-    'model.backbone.stem_channels': 32,
-    'model.decode_head.in_channels': 256,
-    'model.decode_head.c1_in_channels': 32,
-    'model.auxiliary_head.in_channels': 128,
-}
 BACKENDS = pytest.mark.parametrize('name', ['torch', 'onnxruntime'])
 
 

@@ -6,4 +6,5 @@ custom_hooks = [
         type='mmprune_gates.PolarizationHook',
         target=0.45,
         cost=dict(type='Latency', backend='onnxruntime')),
+    dict(type='mmprune_gates.MeasuredLatencyHook'),
     dict(type='mmprune_gates.GateRecordHook', interval=20)]

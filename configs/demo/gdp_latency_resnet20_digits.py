@@ -5,4 +5,5 @@ custom_hooks = [
     dict(
         type='mmprune_gates.PolarizationHook',
         target=0.6,
-        cost=dict(type='Latency', backend='onnxruntime', batch=64))]
+        cost=dict(type='Latency', backend='onnxruntime', batch=64)),
+    dict(type='mmprune_gates.MeasuredLatencyHook')]

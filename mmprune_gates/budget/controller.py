@@ -15,6 +15,8 @@ from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import SHARE, checked, listed
 from mmprune_gates.gates import GateSet
 
+MARGIN = 1e-6  # by which a corrected target exceeds what the limits leave: scores change the order of a sum
+
 
 class Controller:
     """Closes gates of a model until its cost meets a target.
@@ -28,12 +30,14 @@ class Controller:
 
     Attributes:
         kept: The channels that are not closed for good; None as long as nothing is.
+        correction: Factor of the target, see :meth:`correct`.
 
     Raises:
         ValueError: The target is out of range, or out of reach under the limits.
     """
 
     kept: Kept | None = None
+    correction: float = 1.0
 
     def __init__(
         self,
@@ -54,6 +58,28 @@ class Controller:
     def settled(self) -> bool:
         """Whether no further gate will close."""
         return self.kept is not None
+
+    @property
+    def aim(self) -> float:
+        """The corrected target."""
+        return self.corrected(self.target)
+
+    def corrected(self, share: float) -> float:
+        """A share of the cost, corrected."""
+        return min(1.0, share * self.correction)
+
+    def correct(self, factor: float) -> None:
+        """Aim at the target times a factor from now on, or at the least that the limits leave.
+
+        Args:
+            factor: Cost of the candidate / cost that it was measured to have.
+        """
+        least = (1 + MARGIN) * self.candidates.least_share()
+        self.correction = max(factor, least / self.target)
+
+    def candidate(self) -> Kept:
+        """What would be kept if the choice had to be made now."""
+        return self.open()
 
     def staying(self) -> Kept:
         """The channels that stay if all that may leave the model now do; those inside removed blocks leave with them.
@@ -76,7 +102,7 @@ class Controller:
         Args:
             score: (num_channels,) scores, higher = keep.
         """
-        self.kept = kept = self.candidates.choose(score, self.target)
+        self.kept = kept = self.candidates.choose(score, self.aim)
         return kept
 
     def hold(self) -> None:
@@ -118,6 +144,7 @@ class Controller:
         """State to resume from; tensors and plain values only."""
         return {
             'target': self.target,
+            'correction': self.correction,
             'settled': self.settled,
             'kept': None if self.kept is None else self.kept.vector.clone(),
             'criterion': {} if self.criterion is None else self.criterion.state_dict(),
@@ -133,6 +160,7 @@ class Controller:
         if kept is not None and kept.shape != (channels,):
             raise ValueError(f'what it keeps has shape {tuple(kept.shape)}, the model has {channels} channels')
         self.kept = None if kept is None else self.gates.graph.keeping(kept)
+        self.correction = float(state.get('correction', 1.0))  # older checkpoints have none
         if self.criterion is not None:
             self.criterion.load_state_dict(state['criterion'])
 

@@ -83,7 +83,7 @@ class Gradient(Polarizer):
     @torch.no_grad()
     def move(self, progress: float) -> None:
         """Update the price, then the thetas."""
-        self.update_price(self.schedule.target_at(progress))
+        self.update_price(self.target_at(progress))
         moved = self.gates.theta().cpu() - self.rate * self.direction()
         self.gates.set_theta(moved.clamp_(0, 1))
 

@@ -115,6 +115,14 @@ class Polarizer(Controller):
         """The open channels; until the gates settle, those closed at the moment count as closed, within the limits."""
         return self.candidates.allowed(self.gates.kept()) if self.kept is None else self.kept
 
+    def target_at(self, progress: float) -> float:
+        """The current target, corrected."""
+        return self.corrected(self.schedule.target_at(progress))
+
+    def candidate(self) -> Kept:
+        """What would be kept if the gates settled now."""
+        return self.candidates.choose(self.ranking().cpu(), self.aim) if self.kept is None else self.kept
+
     def move(self, progress: float) -> None:
         """Move the gates by one step between ``begin`` and ``settle``."""
         raise NotImplementedError

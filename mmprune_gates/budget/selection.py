@@ -198,6 +198,11 @@ class Candidates:
             counts.append(ceil(size / multiple))
         return numbers, counts
 
+    def least_share(self) -> float:
+        """Cost of what never closes / cost of the whole model."""
+        ranks = self.ranks(torch.zeros(self.graph.num_channels))
+        return self.share(self.graph.keeping(ranks >= len(ranks)))
+
     def select(self, score: Tensor, ratio: float) -> Kept:
         """The channels kept when chunks close from the lowest score up, no more than needed to meet the budget.
 

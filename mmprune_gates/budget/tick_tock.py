@@ -122,7 +122,7 @@ class TickTock(Controller):
         if self.phase == TICK:
             self.close()
             self.ticks += 1
-        if self.share <= self.target:
+        if self.share <= self.aim:
             self.begin(FINETUNE, remaining)
         elif self.phase == TOCK or self.ticks % self.cycle.ticks:
             self.begin(TICK, self.cycle.tick)
@@ -145,9 +145,9 @@ class TickTock(Controller):
             self.wasted += 1
             return
         score = self.candidates.per_cost(score, self.kept.vector, self.exponent)
-        kept = self.candidates.close(score, self.kept, self.cycle.fraction * self.filters, self.target)
-        if self.candidates.share(kept) <= self.target:  # the last Tick closes no more than it must
-            kept = self.candidates.fill(kept, score, self.target, among=self.kept.vector)
+        kept = self.candidates.close(score, self.kept, self.cycle.fraction * self.filters, self.aim)
+        if self.candidates.share(kept) <= self.aim:  # the last Tick closes no more than it must
+            kept = self.candidates.fill(kept, score, self.aim, among=self.kept.vector)
         self.kept = kept
         self.hold()
 

@@ -70,7 +70,7 @@ class Waterline(Polarizer):
     @torch.no_grad()
     def move(self, progress: float) -> None:
         """Lower theta below the waterline, raise it above."""
-        kept = self.candidates.select(self.ranking(), self.schedule.target_at(progress))
+        kept = self.candidates.select(self.ranking(), self.target_at(progress))
         theta = self.gates.theta()
         towards = torch.where(kept.vector.to(theta.device), 1.0, -1.0) / self.steps
         self.gates.set_theta((theta + towards).clamp_(0, 1))

@@ -33,6 +33,8 @@ from mmprune_gates.pruning.ranks import mean_over_ranks
 from mmprune_gates.pruning.settings import Settings
 from mmprune_gates.pruning.threads import one_thread
 
+NEAR = 1.2  # times the target: what a model is measured at, before the last Ticks
+
 
 @dataclass(frozen=True, kw_only=True)
 class GateDecoratorSettings(Settings):
@@ -156,6 +158,10 @@ class GateDecorator(Pruner):
         tick = {names[id(parameter)] for module in (self.gates, *heads) for parameter in module.parameters()}
         replaced = {names[id(scale.module.weight)] for scale in gated_norms(self.gates)}  # by phi
         return {TICK: tick, TOCK: self.trained - replaced, FINETUNE: self.trained - replaced}
+
+    def is_near_target(self) -> bool:
+        """Whether at most ``NEAR`` times the target is left, and further Ticks follow."""
+        return self.controller.share <= NEAR * self.controller.aim and not self.controller.settled
 
     def leaving(self) -> float:
         """As in every pruner; 0 in a Tick: a distributed wrapper made then would never synchronise what is frozen."""

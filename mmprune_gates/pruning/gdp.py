@@ -107,6 +107,10 @@ class GDP(Pruner):
         """Zero: no optimiser moves the gates, so they have no part in the gradient norm that a loop clips by."""
         return torch.zeros_like(grad)
 
+    def is_near_target(self) -> bool:
+        """Whether the target no longer falls, and the gates have not settled."""
+        return self.done >= self.settings.end * self.total_steps and not self.controller.settled
+
     def phase_at(self, progress: float) -> int:
         """0 while scores accumulate, 1 while gates move, 2 when they settle."""
         return sum(progress >= edge for edge in (self.settings.begin, self.settings.settle))

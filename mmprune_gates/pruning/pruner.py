@@ -197,6 +197,10 @@ class Pruner:
             'parity_error': error,
         }
 
+    def is_near_target(self) -> bool:
+        """Whether the target is nearly met, by the cost, and gates can still move: the time to measure the model."""
+        raise NotImplementedError
+
     def leaving(self) -> float:
         """Share of the current model's MACs that :meth:`shrink` would remove."""
         graph = self.gates.graph

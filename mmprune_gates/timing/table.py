@@ -169,10 +169,7 @@ def random_selections(graph: ChannelGraph, step: int, count: int, seed: int) -> 
     """
     generator = torch.Generator().manual_seed(seed)
     candidates = Candidates.of(graph, Limits(divisor=step))
-    equal = torch.zeros(graph.num_channels)
-    never_closes = candidates.ranks(equal) >= graph.num_channels
-    rigid = candidates.share(graph.keeping(never_closes))
-    least = max(SHARES[0], 1.05 * rigid)
+    least = max(SHARES[0], 1.05 * candidates.least_share())
     most = max(SHARES[1], least)
     shares = torch.logspace(0, 1, count, base=most / least).double() * least
     found = []

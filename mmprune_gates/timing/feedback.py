@@ -1,0 +1,111 @@
+"""Latency targets corrected by measuring, while gates can still move."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import broadcast, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmprune_gates.budget.goal import Goal
+from mmprune_gates.budget.latency import Latency
+from mmprune_gates.budget.latency_table import Table, Target
+from mmprune_gates.engine.coverage import model_of_config
+from mmprune_gates.engine.pruning_hook import PruningHook
+from mmprune_gates.engine.registry import HOOKS
+from mmprune_gates.pruning import Pruner
+from mmprune_gates.pruning.threads import one_thread
+from mmprune_gates.timing.table import backend_of, latencies
+
+MOST = 1.25  # largest factor of a correction: a table that is off by more should be measured again
+
+
+@HOOKS.register_module()
+class MeasuredLatencyHook(Hook):
+    """Corrects a latency target once, by what the table is off for the model at hand.
+
+    When a run has nearly met its target by the table, and gates can still move, the model as it would be slimmed then
+    is timed in turn with the whole one, by the main process. From then on the run aims at the share by the table at
+    which the latency as measured is the one that was asked for. A resumed run does not measure again.
+    """
+
+    pruner: Pruner | None = None  # as long as nothing is measured
+    cost: Latency
+    goal: Goal
+
+    def before_train(self, runner) -> None:
+        """Find the pruner.
+
+        Raises:
+            ValueError: There is none with a latency, or its table was not measured on this machine.
+        """
+        name = type(self).__name__
+        pruning = next((hook for hook in runner.hooks if isinstance(hook, PruningHook)), None)
+        if pruning is None or not isinstance(pruning.settings['cost'], Latency):
+            raise ValueError(f"{name} needs a pruning hook with cost=dict(type='Latency', ...) in custom_hooks")
+        self.cost, self.goal = pruning.settings['cost'], Goal.of(pruning.settings)
+        path, machine = self.cost.path, self.cost.settings.facts()
+        try:
+            Table.load(path).check(path, machine)
+        except ValueError as error:
+            raise ValueError(f'{name} measures on this machine: {error}, or take the hook out of the config') from error
+        if not pruning.pruner.controller.settled and pruning.pruner.controller.correction == 1:
+            self.pruner = pruning.pruner
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Correct the target when it is nearly met; warn if the gates have settled without that."""
+        if self.pruner is None:
+            return
+        if self.pruner.is_near_target():
+            self.correct(runner.cfg, self.pruner)
+            self.pruner = None
+        elif self.pruner.controller.settled:
+            log('the gates settled before anything was measured: the target is by the table alone', logging.WARNING)
+            self.pruner = None
+
+    def correct(self, config: Config, pruner: Pruner) -> None:
+        """Measure the model as it would be slimmed now, and correct the target, on all ranks alike."""
+        control = pruner.controller
+        kept = control.candidate()
+        share = control.candidates.share(kept)
+        took = torch.zeros(2, dtype=torch.double)
+        if is_main_process():
+            took[:] = torch.tensor(measured(config, self.cost.settings, pruner.gates.kept_of_whole(kept)))
+        broadcast(took)
+        before, after = took.tolist()
+        asked_of = control.candidates.total if self.goal.name == 'target_ms' else before  # what the goal is a share of
+        factor = share * asked_of / after
+        limited = min(MOST, max(1 / MOST, factor))
+        control.correct(limited)
+        log(
+            f'the model takes {after:.3f} ms now, {after / before:.1%} of the {before:.3f} ms of the whole one, and '
+            f'{share:.1%} by the table: for {self.goal.name}={self.goal.value} the run aims at {control.aim:.1%} by it',
+            logging.INFO if factor == limited else logging.WARNING,
+        )
+
+
+def measured(config: Config, target: Target, kept: Mapping[str, Tensor]) -> list[float]:
+    """Median milliseconds of the model of a config, whole and slim, measured in turn.
+
+    Args:
+        config: The config.
+        target: The platform.
+        kept: Group name -> (size,) bool mask of the slim model.
+    """
+    # The threads that the backend sets are reset afterwards, and so is the state of the random numbers.
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        whole, graph, shape = model_of_config(config)
+        images = torch.randn(target.batch, *shape)
+        chosen = [graph.kept(), graph.kept(kept)]
+        return latencies(whole, graph, chosen, images, backend_of(target), show=lambda parts, _: parts)
+
+
+def log(text: str, level: int) -> None:
+    """Log a message under the hook's name."""
+    print_log(f'{MeasuredLatencyHook.__name__}: {text}', 'current', level)

@@ -1,0 +1,128 @@
+"""A latency target that is corrected by measuring: both methods, resumed, and what is refused."""
+
+from pathlib import Path
+
+import latency_table
+import pytest
+import torch
+from helpers import WIDER, repeatable
+from mmengine.config import Config
+from mmengine.runner import Runner
+from test_latency import saved, table_of, wide
+from torch.optim import SGD
+
+from mmprune_gates import GDP
+from mmprune_gates.budget.goal import Goal
+from mmprune_gates.budget.latency import Latency
+from mmprune_gates.budget.latency_table import Table, Target
+from mmprune_gates.timing import feedback
+from mmprune_gates.timing.feedback import MOST, MeasuredLatencyHook, measured
+
+METHODS = {
+    'PolarizationHook': dict(end=0.5, settle=0.8, steps=1),
+    'GateDecoratorHook': dict(by_epoch=False, tick=1, tock=1, ticks=2, fraction=0.02),
+}
+EITHER = pytest.mark.parametrize('method', METHODS)
+SAID = 'the run aims at'
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory, tiny_config):
+    """A table of the tiny model, measured here."""
+    folder = tmp_path_factory.mktemp('table')
+    repeatable(tiny_config(folder, **WIDER)).dump(folder / 'config.py')
+    assert latency_table.main([str(folder / 'config.py'), '--table', str(folder / 'table.json')]) == 0
+    return folder / 'table.json'
+
+
+@pytest.fixture
+def config(tmp_path, tiny_config, table):
+    """A function: config of a run to a latency that is corrected by measuring."""
+
+    def make(method='PolarizationHook', folder='run', **changes):
+        found = repeatable(tiny_config(tmp_path / folder, iterations=20, **WIDER))
+        if method == 'GateDecoratorHook':
+            found.model.gates = dict(type='DecoratorGate')
+        cost = dict(type='Latency', table=str(table))
+        pruning = dict(type=f'mmprune_gates.{method}', target=0.8, cost=cost, shrink=False, **METHODS[method])
+        found.custom_hooks = [{**pruning, **changes}, dict(type='mmprune_gates.MeasuredLatencyHook')]
+        found.default_hooks.checkpoint.interval = 10
+        found.train_dataloader.num_workers = 0
+        found.train_dataloader.persistent_workers = False
+        found.randomness = dict(seed=0)
+        return found
+
+    return make
+
+
+def trained(config, resume=''):
+    """The controller of a finished run, and the log."""
+    config.load_from, config.resume = resume or None, bool(resume)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    pruner = next(hook.pruner for hook in runner.hooks if hasattr(hook, 'pruner'))
+    (log,) = Path(runner.log_dir).glob('*.log')
+    return pruner.controller, log.read_text()
+
+
+@EITHER
+def test_a_run_aims_at_what_was_measured_and_a_resumed_one_does_not_measure_again(config, method):
+    whole, text = trained(config(method))
+    assert text.count(SAID) == 1
+    assert whole.settled and whole.correction != 1 and whole.aim == pytest.approx(0.8 * whole.correction)
+    assert whole.candidates.share(whole.kept) <= whole.aim
+    halfway = f'{config(method).work_dir}/iter_10.pth'
+    resumed, text = trained(config(method, 'resumed'), halfway)
+    assert SAID not in text
+    assert (resumed.correction, resumed.kept) == (whole.correction, whole.kept)
+
+
+def test_measuring_leaves_random_numbers_and_threads_as_they_are(config):
+    torch.set_num_threads(2)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    took = measured(config(), Target(), {})
+    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == 2
+    assert min(took) > 0 and took[1] / took[0] == pytest.approx(1, abs=0.3)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ('goal', 'took', 'expected'),
+    [
+        (dict(target=0.5), (8.0, 4.8), lambda share, total: share / 0.6),
+        (dict(target_ms=3.0), (8.0, 3.2), lambda share, total: share * total / 3.2),
+        (dict(target=0.5), (8.0, 80.0), lambda share, total: 1 / MOST),
+        (dict(target=0.5), (8.0, 0.8), lambda share, total: MOST),
+    ],
+)
+def test_the_factor_is_what_the_table_says_over_what_was_measured(goal, took, expected, tmp_path, monkeypatch):
+    model, graph = wide()
+    cost = Latency(saved(tmp_path, table_of(graph)))
+    pruner = GDP(model, torch.randn(2, 3, 8, 8), SGD(model.parameters(), 0.01), total_steps=9, cost=cost, **goal)
+    hook = MeasuredLatencyHook()
+    hook.cost, hook.goal = cost, Goal.of(goal)
+    monkeypatch.setattr(feedback, 'measured', lambda *_: took)
+    pruner.controller.criterion.observe({group.name: torch.rand(group.size) for group in graph.groups})
+    candidates = pruner.controller.candidates
+    share = candidates.share(pruner.controller.candidate())
+    hook.correct(Config(), pruner)
+    assert pruner.controller.correction == pytest.approx(expected(share, candidates.total))
+
+
+def test_without_a_latency_there_is_nothing_to_correct(config):
+    with pytest.raises(ValueError, match=r"needs a pruning hook with cost=dict\(type='Latency'"):
+        trained(config(cost=None, target=0.6))
+
+
+def test_a_table_of_another_machine_is_refused_before_training(config, table, tmp_path):
+    other = Table.load(table)
+    other.facts = {**other.facts, 'machine': 'another'}
+    (tmp_path / 'other.json').write_text(other.text())
+    with pytest.raises(ValueError, match="measures on this machine: .* was measured with machine 'another'"):
+        trained(config(cost=dict(type='Latency', table=str(tmp_path / 'other.json'))))
+
+
+def test_a_run_without_time_to_measure_says_so(config):
+    controller, text = trained(config(end=0.5, settle=0.5))
+    assert controller.correction == 1 and 'the gates settled before anything was measured' in text
