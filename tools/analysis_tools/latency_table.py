@@ -1,7 +1,9 @@
 """Time the ops of a model on this machine, so that ``cost=dict(type='Latency')`` can prune for speed.
 
-Each op is timed at several widths, then the sum over ops is fitted to the latency of randomly pruned models. The table
-grows with every model that is measured; its ops are not measured again, so an interrupted run continues.
+Each op is timed at several widths, then the sum over ops is fitted to the latency of randomly pruned models. Further
+ones, to check it, are timed in turn with the whole model, so that a machine that has become slower since does not count
+as an error. The table grows with every model that is measured; its ops are not measured again, so an interrupted run
+continues.
 
 Example::
 
@@ -29,7 +31,7 @@ from mmprune_gates.checks import IMAGE, checked
 from mmprune_gates.engine.coverage import model_of_config
 from mmprune_gates.report.latency_picture import latency_picture
 from mmprune_gates.report.pictures import png_of
-from mmprune_gates.timing.table import backend_of, fit, latencies, measure, random_selections
+from mmprune_gates.timing.table import backend_of, fit, latencies, measure, prices, random_selections
 
 CHECK_SEED = 1  # of selections that nothing was fitted to
 
@@ -68,17 +70,23 @@ def main(argv: list[str] | None = None) -> int:
     images = torch.randn(target.batch, *shape)
     found = fit(table, graph, model, images, backend, cost, show)
     save()
-    chosen = random_selections(graph, table.step, args.check, CHECK_SEED)
-    took = latencies(model, graph, chosen, images, backend, show) if chosen else []
-    checks = [(float(cost.price(kept.vector.double())), ms) for kept, ms in zip(chosen, took, strict=True)]
+    whole_ms = found.selections[-1][1]
+    checks: list[tuple[float, float]] = []
+    drift = 1.0
+    if args.check:
+        chosen = random_selections(graph, table.step, args.check, CHECK_SEED)
+        now_ms, *took = latencies(model, graph, [graph.kept(), *chosen], images, backend, show)
+        drift = now_ms / whole_ms
+        checks = [(ms, measured / drift) for ms, measured in zip(prices(cost, chosen).tolist(), took, strict=True)]
     report = {
         'config': args.config,
         'table': str(path),
         'target': table.facts,
         'step': table.step,
         'ops': len(graph.workload.works),
-        'dense_ms': found.selections[-1][1],
+        'dense_ms': whole_ms,
         'fit': {'scale': found.scale, 'overhead_ms': found.overhead, **summary(found.selections)},
+        'drift': drift,
         'check': summary(checks),
     }
     if args.picture:
@@ -130,6 +138,8 @@ def told(report: dict) -> list[str]:
         if found:
             number = len(found['predicted_and_measured_ms'])
             lines.append(f'{number} {words}: off by {found["median"]:.1%} (median), {found["worst"]:.1%} (worst)')
+    if report['check']:
+        lines.append(f'the whole model took {report["drift"]:.3f} times as long beside the latter: taken out')
     return [*lines, f'table: {report["table"]}']
 
 
