@@ -202,6 +202,19 @@ def unseen() -> list[Run]:
     return runs_of((UNSEEN,))
 
 
+MILD_ARMS = (DENSE, *OURS, *UNIFORM, *(arm for arm in PEERS if arm not in RANDOM))
+MILD = (
+    Stage('digits', (0.5,), MILD_ARMS, (0, 1, 2)),
+    Stage('scenes', (0.5,), MILD_ARMS, (0,)),
+    Stage('digits', (0.3,), MILD_ARMS, (0, 1, 2)),
+)
+
+
+def mild() -> list[Run]:
+    """The cuts that ``peers`` leaves out: half of the MACs, and 70 % of the digits', without pruning at random."""
+    return runs_of(MILD)
+
+
 def quick() -> list[Run]:
     """Every method once, in a minute or two: whether all of them work, not which is better."""
     arms = [replace(arm, rates=(1.0,), shares=(1.0,) if arm is DENSE else (0.3,)) for arm in ARMS]
@@ -268,6 +281,7 @@ def streams() -> list[Run]:
 PLANS: dict[str, Callable[[], list[Run]]] = {
     'peers': peers,
     'unseen': unseen,
+    'mild': mild,
     'quick': quick,
     'schedules': schedules,
     'updates': updates,
