@@ -240,6 +240,21 @@ def test_a_correction_goes_no_further_than_the_limits(update):
 
 
 @both
+def test_a_correction_belongs_to_a_cost(update):
+    first, second = Run(update), Run(update)
+    first.controller.correct(0.8)
+    state = first.controller.state_dict()
+    second.controller.load_state_dict(state)
+    assert second.controller.aim == pytest.approx(0.32)
+    second = Run(update)
+    second.controller.load_state_dict({**state, 'whole_cost': 1.1 * state['whole_cost']})
+    assert second.controller.aim == 0.4
+    old = {name: value for name, value in state.items() if name not in ('correction', 'whole_cost')}
+    second.controller.load_state_dict(old)
+    assert second.controller.aim == 0.4
+
+
+@both
 def test_the_candidate_is_what_would_settle(update):
     run = Run(update)
     for i in range(STEPS // 2):

@@ -133,7 +133,17 @@ def test_the_state_is_plain_and_restores():
     assert (other.price, other.settled) == (update.price, False)
     assert torch.equal(other.mean, state['mean']) and not torch.equal(other.mean, update.mean)
     assert torch.equal(other.square, state['square'])
-    assert set(state) == {'target', 'correction', 'settled', 'kept', 'criterion', 'price', 'mean', 'square'}
+    assert set(state) == {
+        'target',
+        'correction',
+        'whole_cost',
+        'settled',
+        'kept',
+        'criterion',
+        'price',
+        'mean',
+        'square',
+    }
 
 
 def test_the_means_follow_channels_that_leave():

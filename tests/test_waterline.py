@@ -81,7 +81,10 @@ def test_the_state_is_plain_and_restores():
     assert torch.equal(other.criterion.mean, state['criterion']['mean']) and not torch.equal(
         other.criterion.mean, update.criterion.mean
     )
-    assert set(state) == {'target', 'correction', 'settled', 'kept', 'criterion'} and state['settled'] is False
+    assert (
+        set(state) == {'target', 'correction', 'whole_cost', 'settled', 'kept', 'criterion'}
+        and state['settled'] is False
+    )
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,8 @@ class Controller:
             self.criterion.narrow(gates, kept)
         if self.kept is not None:
             self.kept = gates.graph.keeping(self.kept.vector[kept.staying])
+        if self.correction != 1:
+            self.correct(self.correction)  # what has left the model limits what can close
 
     def check(self) -> None:
         """Check that exactly the channels closed for good are closed, and that the limits hold.
@@ -145,6 +147,7 @@ class Controller:
         return {
             'target': self.target,
             'correction': self.correction,
+            'whole_cost': self.candidates.total,
             'settled': self.settled,
             'kept': None if self.kept is None else self.kept.vector.clone(),
             'criterion': {} if self.criterion is None else self.criterion.state_dict(),
@@ -160,7 +163,8 @@ class Controller:
         if kept is not None and kept.shape != (channels,):
             raise ValueError(f'what it keeps has shape {tuple(kept.shape)}, the model has {channels} channels')
         self.kept = None if kept is None else self.gates.graph.keeping(kept)
-        self.correction = float(state.get('correction', 1.0))  # older checkpoints have none
+        if state.get('whole_cost') == self.candidates.total:  # else another cost, or a table that was measured again
+            self.correction = float(state['correction'])
         if self.criterion is not None:
             self.criterion.load_state_dict(state['criterion'])
 

@@ -33,7 +33,7 @@ from mmprune_gates.pruning.ranks import mean_over_ranks
 from mmprune_gates.pruning.settings import Settings
 from mmprune_gates.pruning.threads import one_thread
 
-NEAR = 1.2  # times the target: what a model is measured at, before the last Ticks
+NEAR = 0.2  # part of the way from the target back to the whole model, within which a model is near its target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +160,9 @@ class GateDecorator(Pruner):
         return {TICK: tick, TOCK: self.trained - replaced, FINETUNE: self.trained - replaced}
 
     def is_near_target(self) -> bool:
-        """Whether at most ``NEAR`` times the target is left, and further Ticks follow."""
-        return self.controller.share <= NEAR * self.controller.aim and not self.controller.settled
+        """Whether a fifth of what has to close is left at most, and further Ticks follow."""
+        aim = self.controller.aim
+        return self.controller.share <= aim + NEAR * (1 - aim) and not self.controller.settled
 
     def leaving(self) -> float:
         """As in every pruner; 0 in a Tick: a distributed wrapper made then would never synchronise what is frozen."""

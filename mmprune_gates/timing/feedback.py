@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from math import isnan, nan
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class MeasuredLatencyHook(Hook):
 
     When a run has nearly met its target by the table, and gates can still move, the model as it would be slimmed then
     is timed in turn with the whole one, by the main process. From then on the run aims at the share by the table at
-    which the latency as measured is the one that was asked for. A resumed run does not measure again.
+    which the latency as measured is the one that was asked for. A run that resumes from a checkpoint after that does
+    not measure again.
     """
 
     pruner: Pruner | None = None  # as long as nothing is measured
@@ -43,26 +45,42 @@ class MeasuredLatencyHook(Hook):
         """Find the pruner.
 
         Raises:
-            ValueError: There is none with a latency, or its table was not measured on this machine.
+            ValueError: There is none with a latency, its table was not measured on this machine, or the run has no
+                config of its model.
         """
         name = type(self).__name__
         pruning = next((hook for hook in runner.hooks if isinstance(hook, PruningHook)), None)
         if pruning is None or not isinstance(pruning.settings['cost'], Latency):
             raise ValueError(f"{name} needs a pruning hook with cost=dict(type='Latency', ...) in custom_hooks")
-        self.cost, self.goal = pruning.settings['cost'], Goal.of(pruning.settings)
+        if runner.cfg.get('model') is None:
+            raise ValueError(f'{name} builds the model anew to measure it: make the runner from a config with a model')
+        control = pruning.pruner.controller
+        if control.settled or control.correction != 1:
+            return
+        self.pruner, self.cost, self.goal = pruning.pruner, pruning.settings['cost'], Goal.of(pruning.settings)
+        if is_main_process():
+            self.refuse_other_machine()
+
+    def refuse_other_machine(self) -> None:
+        """Refuse a table that was not measured on this machine.
+
+        Raises:
+            ValueError: It was not.
+        """
         path, machine = self.cost.path, self.cost.settings.facts()
         try:
             Table.load(path).check(path, machine)
         except ValueError as error:
+            name = type(self).__name__
             raise ValueError(f'{name} measures on this machine: {error}, or take the hook out of the config') from error
-        if not pruning.pruner.controller.settled and pruning.pruner.controller.correction == 1:
-            self.pruner = pruning.pruner
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Correct the target when it is nearly met; warn if the gates have settled without that."""
         if self.pruner is None:
             return
-        if self.pruner.is_near_target():
+        with one_thread():
+            is_near = self.pruner.is_near_target()
+        if is_near:
             self.correct(runner.cfg, self.pruner)
             self.pruner = None
         elif self.pruner.controller.settled:
@@ -73,20 +91,31 @@ class MeasuredLatencyHook(Hook):
         """Measure the model as it would be slimmed now, and correct the target, on all ranks alike."""
         control = pruner.controller
         kept = control.candidate()
-        share = control.candidates.share(kept)
-        took = torch.zeros(2, dtype=torch.double)
+        share, whole_ms = control.candidates.share(kept), control.candidates.total
+        took = torch.full((2,), nan, dtype=torch.double)
         if is_main_process():
-            took[:] = torch.tensor(measured(config, self.cost.settings, pruner.gates.kept_of_whole(kept)))
+            try:
+                took[:] = torch.tensor(measured(config, self.cost.settings, pruner.gates.kept_of_whole(kept)))
+            except Exception as error:  # noqa: BLE001  (the other ranks wait, and the target by the table can be met)
+                log(f'not measured, the target is by the table alone: {type(error).__name__}: {error}', logging.WARNING)
         broadcast(took)
         before, after = took.tolist()
-        asked_of = control.candidates.total if self.goal.name == 'target_ms' else before  # what the goal is a share of
+        if isnan(after):
+            return
+        asked_of = whole_ms if self.goal.name == 'target_ms' else before  # what the goal is a share of
         factor = share * asked_of / after
         limited = min(MOST, max(1 / MOST, factor))
         control.correct(limited)
+        notes = ''
+        if limited != factor:
+            notes += f'; it is off by more than a factor of {MOST}: measure it again ({self.cost.command})'
+        if control.correction != limited:
+            notes += '; the limits leave no less'
         log(
-            f'the model takes {after:.3f} ms now, {after / before:.1%} of the {before:.3f} ms of the whole one, and '
-            f'{share:.1%} by the table: for {self.goal.name}={self.goal.value} the run aims at {control.aim:.1%} by it',
-            logging.INFO if factor == limited else logging.WARNING,
+            f'the model takes {after:.3f} ms now, {after / before:.1%} of the whole one, {before:.3f} ms; by the table '
+            f'{share:.1%} of {whole_ms:.3f} ms. For {self.goal.name}={self.goal.value} the run aims at '
+            f'{control.aim:.1%} by the table{notes}',
+            logging.WARNING if notes else logging.INFO,
         )
 
 
@@ -102,8 +131,11 @@ def measured(config: Config, target: Target, kept: Mapping[str, Tensor]) -> list
     with one_thread(), torch.random.fork_rng(devices=[]):
         whole, graph, shape = model_of_config(config)
         images = torch.randn(target.batch, *shape)
-        chosen = [graph.kept(), graph.kept(kept)]
-        return latencies(whole, graph, chosen, images, backend_of(target), show=lambda parts, _: parts)
+        vector = graph.kept().vector.clone()
+        for group in graph.free:
+            vector[group.span] = kept.get(group.name, vector[group.span])
+        slim = graph.without_inner(graph.keeping(vector))
+        return latencies(whole, graph, [graph.kept(), slim], images, backend_of(target), show=lambda parts, _: parts)
 
 
 def log(text: str, level: int) -> None:

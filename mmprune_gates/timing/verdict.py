@@ -53,7 +53,7 @@ def verdict(config: Config, slim_dir: str | Path, report: Mapping[str, Any]) -> 
     predicted = [float(cost.price(chosen.vector.double())) for chosen in (everything, kept)]
     return {
         **cost.settings.facts(),
-        'target': goal.share(cost),
+        'target': goal.value / measured[0] if goal.name == 'target_ms' else goal.value,
         'predicted_ms': compared(*predicted),
         'measured_ms': compared(*measured),
     }
