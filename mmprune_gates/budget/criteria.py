@@ -30,11 +30,13 @@ class Criterion:
     """Base of all criteria. Gathered state is the same on all ranks, so the checkpoint of one rank holds all of it.
 
     Attributes:
+        gathered: Names of the attributes, tensors, that hold what was gathered.
         gates: The gates whose channels are scored.
         model: Their model.
         reduce: Replaces a tensor by its mean over the ranks of a distributed run.
     """
 
+    gathered: tuple[str, ...] = ()
     gates: GateSet
     model: nn.Module | None
     reduce: Reduce
@@ -77,10 +79,15 @@ class Criterion:
 
     def state_dict(self) -> dict[str, Any]:
         """State to resume from; tensors and plain values only."""
-        return {}
+        found = {}
+        for name in self.gathered:
+            found[name] = getattr(self, name).cpu()
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
+        for name in self.gathered:
+            setattr(self, name, state[name].clone())
 
     def bound_model(self) -> nn.Module:
         """The model passed to :meth:`bind`.
@@ -116,6 +123,8 @@ class MeanGradient(Criterion):
         momentum: Momentum of the running mean.
     """
 
+    gathered = ('mean',)
+
     def __init__(self, momentum: float = 0.98) -> None:
         self.momentum = checked('momentum', momentum, MOMENTUM)
 
@@ -135,17 +144,11 @@ class MeanGradient(Criterion):
         """(num_channels,) the running mean."""
         return self.mean
 
-    def state_dict(self) -> dict[str, Any]:
-        """The running mean."""
-        return {'mean': self.mean.cpu()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state."""
-        self.mean = state['mean'].clone()
-
 
 class Taylor(Criterion):
     """Sum over mini-batches of abs(phi * dL/dphi) (Gate Decorator, equations 6 to 8), mean over ranks."""
+
+    gathered = ('sum', 'usable')
 
     def forget(self) -> None:
         """Begin at zero."""
@@ -169,15 +172,6 @@ class Taylor(Criterion):
     def scores(self) -> Tensor | None:
         """(num_channels,) the sum; None if no mini-batch was finite."""
         return self.sum if self.usable > 0 else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Sum and count."""
-        return {'sum': self.sum.cpu(), 'usable': self.usable.cpu()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state."""
-        self.sum = state['sum'].clone()
-        self.usable = state['usable'].clone()
 
 
 class Magnitude(Criterion):
@@ -203,7 +197,7 @@ class NormScale(Criterion):
         gammas = {id(module.weight) for module in self.bound_model().modules() if isinstance(module, NORMS)}
         taken_over = {}
         for scale in gated_norms(self.gates):
-            if scale.sources[0][0].per_module:
+            if scale.sources[0][1].per_module:
                 taken_over[id(scale.module.weight)] = scale.value().detach()
         sizes = []
         for weight, index in self.weights():
@@ -220,6 +214,8 @@ class Random(Criterion):
         seed: Seed of the scores.
     """
 
+    gathered = ('drawn',)
+
     def __init__(self, seed: int = 0) -> None:
         self.seed = checked('seed', seed, WHOLE)
 
@@ -232,11 +228,3 @@ class Random(Criterion):
     def scores(self) -> Tensor:
         """(num_channels,) the scores."""
         return self.drawn
-
-    def state_dict(self) -> dict[str, Any]:
-        """The scores."""
-        return {'drawn': self.drawn}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with saved scores."""
-        self.drawn = state['drawn'].clone()

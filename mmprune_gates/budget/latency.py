@@ -12,30 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map
 
 from mmprune_gates.budget.costs import Cost
 from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target, digest_of
+from mmprune_gates.channels.cost import Extent, Widths
 from mmprune_gates.channels.graph import ChannelGraph
-from mmprune_gates.channels.index import at
 from mmprune_gates.channels.workload import Operand, Work
 
 COMMAND = 'python tools/analysis_tools/latency_table.py CONFIG'
 NARROWEST = 1e-2  # a channel's marginal cost counts at least as this share of the mean one
-
-
-@dataclass(frozen=True)
-class Extent:
-    """A width as a product.
-
-    Attributes:
-        rigid: The constant factor.
-        factors: Numbers of the channel vectors whose counts multiply it.
-    """
-
-    rigid: int = 1
-    factors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,30 +116,6 @@ def absorbed(works: Sequence[Work]) -> set[int]:
         if position in layer_of or work.name in DROPOUTS:
             found.add(position)
     return found
-
-
-class Widths:
-    """Widths of many ops at once, from the number of channels kept in each channel vector.
-
-    Args:
-        extents: One per op.
-    """
-
-    def __init__(self, extents: Sequence[Extent]) -> None:
-        rigid = [extent.rigid for extent in extents]
-        self.rigid = torch.tensor(rigid, dtype=torch.double)
-        nothing = torch.zeros(0, dtype=torch.long)  # so that there is something to pad where there are no ops
-        factors = [nothing]
-        for extent in extents:
-            own = torch.tensor(extent.factors, dtype=torch.long)
-            factors.append(own)
-        padded = pad_sequence(factors, batch_first=True, padding_value=-1)
-        self.factors = padded[1:]
-
-    def __call__(self, counts: Tensor) -> Tensor:
-        """(T,) width of each op, from (V,) counts of the channel vectors."""
-        factors = at(counts, self.factors)
-        return self.rigid * factors.prod(1)
 
 
 class Curves:

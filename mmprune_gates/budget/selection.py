@@ -14,7 +14,6 @@ from torch import Tensor
 from mmprune_gates.budget.costs import Cost, MACs
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group
-from mmprune_gates.channels.index import channels_in
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import COUNT, PART, Rule, checked, listed, one_of, patterns
 
@@ -95,13 +94,12 @@ class Candidates:
             ValueError: A pattern matches no module with channels.
         """
         cost = cost or MACs().bind(graph)
-        excluded: set[int] = set()
+        excluded = torch.zeros(graph.num_channels, dtype=torch.bool)
         for pattern in limits.exclude:
             excluded |= excluded_channels(graph, pattern)
         groups = []
         for group in graph.free:
-            own = range(group.start, group.span.stop)
-            if excluded.isdisjoint(own):
+            if not excluded[group.span].any():
                 groups.append(group)
         everything = graph.kept().vector.double()
         total = float(cost.price(everything))
@@ -332,8 +330,8 @@ class Candidates:
         return score.cpu() / saved.pow(exponent)
 
 
-def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
-    """Channels of the modules whose path matches a shell pattern, block gates included.
+def excluded_channels(graph: ChannelGraph, pattern: str) -> Tensor:
+    """(num_channels,) bool: channels of the modules whose path matches a shell pattern, block gates included.
 
     Those of a norm across channels, which has no parameters of single channels, are what it reads.
 
@@ -346,13 +344,10 @@ def excluded_channels(graph: ChannelGraph, pattern: str) -> set[int]:
         raise ValueError(f'exclude pattern {pattern!r} matches no module with channels')
     for name in owned:
         indices += graph.slots[name].values()
-    found: set[int] = set()
-    for index in indices:
-        channels = channels_in(index)
-        found.update(channels.tolist())
-    for block in graph.blocks:
-        if block.gate is not None and any(map(block.holds, owned)):
-            found.add(block.gate)
+    found = graph.holding(indices)
+    for block in graph.gated_blocks:
+        if any(map(block.holds, owned)):
+            found[block.gate] = True
     return found
 
 

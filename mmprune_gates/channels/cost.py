@@ -13,44 +13,71 @@ from mmprune_gates.channels.index import Vectors, at
 
 
 @dataclass(frozen=True)
+class Extent:
+    """A width as a product.
+
+    Attributes:
+        rigid: The constant factor.
+        factors: Numbers of the channel vectors whose counts multiply it.
+    """
+
+    rigid: float = 1
+    factors: tuple[int, ...] = ()
+
+
+class Widths:
+    """Widths of many ops at once, from the number of channels kept in each channel vector.
+
+    Args:
+        extents: One per op.
+    """
+
+    def __init__(self, extents: Sequence[Extent]) -> None:
+        rigid = [extent.rigid for extent in extents]
+        self.rigid = torch.tensor(rigid, dtype=torch.double)
+        nothing = torch.zeros(0, dtype=torch.long)  # so that there is something to pad where there are no ops
+        factors = [nothing]
+        for extent in extents:
+            own = torch.tensor(extent.factors, dtype=torch.long)
+            factors.append(own)
+        padded = pad_sequence(factors, batch_first=True, padding_value=-1)
+        self.factors = padded[1:]
+
+    def __call__(self, counts: Tensor) -> Tensor:
+        """(T,) width of each op, from (V,) counts of the channel vectors."""
+        factors = at(counts, self.factors)
+        return self.rigid.to(counts) * factors.prod(1)
+
+
+@dataclass(frozen=True)
 class Cost:
     """A sum over ops of positions times the kept channels of each factor (GDP: bilinear in the gates).
 
     Attributes:
         layers: Module path of each of the T ops.
-        positions: (T,) float64, product of the extents that hold no channel, per sample.
         vectors: The channels of each factor.
-        factors: (T, F) numbers of the vectors that are factors of each op, -1 for a factor of one.
+        costs: Each op's cost as a product of counts.
     """
 
     layers: tuple[str, ...]
-    positions: Tensor
     vectors: Vectors
-    factors: Tensor
+    costs: Widths
 
     @classmethod
     def of(cls, terms: Sequence[tuple[str, float, Sequence[Tensor]]]) -> Cost:
         """The cost of ops given as (module path, positions, channel vectors)."""
         vectors: list[Tensor] = []
-        rows = [torch.zeros(0, dtype=torch.long)]  # for pad_sequence, which wants at least one
-        for _, _, factors in terms:
+        extents = []
+        for _, positions, factors in terms:
             first = len(vectors)
             vectors += factors
-            rows.append(torch.arange(first, len(vectors)))
+            extents.append(Extent(positions, tuple(range(first, len(vectors)))))
         layers = [layer for layer, _, _ in terms]
-        positions = [positions for _, positions, _ in terms]
-        return cls(
-            layers=tuple(layers),
-            positions=torch.tensor(positions, dtype=torch.double),
-            vectors=Vectors(tuple(vectors)),
-            factors=pad_sequence(rows, batch_first=True, padding_value=-1)[1:],
-        )
+        return cls(tuple(layers), Vectors(tuple(vectors)), Widths(extents))
 
     def per_op(self, value: Tensor) -> Tensor:
         """(T,) cost of each op when channel i counts by ``value[i]``; differentiable, linear in each channel."""
-        counts = self.vectors.counts(value)
-        factors = at(counts, self.factors)
-        return self.positions.to(value) * factors.prod(1)
+        return self.costs(self.vectors.counts(value))
 
     def per_layer(self, value: Tensor) -> dict[str, float]:
         """Module path -> cost of its ops when channel i counts by ``value[i]``."""

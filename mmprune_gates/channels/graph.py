@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,6 +128,13 @@ class ChannelGraph:
     def classifiers(self) -> tuple[str, ...]:
         """Module paths of the layers whose output is an output of the model."""
         return tuple(layer.name for layer in self.layers if layer.out_frozen == OUTPUT)
+
+    def holding(self, indices: Iterable[Tensor]) -> Tensor:
+        """(num_channels,) bool: the channels in any of several indices."""
+        found = torch.zeros(self.num_channels, dtype=torch.bool)
+        for index in indices:
+            found[channels_in(index)] = True
+        return found
 
     def group(self, name: str) -> Group:
         """The group of that name.

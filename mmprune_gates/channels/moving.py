@@ -244,10 +244,7 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
         before: The run, dimensions of the operand.
         after: The same run, dimensions of the result.
     """
-    old = tuple(op.x.shape[dim] for dim in before)
-    new = tuple(op.shape[dim] for dim in after)
-    places = np.arange(len(axis.ids))
-    positions = grid(places, axis.dim - before.start, old, new)
+    positions = _positions(op, axis, before, after)
     reduced = spread(axis.ids, positions)
     varying = [dim for dim, size in zip(after, reduced.shape, strict=True) if size > 1]
     if not varying:
@@ -269,6 +266,14 @@ def _relaid(op: Op, axis: Axis, before: range, after: range) -> list[Axis]:
     if not known and len(varying) > 1:
         op.flow.guessed.append(relaid.ids)
     return [relaid]
+
+
+def _positions(op: Op, axis: Axis, before: range, after: range) -> Ids:
+    """Position in an axis at each place of a run of dimensions after the view."""
+    old = tuple(op.x.shape[dim] for dim in before)
+    new = tuple(op.shape[dim] for dim in after)
+    places = np.arange(len(axis.ids))
+    return grid(places, axis.dim - before.start, old, new)
 
 
 def _line(axis: Axis, rows: Ids, dim: int) -> Axis:
@@ -317,13 +322,7 @@ def _joined(op: Op, first: Axis, second: Axis, before: range, after: range) -> l
         before: The run, dimensions of the operand.
         after: The same run, dimensions of the result.
     """
-    old = tuple(op.x.shape[dim] for dim in before)
-    new = tuple(op.shape[dim] for dim in after)
-    laid = []
-    for axis in (first, second):
-        own = np.arange(len(axis.ids))
-        places = grid(own, axis.dim - before.start, old, new)
-        laid.append(spread(axis.ids, places))
+    laid = [spread(axis.ids, _positions(op, axis, before, after)) for axis in (first, second)]
     at_first, at_second = np.broadcast_arrays(*laid)
     varying = [dim for dim, size in zip(after, at_first.shape, strict=True) if size > 1]
     if len(varying) != 1:

@@ -65,8 +65,8 @@ class GateSet(nn.Module):
         groups = [group for group in self.graph.free if touches(placement.index, group)]
         sources, place, size = [], torch.full((self.graph.num_channels,), -1), 0
         for group in groups:
-            number = self.number(placement, group)
-            sources.append((self[group.name], number))
+            number = next(number for number, member in enumerate(self.members(group)) if member is placement)
+            sources.append((group, self[group.name], number))
             place[group.span] = torch.arange(size, size + group.size)
             size += group.size
         picked = renumbered(placement.index, place)
@@ -76,11 +76,6 @@ class GateSet(nn.Module):
     def members(self, group: Group) -> list[Placement]:
         """The placements of a group, in the order in which its gate numbers them."""
         return self.placements_of[group.name]
-
-    def number(self, placement: Placement, group: Group) -> int:
-        """Number of a placement among the members of a group."""
-        members = self.members(group)
-        return next(number for number, member in enumerate(members) if member is placement)
 
     def forward(self, *inputs):
         """The inputs, unchanged: containers that call all their children, such as ``nn.Sequential``, call this too."""

@@ -74,11 +74,8 @@ def take_over_affine(gates: GateSet) -> None:
         # A channel may stand at several positions: the largest decides.
         of_channel.scatter_reduce_(0, first % len(of_channel), size, 'amax')  # unlike index_reduce_, repeatable on GPUs
         of_channel[of_channel == 0] = 1
-        for group in gates.graph.free:
-            for number, member in enumerate(gates.members(group)):
-                if member is scale.placement:
-                    row = gates[group.name].theta[number]
-                    row.mul_(of_channel[group.span])
+        for group, gate, number in scale.sources:
+            gate.theta[number].mul_(of_channel[group.span])
         factor = at(of_channel[:-1], index)
         weight.div_(factor)
         if bias is not None:

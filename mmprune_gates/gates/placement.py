@@ -17,7 +17,7 @@ from torch import Tensor
 from mmprune_gates.channels.flow import Read, Site, Summed
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group
-from mmprune_gates.channels.index import channels_in, inside, only, touches
+from mmprune_gates.channels.index import inside, only, touches
 
 AFFINE, OUTPUT, INPUT, WEIGHT = 'affine', 'output', 'input', 'weight'
 BEHIND = (AFFINE, OUTPUT)  # behind what makes the channels; the others stand before what reads them
@@ -76,9 +76,7 @@ def place_gates(graph: ChannelGraph) -> tuple[Placement, ...]:
 
 def unread(graph: ChannelGraph) -> dict[str, str]:
     """Groups that nothing reads, so that no gate could act on them, and why they stay."""
-    is_read = torch.zeros(graph.num_channels, dtype=torch.bool)
-    for read in graph.reads:
-        is_read[channels_in(read.index)] = True
+    is_read = graph.holding(read.index for read in graph.reads)
     reasons = {}
     for group in graph.free_channels:
         if not is_read[group.span].any():
@@ -108,11 +106,7 @@ def read_in_several_ways(graph: ChannelGraph) -> dict[str, str]:
 
 def relying(graph: ChannelGraph, site: Site) -> Tensor:
     """(num_channels,) bool: channels with a reader that relies on a gate at a site."""
-    found = torch.zeros(graph.num_channels, dtype=torch.bool)
-    for read in graph.reads:
-        if site.module in read.sites:
-            found[channels_in(read.index)] = True
-    return found
+    return graph.holding(read.index for read in graph.reads if site.module in read.sites)
 
 
 def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
@@ -169,6 +163,5 @@ def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
     on_weight = read.weight_size < read.input_size or not read.direct
     if dim is None or of_weight is None or not on_weight:
         return Placement(read.layer, INPUT, read.dim, dim, index)
-    gated = torch.zeros(graph.num_channels, dtype=torch.bool)
-    gated[channels_in(index)] = True
+    gated = graph.holding([index])
     return Placement(read.layer, WEIGHT, dim, dim, only(of_weight, gated), read.parameter)

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_gates.channels.groups import Group
 from mmprune_gates.channels.index import places, product_at
 from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate, laid
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement
 from mmprune_gates.gates.stand_in import given
 
-Source = tuple[Gate, int]
+Source = tuple[Group, Gate, int]
 
 
 class Scale:
@@ -22,7 +23,7 @@ class Scale:
     Args:
         module: The module.
         placement: What to scale.
-        sources: Gates that the values come from, each with its member number for the module.
+        sources: Groups that the values come from, each with its gate and the gate's member number for the module.
         pick: (C,) index of each position in the concatenated values; None if they are in order.
 
     Attributes:
@@ -65,7 +66,7 @@ class Scale:
 
     def value(self) -> Tensor:
         """(C,) factor for each position of the scaled dimension."""
-        values = [gate(member) for gate, member in self.sources]
+        values = [gate(member) for _, gate, member in self.sources]
         value = values[0] if len(values) == 1 else torch.cat(values)
         if self.places is None:
             return value
@@ -73,15 +74,15 @@ class Scale:
             self.places = tuple(place.to(value.device) for place in self.places)  # for good: the model has moved
         return product_at(value, *self.places)
 
-    def targets(self) -> tuple[tuple[str, int], ...]:
-        """Parameters to scale, each with its dimension; none for a module that keeps its full width."""
+    def targets(self, module: nn.Module) -> list[tuple[nn.Module, str, int]]:
+        """Holder, attribute and dimension of each parameter to scale; none for a module that keeps its full width."""
         if self.placement.weight_dim is None:
-            return ()
-        weight = (self.placement.parameter, self.placement.weight_dim)
-        bias = getattr(self.module, 'bias', None)
-        is_behind = self.placement.kind in BEHIND
-        has_bias = is_behind and isinstance(bias, Tensor)
-        return (weight, ('bias', 0)) if has_bias else (weight,)
+            return []
+        path, _, attribute = self.placement.parameter.rpartition('.')
+        found = [(module.get_submodule(path), attribute, self.placement.weight_dim)]
+        if self.placement.kind in BEHIND and isinstance(getattr(module, 'bias', None), Tensor):
+            found.append((module, 'bias', 0))
+        return found
 
     def before(self, module: nn.Module, args: tuple):
         """Forward pre-hook: scale the input, or shadow the parameters with scaled tensors."""
@@ -92,8 +93,7 @@ class Scale:
         if self.placement.kind == INPUT:
             x, *rest = given(args)
             return (scaled(x, value, self.placement.dim), *rest)
-        for name, dim in self.targets():
-            holder, attribute = held(module, name)
+        for holder, attribute, dim in self.targets(module):
             parameter = getattr(holder, attribute)
             vars(holder)[attribute] = scaled(parameter, value, dim)  # attribute lookup finds it before the parameter
         return None
@@ -104,8 +104,7 @@ class Scale:
             return None if output is None else scaled(output, self.value(), self.placement.dim)
         if self.placement.kind == INPUT:
             return None
-        for name, _ in self.targets():
-            holder, attribute = held(module, name)
+        for holder, attribute, _ in self.targets(module):
             vars(holder).pop(attribute, None)
         return None
 
@@ -116,8 +115,7 @@ class Scale:
         if self.placement.weight_dim is None:
             scale_input(self.module, self.placement.dim, value)
             return
-        for name, dim in self.targets():
-            holder, attribute = held(self.module, name)
+        for holder, attribute, dim in self.targets(self.module):
             parameter = getattr(holder, attribute)  # or a buffer
             size = parameter.shape[dim]  # groups of a convolution share their gates: its input may have more positions
             parameter.mul_(laid(value[:size], dim, parameter.dim()))
@@ -127,12 +125,6 @@ def scaled(tensor: Tensor, value: Tensor, dim: int) -> Tensor:
     """A tensor multiplied by gate values along a dimension, in its own dtype."""
     factor = laid(value, dim, tensor.dim())
     return tensor * factor.to(tensor.dtype)
-
-
-def held(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a parameter, and the attribute it is there; ``name`` is relative to ``module``."""
-    path, _, attribute = name.rpartition('.')
-    return module.get_submodule(path), attribute
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:

@@ -6,14 +6,11 @@ that its own module's code views, and if the module then computes what it should
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from mmprune_gates.channels.heads import Follow
-from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.stand_in import show_width, shown_width
 
 COUNTS = tuple(
@@ -47,28 +44,6 @@ def set_following(module: nn.Module, name: str, value: int) -> bool:
     changed = getattr(module, name) != value
     setattr(module, name, value)
     return changed
-
-
-def follow(model: nn.Module, follows: Sequence[Follow], kept: Kept, changed: Callable[[str], bool]) -> dict:
-    """Set attributes to the number of channels kept, in modules that have become narrower.
-
-    Args:
-        model: The model, whose tensors have become narrower.
-        follows: The attributes.
-        kept: What is kept.
-        changed: Whether a tensor in the module at a path has become narrower.
-
-    Returns:
-        Module path -> the attributes that have changed.
-    """
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for one in follows:
-        if not changed(one.module):
-            continue
-        value = int(kept.at(one.index).sum())
-        if set_following(model.get_submodule(one.module), one.attribute, value):
-            found[one.module][one.attribute] = value
-    return dict(found)
 
 
 def split_following(module: nn.Module, attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import chain
 
 import torch
@@ -16,7 +15,7 @@ from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Block, outermost, within
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.full_width import has_full_width, narrow, scale_input
-from mmprune_gates.slimming.attributes import follow
+from mmprune_gates.slimming.attributes import set_following
 from mmprune_gates.slimming.removal import remove_modules
 from mmprune_gates.slimming.widths import FULL_WIDTH, Widths, replace_tensor, sync_attributes
 
@@ -154,9 +153,10 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
         if has_full_width(module) or not mask.all():
             width = narrow(module, like, wide.dim, mask, wide.zeros)
             widths[path] = {FULL_WIDTH: width}
-    followed = follow(model, graph.follows, kept, changed=partial(has_changed, masks))
-    for path, attributes in followed.items():
-        widths.setdefault(path, {}).update(attributes)
+    for one in graph.follows:
+        value = int(kept.at(one.index).sum())
+        if has_changed(masks, one.module) and set_following(model.get_submodule(one.module), one.attribute, value):
+            widths.setdefault(one.module, {})[one.attribute] = value
     removed = replace_blocks(model, gone)
     return {'widths': widths, 'removed': removed}
 
