@@ -160,6 +160,18 @@ def test_parameters_that_lose_nothing_stay_the_same_objects_and_gradients_follow
     assert {id(parameter) for parameter in run.optimizer.state} <= own
 
 
+def test_the_optimisers_names_of_parameters_follow():
+    run = Run(Blocks, 'gdp', 'sgd', trace=dict(units='blocks'))
+    (group,) = run.optimizer.param_groups
+    names = {id(parameter): name for name, parameter in run.model.named_parameters()}
+    group['param_names'] = [names[id(parameter)] for parameter in group['params']]
+    before = len(group['params'])
+    run.until_settled().pruner.shrink()
+    after = dict(run.model.named_parameters())
+    assert [id(after[name]) for name in group['param_names']] == [id(parameter) for parameter in group['params']]
+    assert len(group['params']) < before
+
+
 def test_an_optimiser_with_other_state_is_refused_before_anything_changes():
     run = Run(Residual, 'gdp', 'adafactor').until_settled()
     before = {name: parameter for name, parameter in run.model.named_parameters()}

@@ -16,6 +16,9 @@ from mmprune_gates.channels.groups import Block
 from mmprune_gates.engine.builders import trace
 from mmprune_gates.engine.model_config import GATED, default_input_shape, model_config_of, stock_model
 
+# What is told of a layer, besides its share of the MACs.
+LAYER = ('name', 'kind', 'macs', 'prunable', 'out_groups', 'in_groups', 'out_frozen', 'in_frozen')
+
 
 def model_of_config(
     config: Config, input_shape: Sequence[int] | None = None
@@ -48,7 +51,10 @@ def model_of_config(
 def coverage(graph: ChannelGraph) -> dict[str, Any]:
     """Totals, groups and layers of a graph as plain values, ready for JSON."""
     total, prunable = graph.macs(), graph.prunable_macs()
-    blocks = graph.gated_blocks
+    blocks, layers = graph.gated_blocks, []
+    for layer in graph.layers:
+        told = {key: getattr(layer, key) for key in LAYER}
+        layers.append({**told, 'share': layer.macs / total if total else 0.0})
     return {
         'macs': total,
         'prunable_macs': prunable,
@@ -57,20 +63,7 @@ def coverage(graph: ChannelGraph) -> dict[str, Any]:
         'blocks': [{'name': block.name, 'macs': macs_of(graph, [block])} for block in blocks],
         'block_macs': macs_of(graph, blocks),
         'full_width': [path for path, module in graph.full_width.items() if bool((module.index >= 0).any())],
-        'layers': [
-            {
-                'name': layer.name,
-                'kind': layer.kind,
-                'macs': layer.macs,
-                'share': layer.macs / total if total else 0.0,
-                'prunable': layer.prunable,
-                'out_groups': list(layer.out_groups),
-                'in_groups': list(layer.in_groups),
-                'out_frozen': layer.out_frozen,
-                'in_frozen': layer.in_frozen,
-            }
-            for layer in graph.layers
-        ],
+        'layers': layers,
     }
 
 

@@ -273,32 +273,23 @@ def name_dimensions(proto: Proto) -> None:
                 dimension.dim_param = ''.join(names.get(word, word) for word in words)
 
 
-def session_of(proto: Proto, threads: int = 1) -> Session:
+def session_of(proto: Proto, threads: int = 1, **further: Any) -> Session:
     """An onnxruntime session on the CPU.
 
     Args:
         proto: The ONNX model.
         threads: Number of threads.
+        **further: Further attributes of its ``SessionOptions``.
     """
-    return open_session(proto.SerializeToString(), session_options(threads))
-
-
-def session_options(threads: int) -> Any:
-    """Options of an onnxruntime session with a number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    return options
-
-
-def open_session(model: bytes, options: Any) -> Session:
-    """An onnxruntime session on the CPU."""
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+    for name, value in further.items():
+        setattr(options, name, value)
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=['CPUExecutionProvider'])
 
 
 def run_session(session: Session, images: Tensor) -> Tensor:

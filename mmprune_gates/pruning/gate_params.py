@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from itertools import compress
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +21,14 @@ def take_out(optimizer: torch.optim.Optimizer, gates: GateSet) -> None:
     """
     own = {id(parameter) for parameter in gates.parameters()}
     for group in optimizer.param_groups:
-        stays = [id(parameter) not in own for parameter in group['params']]
-        for key in ('params', 'param_names'):
-            if key in group:
-                group[key] = list(compress(group[key], stays))
+        keep_only(group, [id(parameter) not in own for parameter in group['params']])
+
+
+def keep_only(group: dict[str, Any], stays: Sequence[bool]) -> None:
+    """Keep those parameters of an optimiser's group that stay, and their names if it has names."""
+    for key in ('params', 'param_names'):
+        if key in group:
+            group[key] = list(compress(group[key], stays))
 
 
 def own_param_group(optimizer: torch.optim.Optimizer, gates: GateSet, lr: float) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.gates.attach import GateSet, attach_gate_set, detach_gates, gates_of
+from mmprune_gates.pruning.gate_params import keep_only
 from mmprune_gates.slimming.surgery import cut, slim_model, slot_masks
 
 Cut = Callable[[Tensor], Tensor]
@@ -139,20 +140,10 @@ def refuse_unknown_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> 
 
 def follow_parameters(optimizer: torch.optim.Optimizer, replaced: list[Replaced]) -> None:
     """Replace wide parameters by narrow ones in an optimiser, with the matching part of its state."""
-    by_old = {one.old: one for one in replaced}
+    new_of = {one.old: one.new for one in replaced}
     for group in optimizer.param_groups:
-        names = group.get('param_names')
-        parameters: list[Tensor] = []
-        left_names: list[str] = []
-        for number, parameter in enumerate(group['params']):
-            one = by_old.get(parameter)
-            stays = parameter if one is None else one.new
-            if stays is not None:
-                parameters.append(stays)
-                left_names += names[number : number + 1] if names else []
-        group['params'] = parameters
-        if names:
-            group['param_names'] = left_names
+        group['params'] = [new_of.get(parameter, parameter) for parameter in group['params']]
+        keep_only(group, [parameter is not None for parameter in group['params']])
     for one in replaced:
         state = optimizer.state.pop(one.old, None)
         if state is not None and one.new is not None:

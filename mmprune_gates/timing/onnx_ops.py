@@ -17,22 +17,13 @@ from torch import Tensor, nn
 
 from mmprune_gates.budget.latency_table import Target
 from mmprune_gates.engine.forwards import inference_forward
-from mmprune_gates.engine.onnx_graph import (
-    Deployed,
-    onnx_of_batches,
-    open_session,
-    require_packages,
-    run_session,
-    session_of,
-    session_options,
-)
+from mmprune_gates.engine.onnx_graph import Deployed, Proto, onnx_of_batches, require_packages, run_session, session_of
 from mmprune_gates.timing.clock import Call, clock_of
 from mmprune_gates.timing.narrowing import Narrowed
 
 REPEATS = (3, 8)  # runs of a graph after the first, which warms up: at least and at most
 ENOUGH_S = 3  # total time of these runs, after which there are only the least number
 ELEMENTS = 2**26  # of all tensors of one graph, at most
-RESULT = 'result'  # and a number: name of an op's result
 REORDERS = ('ReorderInput', 'ReorderOutput')  # between layouts; in a whole model few are left
 
 
@@ -86,16 +77,14 @@ class Onnxruntime:
             return [*self.of_graph(ops[:half]), *self.of_graph(ops[half:])]
         return self.profiled(model, Side(ops).inputs())
 
-    def profiled(self, model: bytes, inputs: Sequence[Tensor]) -> list[float | None]:
+    def profiled(self, model: Proto, inputs: Sequence[Tensor]) -> list[float | None]:
         """Milliseconds of each result of a graph."""
         import onnx
 
-        options = session_options(self.threads)
-        options.enable_profiling = True
         with tempfile.TemporaryDirectory() as folder:
-            options.profile_file_prefix = str(Path(folder) / 'profile')
-            options.optimized_model_filepath = str(Path(folder) / 'optimized.onnx')
-            session = open_session(model, options)
+            prefix, optimized = f'{folder}/profile', f'{folder}/optimized.onnx'
+            files = {'profile_file_prefix': prefix, 'optimized_model_filepath': optimized}
+            session = session_of(model, self.threads, enable_profiling=True, **files)
             feeds = {}
             for value, tensor in zip(session.get_inputs(), inputs, strict=True):
                 feeds[value.name] = tensor.numpy()
@@ -106,10 +95,7 @@ class Onnxruntime:
                     session.run(None, feeds)
             profile = Path(session.end_profiling())
             events = json.loads(profile.read_text())
-            optimized = onnx.load(options.optimized_model_filepath)
-        owners = {}
-        for node, result in nodes_of(optimized).items():
-            owners[node] = int(result.removeprefix(RESULT))
+            owners = owners_of(onnx.load(optimized))
         return fastest(events, owners, len(session.get_outputs()))
 
 
@@ -123,18 +109,18 @@ def runs(op: Narrowed) -> bool:
     return True
 
 
-def translated(side: Side) -> bytes:
+def translated(side: Side) -> Proto:
     """Ops as an ONNX model with numbered results."""
     inputs = side.inputs()
     names = [f'input{number}' for number in range(len(inputs))]
-    results = [f'{RESULT}{number}' for number in range(len(side.ops))]
+    results = [f'result{number}' for number in range(len(side.ops))]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of torch, about itself
         program = torch.onnx.export(
             side, (inputs,), dynamo=True, input_names=names, output_names=results, optimize=False, verbose=False
         )
     assert program is not None  # it is, for dynamo=True
-    return program.model_proto.SerializeToString()
+    return program.model_proto
 
 
 class Side(nn.Module):
@@ -195,16 +181,16 @@ def parts(ops: Sequence[Narrowed]) -> Iterator[list[Narrowed]]:
         yield part
 
 
-def nodes_of(model: Any) -> dict[str, str]:
-    """Name of each node of an optimised graph -> the result to which it contributes."""
+def owners_of(model: Proto) -> dict[str, int]:
+    """Name of each node of an optimised graph -> number of the result to which it contributes."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    found: dict[str, str] = {}
-    for result in model.graph.output:
+    found: dict[str, int] = {}
+    for number, result in enumerate(model.graph.output):
         open_ = [result.name]
         while open_:
             node = makers.get(open_.pop())
             if node is not None and node.name not in found:
-                found[node.name] = result.name
+                found[node.name] = number
                 open_ += node.input
     return found
 
