@@ -3,6 +3,7 @@ r"""Print what a plan's runs of GDP recorded of their gates: a Markdown table, o
     mean and each value     of the metric; the first row is that of the dense model, trained on
     relaxed                 share of the MACs by gate values just before the gates settle
     between, decided        gates neither closed nor open then, and those that rounding moves to the other side
+    closed                  those of the latter that it closes, since too much is open; the others fill up the budget
     late                    gates that end on the other side of where they were when the target reached its end
     at settling             the metric just before and just after it
     step                    how far the loss of the 25 steps after settling lies above that of the 25 before, in
@@ -31,7 +32,8 @@ from quality_plans import PLANS
 
 WINDOW = 25  # steps whose mean loss is compared
 HEAD = (
-    'task', 'MACs kept', 'run', 'mean', 'each', 'relaxed', 'between', 'decided', 'late', 'at settling', 'step', 'time',
+    'task', 'MACs kept', 'run', 'mean', 'each', 'relaxed', 'between', 'decided', 'closed', 'late', 'at settling',
+    'step', 'time',
 )  # fmt: skip
 
 
@@ -86,6 +88,7 @@ def row_of(key: tuple[str, float, str], cell: list[tuple[Any, dict]], dense: dic
         ', '.join(f'{own["soft_share"]:.3f}' for own in found if 'soft_share' in own),
         most(found, 'undecided'),
         most(found, 'decided_last'),
+        most(found, 'closed_last'),
         most(found, 'late'),
         ', '.join(pairs),
         ', '.join(steps),

@@ -65,14 +65,16 @@ def settling(gates: GateSet, before: Tensor, kept: Kept) -> dict[str, float]:
         kept: The channels that it kept.
 
     Returns:
-        Shares of the gates that were neither closed nor open, and that ended on the other side; the soft share of the
-        MACs before.
+        Shares of the gates that were neither closed nor open, that ended on the other side, and that were closed among
+        the latter: the others were opened again to fill up the budget. The soft share of the MACs before.
     """
     low, high = UNDECIDED
     between = (before > low) & (before < high)
+    closed = (before >= high) & ~kept.vector.to(before.device)
     return {
         'undecided': share_of_free(gates, between),
         'decided_last': other_side(gates, before, kept),
+        'closed_last': share_of_free(gates, closed),
         'soft_share': float(gates.graph.cost(before.clamp(0, 1).double())) / gates.graph.macs(),
     }
 

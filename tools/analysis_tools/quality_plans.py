@@ -227,9 +227,9 @@ SCHEDULES = {
 }
 
 
-def dense(task: str) -> list[Run]:
+def dense(task: str, seeds: Sequence[int] = FRESH) -> list[Run]:
     """The dense starts of a task, trained on without gates."""
-    return [Run(task, DENSE.method, 1.0, seed) for seed in FRESH]
+    return [Run(task, DENSE.method, 1.0, seed) for seed in seeds]
 
 
 def schedules() -> list[Run]:
@@ -243,13 +243,22 @@ def schedules() -> list[Run]:
     return runs
 
 
+CUTS = (0.3, 0.15, 0.05)
+UPDATES: dict[str, tuple[tuple[float, ...], tuple[int, ...]]] = {  # task -> MACs kept, seeds
+    'digits': (CUTS, tuple(range(6))),  # short runs, which scatter
+    'scenes': (CUTS, FRESH),
+    'unseen': (CUTS[1:], (3, 4, 5)),  # ``unseen`` has the others
+}
+
+
 def updates() -> list[Run]:
     """The two updates of the gates with the same schedule, and a penalty on the norms' scales instead of gates."""
     runs = []
-    for task in SCHEDULES:
-        runs += dense(task)
-        for arm, share, seed in product((GDP, GRADIENT), (0.3, 0.15, 0.05), FRESH):
+    for task, (shares, seeds) in UPDATES.items():
+        runs += dense(task, seeds)
+        for arm, share, seed in product((GDP, GRADIENT), shares, seeds):
             runs.append(arm.run(task, share, seed, 1.0))  # the default schedule, as in ``peers``
+    for task in SCHEDULES:
         for penalty, seed in product((1e-4, 1e-3, 1e-2), FRESH):
             runs.append(Run(task, 'l1', 0.3, seed, f'{penalty:g}', {'penalty': penalty, 'settle': 0.25}))
     return runs
