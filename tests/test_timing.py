@@ -13,11 +13,13 @@ from helpers import WIDER, traced
 from test_latency import STEP, table_of, wide
 from toy_nets import Concat, Depthwise, LinearRanks, Residual
 
+from mmprune_gates import trace_channels
 from mmprune_gates.budget.latency import Latency, kind_of
 from mmprune_gates.budget.latency_table import Table, Target, relative_errors
 from mmprune_gates.timing import probe
 from mmprune_gates.timing.clock import medians
 from mmprune_gates.timing.narrowing import at_widths
+from mmprune_gates.timing.onnx_ops import Side, translated
 from mmprune_gates.timing.probe import INPUT, WIDTHS, Probe
 from mmprune_gates.timing.table import backend_of, curves_of, fit, random_selections
 
@@ -57,6 +59,14 @@ def test_an_op_that_does_not_run_at_a_width_is_taken_to_be_proportional():
 
     (curve,) = curves_of([work], Stubborn(), STEP, 1)
     assert curve.ms[0] == pytest.approx([8.0 * op.makes / row[-1].makes for op in row])
+
+
+@pytest.mark.parametrize('groups', [1, 32])
+def test_onnxruntime_runs_a_convolution_without_bias_as_in_a_model(groups):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 1), torch.nn.Conv2d(32, 32, 3, groups=groups, bias=False))
+    graph = trace_channels(model, (torch.zeros(1, 3, 8, 8),))
+    (*_, op) = at_widths(graph.workload.works[-1], STEP)[-1]
+    assert [node.op_type for node in translated(Side([op])).graph.node] == ['Conv']  # its bias is no computed one
 
 
 def test_random_selections_are_of_all_sizes_and_in_steps():

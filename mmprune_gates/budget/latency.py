@@ -91,14 +91,14 @@ def kind_of(work: Work) -> Kind:
 
 
 ACTIVATIONS = frozenset('relu relu6 hardtanh clamp leaky_relu sigmoid hardsigmoid tanh'.split())
-DROPOUTS = frozenset('dropout feature_dropout alpha_dropout'.split())
+LEFT_OUT = frozenset('dropout feature_dropout alpha_dropout contiguous'.split())
 
 
 def absorbed(works: Sequence[Work]) -> set[int]:
-    """Positions of the ops that take no time of their own in onnxruntime: norms, activations, sums and dropouts.
+    """Positions of the ops without time of their own in onnxruntime: norms, activations, sums, and what does nothing.
 
     Behaviour of onnxruntime 1.31: norms after a layer are folded into its weights, activations and sums are applied as
-    the layer writes its result, dropouts are dropped.
+    the layer writes its result, dropouts and the like are left out.
     """
     readers = Counter(operand.maker for work in works for operand in work.operands)
     layer_of: dict[int, int] = {}  # op -> layer that computes it
@@ -111,9 +111,9 @@ def absorbed(works: Sequence[Work]) -> set[int]:
         maker = next((maker for maker in makers if readers[maker] == 1), None)  # read by this op alone
         if maker is not None:
             is_folded = work.name == 'batch_norm' and layer_of[maker] == maker
-            if is_folded or work.name in {*ACTIVATIONS, *DROPOUTS, 'add'}:
+            if is_folded or work.name in {*ACTIVATIONS, *LEFT_OUT, 'add'}:
                 layer_of[position] = layer_of[maker]
-        if position in layer_of or work.name in DROPOUTS:
+        if position in layer_of or work.name in LEFT_OUT:
             found.add(position)
     return found
 

@@ -110,21 +110,25 @@ def runs(op: Narrowed) -> bool:
 
 
 def translated(side: Side) -> Proto:
-    """Ops as an ONNX model with numbered results."""
+    """Ops as an ONNX model with numbered results.
+
+    Optimised by torch, as exported models are: else a convolution without a bias gets one that is computed from its
+    input's type, and onnxruntime, which takes that for a variable, runs a slower kernel.
+    """
     inputs = side.inputs()
     names = [f'input{number}' for number in range(len(inputs))]
     results = [f'result{number}' for number in range(len(side.ops))]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of torch, about itself
         program = torch.onnx.export(
-            side, (inputs,), dynamo=True, input_names=names, output_names=results, optimize=False, verbose=False
+            side, (inputs,), dynamo=True, input_names=names, output_names=results, optimize=True, verbose=False
         )
     assert program is not None  # it is, for dynamo=True
     return program.model_proto
 
 
 class Side(nn.Module):
-    """Runs ops side by side; their constants are its buffers.
+    """Runs ops side by side; their constants are its buffers, of a value that no optimiser can leave out.
 
     Args:
         ops: The ops.
@@ -135,7 +139,7 @@ class Side(nn.Module):
         self.ops = ops
         for number, shape, constant in self.tensors():
             if constant:
-                self.register_buffer(f'constant{number}', torch.ones(shape))
+                self.register_buffer(f'constant{number}', torch.full(shape, 0.5))
 
     def tensors(self) -> Iterator[tuple[int, tuple[int, ...], bool]]:
         """Number and shape of each tensor of all ops, and whether it is a constant."""
