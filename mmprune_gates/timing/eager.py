@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from statistics import median
 
@@ -16,6 +18,8 @@ from mmprune_gates.timing.narrowing import Narrowed
 BUDGET_S = 0.15  # seconds for one op at one width
 REPEATS = (3, 15)  # at least and at most
 IN_A_ROW = 10  # calls on a GPU between two readings of the clock, which wait for it
+# What mallopt(3) calls M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, and values with which glibc keeps memory.
+KEEP = ((-1, 2**31 - 1), (-2, 2**26), (-3, 2**25))
 
 
 class Eager:
@@ -30,6 +34,8 @@ class Eager:
         self.in_a_row = 1 if target.device == 'cpu' else IN_A_ROW
         self.now = clock_of(target.device, target.threads)
         torch.set_num_threads(target.threads)
+        if target.device == 'cpu':
+            keep_memory()
 
     @torch.inference_mode()
     def ms(self, ops: Sequence[Narrowed]) -> list[float | None]:
@@ -69,3 +75,15 @@ class Eager:
             inference_forward(model, images)
 
         return run
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory for the next call, as other allocators do; nothing changes without glibc.
+
+    By default it returns large pieces to the system, and every call spends up to a third of its time on having them
+    mapped again, in steps that do not depend smoothly on widths.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if mallopt is not None:
+        for option, value in KEEP:
+            mallopt(option, value)
