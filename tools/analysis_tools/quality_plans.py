@@ -264,6 +264,17 @@ def updates() -> list[Run]:
     return runs
 
 
+def settling() -> list[Run]:
+    """``gradient`` on the digits, with more and more time for the gates to settle."""
+    runs = []
+    for settle in (0.25, 0.3, 0.35):
+        options = {'update': 'gradient', 'settle': settle}
+        later = replace(GRADIENT, label=f'gradient-settle-{settle:g}', options=options)
+        arm = GRADIENT if settle == 0.25 else later  # the default
+        runs += [arm.run('digits', share, seed, 1.0) for share, seed in product(CUTS[1:], range(6))]
+    return runs
+
+
 def divisors() -> list[Run]:
     """The cost of rounding widths: any widths against multiples of ``divisor='auto'``."""
     runs = []
@@ -294,6 +305,7 @@ PLANS: dict[str, Callable[[], list[Run]]] = {
     'quick': quick,
     'schedules': schedules,
     'updates': updates,
+    'settling': settling,
     'divisors': divisors,
     'streams': streams,
 }
