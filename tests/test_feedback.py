@@ -128,13 +128,20 @@ def test_a_block_that_has_left_is_not_measured(config, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_whose_blocks_have_left_goes_on_to_be_measured(config):
-    given = config(shrink=0.02, update='gradient', end=0.9, settle=0.95, target=0.5)
-    given.custom_hooks[0].pop('steps')
-    given.model.units = 'both'
+def test_a_run_whose_blocks_have_left_goes_on_to_be_measured(config, monkeypatch):
+    seen = []
+
+    def spy(config, target, kept):
+        seen.append({name for name, mask in kept.items() if not mask.any()})
+        return measured(config, target, kept)
+
+    monkeypatch.setattr(feedback, 'measured', spy)
+    given = config(shrink=0.02, end=0.7, settle=0.95)
+    given.model.units = 'blocks'
     controller, text = trained(given)
-    assert text.count(SAID) == 1 and 'not measured' not in text
-    assert controller.gates.shrunk and controller.settled
+    assert text.count(SAID) == 1 and 'not measured' not in text and controller.settled
+    (gone,) = seen
+    assert any(not controller.gates.shrunk[0][name].any() for name in gone)  # before it was measured
 
 
 def test_a_run_that_cannot_be_measured_goes_on_by_the_table(config, monkeypatch):

@@ -102,6 +102,14 @@ def test_a_table_of_other_settings_is_refused(tmp_path, settings, words):
         Latency(saved(tmp_path, table_of(graph)), **settings).bind(graph)
 
 
+def test_a_table_of_ops_that_were_timed_in_another_way_is_refused(tmp_path):
+    _, graph = wide()
+    table = table_of(graph)
+    table.facts = {name: value for name, value in table.facts.items() if name != 'procedure'}
+    with pytest.raises(ValueError, match='measured with procedure None, not'):
+        Latency(saved(tmp_path, table)).bind(graph)
+
+
 def test_a_table_of_another_machine_may_be_given(tmp_path):
     _, graph = wide()
     table = table_of(graph)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import latency_table
+import onnx
 import pytest
 import report
 import slim
@@ -15,13 +16,14 @@ from toy_nets import Concat, Depthwise, LinearRanks, Residual
 
 from mmprune_gates import trace_channels
 from mmprune_gates.budget.latency import Latency, kind_of
-from mmprune_gates.budget.latency_table import Table, Target, relative_errors
+from mmprune_gates.budget.latency_table import Fit, Table, Target, relative_errors
+from mmprune_gates.engine.onnx_graph import session_of
 from mmprune_gates.timing import probe
 from mmprune_gates.timing.clock import medians
 from mmprune_gates.timing.narrowing import at_widths
-from mmprune_gates.timing.onnx_ops import Side, translated
+from mmprune_gates.timing.onnx_ops import Side, owners_of, translated
 from mmprune_gates.timing.probe import INPUT, WIDTHS, Probe
-from mmprune_gates.timing.table import backend_of, curves_of, fit, random_selections
+from mmprune_gates.timing.table import backend_of, curves_of, fit, prices, random_selections
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = pytest.mark.parametrize('name', ['torch', 'onnxruntime'])
@@ -67,6 +69,37 @@ def test_onnxruntime_runs_a_convolution_without_bias_as_in_a_model(groups):
     graph = trace_channels(model, (torch.zeros(1, 3, 8, 8),))
     (*_, op) = at_widths(graph.workload.works[-1], STEP)[-1]
     assert [node.op_type for node in translated(Side([op])).graph.node] == ['Conv']  # its bias is no computed one
+
+
+def test_an_op_that_vanishes_moves_no_other_ones_time(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 1), torch.nn.Dropout(), torch.nn.Conv2d(32, 8, 1)).eval()
+    works = trace_channels(model, (torch.zeros(1, 3, 8, 8),)).workload.works
+    assert [work.name for work in works] == ['conv2d', 'dropout', 'conv2d']
+    ops = [at_widths(work, STEP)[-1][-1] for work in works]
+    session_of(translated(Side(ops)), optimized_model_filepath=str(tmp_path / 'model.onnx'))
+    optimized = onnx.load(tmp_path / 'model.onnx')
+    owners, reads = owners_of(optimized), {}
+    for node in optimized.graph.node:
+        reads |= {name: owners[node.name] for name in node.input if name.startswith('input')}
+    assert reads == {'input0': 0, 'input1': 1, 'input2': 2}
+
+
+def test_further_models_are_compared_with_the_whole_one_of_their_round():
+    _, graph = wide()
+    cost = Latency()
+    cost.look_up(graph, table_of(graph), [kind_of(work) for work in graph.workload.works])
+    cost.fitted(Fit(1.0, 0.0, []))
+    chosen = random_selections(graph, STEP, 12, seed=0)
+    slow = iter([2.0, 4.0])  # the machine, in each round
+
+    def time(chosen):
+        factor = next(slow)
+        return [factor * ms for ms in prices(cost, chosen).tolist()]
+
+    whole_ms = float(prices(cost, [graph.kept()]))
+    pairs, drifts = latency_table.further(chosen, cost, graph, time, whole_ms)
+    assert drifts == pytest.approx([2.0, 4.0]) and len(pairs) == 12
+    assert relative_errors(pairs) == pytest.approx([0.0] * 12)
 
 
 def test_random_selections_are_of_all_sizes_and_in_steps():

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
 from mmprune_gates.budget.costs import Cost
-from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target, digest_of
+from mmprune_gates.budget.latency_table import PROCEDURE, Curve, Fit, Table, Target, digest_of
 from mmprune_gates.channels.cost import Extent, Widths
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.workload import Operand, Work
@@ -215,13 +215,13 @@ class Latency(Cost):
         """Look up all ops of a graph.
 
         Raises:
-            ValueError: There is no table, it is of another backend, device or batch, or it lacks ops of the model; the
-                message has the command to measure them.
+            ValueError: There is no table, it is of another backend, device or batch, it was measured in another way, or
+                it lacks ops of the model; the message has the command to measure them.
         """
         if not self.path.is_file():
             raise ValueError(f'no table of latencies at {self.path}; measure it: {self.command}')
         table = Table.load(self.path)
-        table.check(self.path, asdict(self.settings))
+        table.check(self.path, {**asdict(self.settings), 'procedure': PROCEDURE})
         kinds = [kind_of(work) for work in graph.workload.works]
         signatures = [kind.signature for kind in kinds]
         missing, fit = table.missing(signatures), table.fits.get(digest_of(signatures))

@@ -18,8 +18,8 @@ from mmprune_gates.timing.narrowing import Narrowed
 BUDGET_S = 0.15  # seconds for one op at one width
 REPEATS = (3, 15)  # at least and at most
 IN_A_ROW = 10  # calls on a GPU between two readings of the clock, which wait for it
-# What mallopt(3) calls M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, and values with which glibc keeps memory.
-KEEP = ((-1, 2**31 - 1), (-2, 2**26), (-3, 2**25))
+# What mallopt(3) calls M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX, and values with which glibc keeps memory.
+KEEP = ((-1, 2**31 - 1), (-2, 2**26), (-4, 0))
 
 
 class Eager:

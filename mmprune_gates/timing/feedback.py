@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import broadcast, is_main_process
+from mmengine.dist import broadcast, broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor
@@ -58,21 +58,19 @@ class MeasuredLatencyHook(Hook):
         if control.settled or control.correction != 1:
             return
         self.pruner, self.cost, self.goal = pruning.pruner, pruning.settings['cost'], Goal.of(pruning.settings)
-        if is_main_process():
-            self.refuse_other_machine()
+        found = [self.mistaken()]
+        broadcast_object_list(found)  # what the main process has found
+        if found[0]:
+            raise ValueError(f'{name} measures on this machine: {found[0]}, or take the hook out of the config')
 
-    def refuse_other_machine(self) -> None:
-        """Refuse a table that was not measured on this machine.
-
-        Raises:
-            ValueError: It was not.
-        """
+    def mistaken(self) -> str:
+        """Why the table is not one that was measured on this machine; empty if it is."""
         path, machine = self.cost.path, self.cost.settings.facts()
         try:
             Table.load(path).check(path, machine)
         except ValueError as error:
-            name = type(self).__name__
-            raise ValueError(f'{name} measures on this machine: {error}, or take the hook out of the config') from error
+            return str(error)
+        return ''
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Correct the target when it is nearly met; warn if the gates have settled without that."""
