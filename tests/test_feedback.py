@@ -19,7 +19,7 @@ from mmprune_gates.budget.latency_table import Table, Target
 from mmprune_gates.engine.coverage import model_of_config
 from mmprune_gates.pruning.pruner import count_parameters
 from mmprune_gates.timing import feedback
-from mmprune_gates.timing.feedback import MOST, MeasuredLatencyHook, measured
+from mmprune_gates.timing.feedback import MOST, ROUNDS, MeasuredLatencyHook, measured
 
 METHODS = {
     'PolarizationHook': dict(end=0.5, settle=0.8, steps=1),
@@ -71,7 +71,7 @@ def trained(config, resume=''):
 @EITHER
 def test_a_run_aims_at_what_was_measured_and_a_resumed_one_does_not_measure_again(config, method):
     whole, text = trained(config(method))
-    assert text.count(SAID) == 1
+    assert 1 <= text.count(SAID) <= ROUNDS
     assert whole.settled and whole.correction != 1 and whole.aim == pytest.approx(0.8 * whole.correction)
     assert whole.candidates.share(whole.kept) <= whole.aim
     halfway = f'{config(method).work_dir}/iter_10.pth'
@@ -139,8 +139,8 @@ def test_a_run_whose_blocks_have_left_goes_on_to_be_measured(config, monkeypatch
     given = config(shrink=0.02, end=0.7, settle=0.95)
     given.model.units = 'blocks'
     controller, text = trained(given)
-    assert text.count(SAID) == 1 and 'not measured' not in text and controller.settled
-    (gone,) = seen
+    assert SAID in text and 'not measured' not in text and controller.settled
+    gone = seen[0]
     assert any(not controller.gates.shrunk[0][name].any() for name in gone)  # before it was measured
 
 
@@ -164,7 +164,7 @@ def test_a_table_that_was_measured_again_takes_the_correction_back(config, table
     (tmp_path / 'again.json').write_text(again.text())
     other = config(folder='other', cost=dict(type='Latency', table=str(tmp_path / 'again.json')))
     _, text = trained(other, f'{given.work_dir}/iter_10.pth')
-    assert text.count(SAID) == 1
+    assert SAID in text
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,28 @@ def test_the_factor_is_what_the_table_says_over_what_was_measured(goal, took, ex
     pruner.controller.criterion.observe({group.name: torch.rand(group.size) for group in graph.groups})
     candidates = pruner.controller.candidates
     share = candidates.share(pruner.controller.candidate())
-    hook.correct(Config(), pruner)
+    hook.correct_once(Config(), pruner, pruner.controller.candidate())
     assert pruner.controller.correction == pytest.approx(expected(share, candidates.total))
+
+
+def test_it_is_measured_until_what_was_asked_for_is_met(tmp_path, monkeypatch):
+    model, graph = wide()
+    cost = Latency(saved(tmp_path, table_of(graph)))
+    pruner = GDP(model, torch.randn(2, 3, 8, 8), SGD(model.parameters(), 0.01), total_steps=9, cost=cost, target=0.5)
+    pruner.controller.criterion.observe({group.name: torch.rand(group.size) for group in graph.groups})
+    candidates, shares = pruner.controller.candidates, []
+
+    def crooked(config, target, kept):
+        shares.append(candidates.share(graph.kept(kept)))
+        return 1.0, 0.2 + 0.8 * shares[-1]  # a part that the table knows nothing of
+
+    monkeypatch.setattr(feedback, 'measured', crooked)
+    hook = MeasuredLatencyHook()
+    hook.cost, hook.goal = cost, Goal.of(dict(target=0.5))
+    hook.correct(Config(), pruner)
+    assert 1 < len(shares) <= ROUNDS
+    found = 0.2 + 0.8 * candidates.share(pruner.controller.candidate())
+    assert abs(found - 0.5) < abs(0.2 + 0.8 * shares[0] - 0.5) / 3
 
 
 def test_without_a_latency_there_is_nothing_to_correct(config):

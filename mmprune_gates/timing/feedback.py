@@ -17,6 +17,7 @@ from torch import Tensor
 from mmprune_gates.budget.goal import Goal
 from mmprune_gates.budget.latency import Latency
 from mmprune_gates.budget.latency_table import Table, Target
+from mmprune_gates.channels.kept import Kept
 from mmprune_gates.engine.coverage import model_of_config
 from mmprune_gates.engine.pruning_hook import PruningHook
 from mmprune_gates.engine.registry import HOOKS
@@ -24,17 +25,19 @@ from mmprune_gates.pruning import Pruner
 from mmprune_gates.pruning.threads import one_thread
 from mmprune_gates.timing.table import backend_of, latencies
 
+ROUNDS = 3  # at most
+CLOSE = 0.02  # relative distance from what was asked for that ends them
 MOST = 1.25  # largest factor of a correction: a table that is off by more should be measured again
 
 
 @HOOKS.register_module()
 class MeasuredLatencyHook(Hook):
-    """Corrects a latency target once, by what the table is off for the model at hand.
+    """Corrects a latency target, at one point of the run, by what the table is off for the model at hand.
 
     When a run has nearly met its target by the table, and gates can still move, the model as it would be slimmed then
     is timed in turn with the whole one, by the main process. From then on the run aims at the share by the table at
-    which the latency as measured is the one that was asked for. A run that resumes from a checkpoint after that does
-    not measure again.
+    which the latency as measured is the one that was asked for; what would be slimmed for that is measured as well, up
+    to three models in all. A run that resumes from a checkpoint after that does not measure again.
     """
 
     pruner: Pruner | None = None  # as long as nothing is measured
@@ -86,20 +89,27 @@ class MeasuredLatencyHook(Hook):
             self.pruner = None
 
     def correct(self, config: Config, pruner: Pruner) -> None:
-        """Measure the model as it would be slimmed now, and correct the target, on all ranks alike."""
+        """Measure what would be slimmed now, and correct the target, until both agree; on all ranks alike."""
+        for _ in range(ROUNDS):
+            kept = pruner.controller.candidate()
+            off = self.correct_once(config, pruner, kept)
+            if abs(off) <= CLOSE or pruner.controller.candidate() == kept:
+                return
+
+    def correct_once(self, config: Config, pruner: Pruner, kept: Kept) -> float:
+        """Measure a selection, and correct the target by it; returns how far it is off what was asked for."""
         control = pruner.controller
-        kept = control.candidate()
         share, whole_ms = control.candidates.share(kept), control.candidates.total
         took = torch.full((2,), nan, dtype=torch.double)
         if is_main_process():
             try:
                 took[:] = torch.tensor(measured(config, self.cost.settings, pruner.gates.kept_of_whole(kept)))
-            except Exception as error:  # noqa: BLE001  (the other ranks wait, and the target by the table can be met)
+            except Exception as error:  # the other ranks wait, and the target by the table can be met
                 log(f'not measured, the target is by the table alone: {type(error).__name__}: {error}', logging.WARNING)
         broadcast(took)
         before, after = took.tolist()
         if isnan(after):
-            return
+            return 0.0
         asked_of = whole_ms if self.goal.name == 'target_ms' else before  # what the goal is a share of
         factor = share * asked_of / after
         limited = min(MOST, max(1 / MOST, factor))
@@ -115,6 +125,7 @@ class MeasuredLatencyHook(Hook):
             f'{control.aim:.1%} by the table{notes}',
             logging.WARNING if notes else logging.INFO,
         )
+        return after / (control.target * asked_of) - 1
 
 
 def measured(config: Config, target: Target, kept: Mapping[str, Tensor]) -> list[float]:
