@@ -153,9 +153,9 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
         if has_full_width(module) or not mask.all():
             width = narrow(module, like, wide.dim, mask, wide.zeros)
             widths[path] = {FULL_WIDTH: width}
-    for one in graph.follows:
+    for one in (one for one in graph.follows if has_changed(masks, one.module)):
         value = int(kept.at(one.index).sum())
-        if has_changed(masks, one.module) and set_following(model.get_submodule(one.module), one.attribute, value):
+        if set_following(model.get_submodule(one.module), one.attribute, value):
             widths.setdefault(one.module, {})[one.attribute] = value
     removed = replace_blocks(model, gone)
     return {'widths': widths, 'removed': removed}
