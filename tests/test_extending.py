@@ -10,19 +10,21 @@ from mmengine.runner import Runner
 from test_any_module import Net, halve  # noqa: F401  (registers an op)
 from test_pruning import batch, loss_of, models, sgd
 
-from mmprune_gates import COSTS, CRITERIA, MODELS, trace_channels
+from mmprune_gates import COSTS, CRITERIA, HOOKS, MODELS, trace_channels
 from mmprune_gates.channels import pointwise
 from mmprune_gates.channels.labels import GATED
 from mmprune_gates.channels.rules import FUNCTION, TABLE, Rule
+from mmprune_gates.engine.export import export_slim
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'extending.md'
 EXAMPLES = dict(re.findall(r'## (.+?)\n.*?```python\n(.*?)```', PAGE.read_text(), flags=re.S))
 
 
-def run(name):
-    """What an example defines."""
+def run(*names):
+    """What the examples define, in one file."""
     found = {}
-    exec(compile(EXAMPLES[name], name, 'exec'), found)
+    for name in names:
+        exec(compile(EXAMPLES[name], name, 'exec'), found)
     return found
 
 
@@ -30,14 +32,14 @@ def run(name):
 def forget():
     """Take out of the registries what an example has put in."""
     yield
-    for registry, name in ((MODELS, 'SquareGate'), (CRITERIA, 'L1'), (COSTS, 'Slots')):
+    for registry, name in ((MODELS, 'SquareGate'), (CRITERIA, 'L1'), (COSTS, 'Slots'), (HOOKS, 'OneShotHook')):
         registry.module_dict.pop(name, None)
     TABLE.pop('my_library.halve', None)
     TABLE.pop('my_library.divided', None)
 
 
 def test_each_is_short():
-    assert set(EXAMPLES) == {'An op', 'A gate', 'A criterion', 'A cost', 'A method'}
+    assert set(EXAMPLES) == {'An op', 'A gate', 'A criterion', 'A cost', 'A method', "A method's hook"}
     assert all(len(text.splitlines()) <= 15 for text in EXAMPLES.values())
 
 
@@ -111,6 +113,17 @@ def test_a_method():
         pruner.step()
     report = pruner.finish()
     assert report['parity_error'] < 1e-12 and report['macs']['after'] <= 0.5 * report['macs']['before']
+
+
+def test_a_method_by_config(tiny_config, tmp_path):
+    run('A method', "A method's hook")
+    config = tiny_config(tmp_path / 'run', iterations=4, **{'default_hooks.checkpoint.interval': 2})
+    config.custom_hooks = [dict(type='mmprune_gates.OneShotHook', target=0.4)]
+    Runner.from_cfg(config).train()
+    config.resume, config.train_cfg.max_iters = True, 6
+    Runner.from_cfg(config).train()
+    report = export_slim(config, tmp_path / 'run' / 'iter_6.pth', tmp_path / 'slim')
+    assert report['macs']['after'] <= 0.4 * report['macs']['before'] and report['warnings'] == []
 
 
 @torch.library.custom_op('my_library::divided', mutates_args=())

@@ -169,8 +169,8 @@ class Controller:
             self.criterion.load_state_dict(state['criterion'])
 
     def scalars(self) -> dict[str, float]:
-        """Figures to log in every iteration."""
-        raise NotImplementedError
+        """Figures to log in every iteration; those of :meth:`figures`, with gate values as what each channel counts."""
+        return self.figures(self.gates.vector().clamp(0, 1))
 
     def figures(self, value: Tensor) -> dict[str, float]:
         """Figures to log: share of MACs, share of the cost if that is not MACs, and share of gates closed.

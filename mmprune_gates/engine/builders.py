@@ -57,9 +57,14 @@ def build_gated_model(
         An instance of the architecture's class with one more submodule, ``gates``.
 
     Raises:
-        ValueError: No input shape is known, or no channel can be pruned.
+        ValueError: No input shape is known, no channel can be pruned, or the config is of a slim model.
     """
     checked('model.gates', gates, optional(MAPPING))
+    if 'widths' in config:
+        raise ValueError(
+            'model.widths: the base config is of a slim model, which is not pruned again; take the dense config, and a '
+            'smaller target'
+        )
     shape = default_input_shape({**config, 'input_shape': input_shape})
     model = build_architecture(architecture, config)
     graph = trace(model, shape, units, attention)

@@ -43,6 +43,7 @@ class GateDecoratorHook(PruningHook):
 
     pruner: GateDecorator
     priority = 'ABOVE_NORMAL'  # before the hook that seeds the sampler of an epoch's data
+    too_short = 'Train longer, or close a larger fraction in each Tick'
 
     def __init__(
         self,
@@ -106,12 +107,19 @@ class GateDecoratorHook(PruningHook):
         tick, tock = self.cycle.tick * epoch_length(self.part), self.cycle.tock * epoch_length(self.full)
         return replace(self.cycle, tick=tick, tock=tock)
 
+    def begin(self, runner) -> None:
+        """Let the gates take over; log the phases to expect."""
+        self.pruner.begin()
+        self.log_plan(runner)
+
+    def restore(self, runner, state: dict[str, Any]) -> None:
+        """Continue from a saved state; a fine-tune has the rest of the run, whose length may have changed."""
+        super().restore(runner, state)
+        self.pruner.fit_finetune(self.remaining(runner, done=0))
+
     def before_train(self, runner) -> None:
-        """Continue a resumed run where it was, or let the gates take over."""
+        """Continue a resumed run where it was, or begin; prepare the data of both phases."""
         super().before_train(runner)
-        if not self.resumes(runner):
-            self.pruner.begin()
-            self.log_plan(runner)
         if self.subset < 1 and not self.epochs:
             full, part = runner.train_loop.dataloader_iterator, endless(self.part)
             given, scored = runner.iter, self.pruner.controller.scored
@@ -136,20 +144,16 @@ class GateDecoratorHook(PruningHook):
         if cycle.wasted > wasted:
             self.warn('no mini-batch of this Tick had finite gradients; nothing closed')
 
-    def after_train(self, runner) -> None:
-        """Warn if the run was too short; write the slim product if requested."""
-        super().after_train(runner)
-        if not self.pruner.controller.settled:
-            self.warn(
-                f'the run ended before the target was met: {self.pruner.controller.summary()}. Train longer, or close '
-                'a larger fraction in each Tick'
-            )
+    def remaining(self, runner, done: int = 1) -> int:
+        """Iterations left of the run, all on the full data.
 
-    def remaining(self, runner) -> int:
-        """Iterations after this one, all on the full data."""
+        Args:
+            runner: The run.
+            done: How many iterations, or epochs in an epoch-based loop, are done that the runner does not count yet.
+        """
         if self.epochs:
-            return (runner.max_epochs - runner.epoch - 1) * len(self.full)
-        return runner.max_iters - runner.iter - 1
+            return (runner.max_epochs - runner.epoch - done) * len(self.full)
+        return runner.max_iters - runner.iter - done
 
     def log_plan(self, runner) -> None:
         """Log the phases to expect, as far as they can be known."""

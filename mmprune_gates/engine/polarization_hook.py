@@ -56,9 +56,8 @@ class PolarizationHook(PruningHook):
         return GDP(unwrapped(runner), None, optimizer, total_steps=runner.max_iters, **self.settings)
 
     def advance(self, runner) -> None:
-        """One step of the pruner."""
+        """One step of the pruner; say when the gates settle."""
         was_settled = self.pruner.controller.settled
-        with self.explained(runner):
-            self.pruner.step()
+        super().advance(runner)
         if self.pruner.controller.settled and not was_settled:
             runner.logger.info(f'Gates settled: {self.pruner.controller.summary()}')

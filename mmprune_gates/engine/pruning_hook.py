@@ -26,7 +26,7 @@ from mmprune_gates.engine.running import accumulates, has_static_graph, loss_sca
 from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
-from mmprune_gates.pruning.shrink import refuse_unknown_state
+from mmprune_gates.pruning.refusals import refuse_unknown_state
 from mmprune_gates.pruning.threads import one_thread
 
 # Keys of a config with which mmengine replaces or wraps modules of the model, and what they do.
@@ -63,6 +63,7 @@ class PruningHook(Hook):
     pruner: Pruner = None  # type: ignore[assignment]  # what a run calls while it trains may rely on it
     loaded: dict[str, Any] | None = None
     left_at: int | None = None
+    too_short = 'Train longer'  # what to do about a run that ends too early
     figures: dict[str, float] | None = None  # as of the last iteration
 
     def __init__(self, criterion: Any, cost: Any, shrink: bool | float, export: bool) -> None:
@@ -92,8 +93,8 @@ class PruningHook(Hook):
         model, trains = unwrapped(runner), isinstance(runner.optim_wrapper, BaseOptimWrapper)
         if trains or has_gates(model):
             gates_of(model).follow(model)
-        if not trains:
-            return  # validation and test leave the optimiser a config
+        if not trains or (self.pruner is not None and self.pruner.model is model):
+            return  # validation and test leave the optimiser a config, and may follow training
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ValueError(f'{type(self).__name__}: optim_wrapper must have one optimizer, not several, and not none')
         with self.own_errors():
@@ -145,19 +146,15 @@ class PruningHook(Hook):
             )
 
     def before_train(self, runner) -> None:
-        """Restore the state of a resumed run, and check that the gates are in their places."""
-        if self.loaded is not None and self.resumes(runner):
-            self.restore(self.loaded)
-            before, now = self.loaded['target'], self.pruner.controller.target
-            if self.pruner.controller.settled and before != now:
-                self.warn(
-                    f'the target is {now} now, but the gates have settled at {before} and stay as they are; start a '
-                    'new run (load_from) for another target'
-                )
+        """Restore the state of a resumed run, or begin; check that the gates are in their places."""
+        if self.loaded is None or runner.iter == 0:
+            self.begin(runner)
+        else:
+            self.restore(runner, self.loaded)
         self.check(runner)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state.
+    def restore(self, runner, state: dict[str, Any]) -> None:
+        """Continue from a saved state; warn if it has settled at another target.
 
         Raises:
             ValueError: The state belongs to another method, or to other gates.
@@ -169,10 +166,15 @@ class PruningHook(Hook):
                 f'{type(self).__name__}: the pruning state in the checkpoint ({STATE!r}) is not one of this hook and '
                 f'model ({type(error).__name__}: {error}); start from its weights with load_from instead of resuming'
             ) from error
+        before, now = state['target'], self.pruner.controller.target
+        if self.pruner.controller.settled and before != now:
+            self.warn(
+                f'the target is {now} now, but the gates have settled at {before} and stay as they are; start a new '
+                'run (load_from) for another target'
+            )
 
-    def resumes(self, runner) -> bool:
-        """Whether the run resumes from a saved state."""
-        return self.loaded is not None and runner.iter > 0
+    def begin(self, runner) -> None:
+        """Act before the first iteration of a run that does not resume."""
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Tell the pruner the factor by which gradients are scaled."""
@@ -230,7 +232,9 @@ class PruningHook(Hook):
         self.left_at = runner.iter
 
     def after_train(self, runner) -> None:
-        """If requested, write the slim product of the last checkpoint, and of the best ones."""
+        """Warn if the run was too short; if requested, write the slim product of the last and the best checkpoints."""
+        if not self.pruner.controller.settled:
+            self.warn(f'the run ended before the target was met: {self.pruner.controller.summary()}. {self.too_short}')
         if not self.export or not is_main_process():
             return
         last, work_dir = find_latest_checkpoint(runner.work_dir), Path(runner.work_dir)
@@ -249,14 +253,15 @@ class PruningHook(Hook):
 
     def advance(self, runner) -> None:
         """One step of the pruner."""
-        raise NotImplementedError
+        with self.explained(runner):
+            self.pruner.step()
 
     def after_train_epoch(self, runner) -> None:
         """Act before a checkpoint of the epoch."""
         self.before_checkpoint(runner)
 
-    def after_val_epoch(self, runner, metrics=None) -> None:
-        """Act before a checkpoint of the best model so far."""
+    def before_val_epoch(self, runner) -> None:
+        """Act before a checkpoint of the best model so far, while the weights are not yet exchanged for averages."""
         if self.pruner is not None and best_savers(runner):
             self.before_checkpoint(runner)
 
@@ -298,8 +303,17 @@ class PruningHook(Hook):
             checkpoint[STATE] = self.pruner.state_dict()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Give the model the checkpoint's shape, and keep the saved state until it is known whether the run resumes."""
+        """Give the model the checkpoint's shape, and keep the saved state until it is known whether the run resumes.
+
+        Raises:
+            ValueError: The run resumes, but not from a run that prunes.
+        """
         self.loaded = tree_map_only(Tensor, Tensor.cpu, checkpoint.get(STATE))  # a runner loads it on the GPU
+        if self.loaded is None and self.pruner is not None and runner._resume:  # noqa: SLF001
+            raise ValueError(
+                f'{type(self).__name__}: the checkpoint to resume from is of a run without pruning, and the phases of '
+                'this one would not fit into what is left of it: start from its weights with load_from instead'
+            )
         if self.loaded is not None:
             reshape_run(runner, self.pruner, self.loaded)
 

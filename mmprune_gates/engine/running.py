@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import BaseOptimWrapper
 
 
 def unwrapped(runner) -> torch.nn.Module:
-    """The model without a distributed wrapper."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    """The model without a distributed wrapper, and without that of test-time augmentation."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model.module if isinstance(model, BaseTTAModel) else model
 
 
 def accumulates(optim_wrapper: BaseOptimWrapper) -> bool:

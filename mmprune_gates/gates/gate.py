@@ -26,6 +26,21 @@ class Gate(nn.Module):
         self.theta = nn.Parameter(torch.ones(size))
         self.straight_through = False
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Refuse weights of a model that channels have left: tools that skip what does not fit would go on without.
+
+        Raises:
+            ValueError: The gate in the checkpoint has another number of channels.
+        """
+        theta = state_dict.get(f'{prefix}theta')
+        if theta is not None and theta.shape[-1:] != self.theta.shape[-1:]:
+            raise ValueError(
+                f'the gate {prefix}theta has {theta.shape[-1]} channels in the checkpoint and {self.theta.shape[-1]} '
+                'in this model: it is another model, or channels have left it in training. tools/slim.py and '
+                'tools/test.py open such a checkpoint with the config of its run; stock tools open what slim.py writes'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def set_members(self, number: int) -> None:
         """Tell the gate on how many modules it acts, before it is used; here all share its values."""
 

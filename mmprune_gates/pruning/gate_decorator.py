@@ -138,7 +138,11 @@ class GateDecorator(Pruner):
         return self.controller.phase
 
     def begin(self) -> None:
-        """Let the gates take over the affine of norms; call this once the model has its initial weights."""
+        """Let the gates take over the affine of norms; call this once the model has its initial weights.
+
+        Channels that are closed in these weights, since they come from another run, stay closed.
+        """
+        self.controller.kept = self.gates.kept()
         take_over_affine(self.gates)
         self.prepare()
 
@@ -235,7 +239,19 @@ class GateDecorator(Pruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         super().load_state_dict(state)
+        if self.total_steps is not None:
+            self.fit_finetune(self.left())
         self.prepare()
+
+    def fit_finetune(self, remaining: int) -> None:
+        """Let a fine-tune that has begun end with the run, whose length may have changed since.
+
+        Args:
+            remaining: Steps left of the run.
+        """
+        if self.phase == FINETUNE:
+            self.controller.length = self.controller.done + remaining
+            self.prepare()
 
 
 def trained_parameters(model: nn.Module) -> set[str]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from mmprune_gates.budget import Gradient, Polarizer, Schedule, Taylor, Waterline
 from mmprune_gates.channels.calls import Inputs
 from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, one_of, optional
-from mmprune_gates.gates import PolarizationGate
 from mmprune_gates.pruning.gate_params import take_out
 from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
@@ -77,7 +76,6 @@ class GDP(Pruner):
         **settings: Fields of :class:`GDPSettings`.
     """
 
-    gate = PolarizationGate
     controller: Polarizer
 
     def __init__(

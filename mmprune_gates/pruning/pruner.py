@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
 from math import inf
 from typing import Any
 
@@ -23,14 +22,13 @@ from torch.utils._pytree import tree_map_only
 
 from mmprune_gates.budget import Controller, Cost, Criterion, MACs
 from mmprune_gates.budget.criteria import Reduce, alone
-from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
 from mmprune_gates.channels.kept import Kept
-from mmprune_gates.checks import listed, patterns
+from mmprune_gates.checks import patterns
 from mmprune_gates.gates import (
     Evidence,
     Gate,
-    GateSet,
+    PolarizationGate,
     attach_gates,
     detach_gates,
     fold_gates,
@@ -40,6 +38,7 @@ from mmprune_gates.gates import (
 from mmprune_gates.gates.attach import NAME, merged
 from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
+from mmprune_gates.pruning.refusals import check_kind, check_reached, check_whole, refuse_hidden_groups
 from mmprune_gates.pruning.shrink import shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
@@ -61,15 +60,17 @@ class Pruner:
         exclude: Shell patterns of module paths that are kept whole.
 
     Attributes:
+        gate: The kind of gate that the method moves.
         gates: The gates.
         controller: Closes the gates.
         loss_scale: Factor of the loss in the next backward; set it where a gradient scaler is used.
 
     Raises:
-        ValueError: Gates of another kind, gates that something else moves, or layers that the trace has missed.
+        ValueError: Gates of another kind, gates that something else moves, layers that the trace has missed, channels
+            that have left already, or an optimiser that leaves its parameters to another.
     """
 
-    gate: type[Gate]
+    gate: type[Gate] = PolarizationGate
     controller: Controller
 
     def __init__(
@@ -100,7 +101,9 @@ class Pruner:
             attach_gates(model, graph, self.gate)
             self.refuse_changed(expected)
         self.gates, self.whole_params = gates_of(model), count_parameters(model)
-        check_kind(self.gates, type(self))
+        check_kind(self.gates, self.gate, type(self).__name__)
+        check_whole(self.gates)
+        refuse_hidden_groups(optimizer)
         self.gates.claim(type(self).__name__)
         self.evidence, self.divergence = Evidence(model, self.gates), Divergence(model)
         self.loss_scale = 1.0
@@ -362,39 +365,3 @@ class Pruner:
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters of a model, gates not counted."""
     return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith(f'{NAME}.'))
-
-
-def check_kind(gates: GateSet, method: type[Pruner]) -> None:
-    """Refuse gates of a kind that a method does not move.
-
-    Raises:
-        ValueError: There are such gates.
-    """
-    kinds = {type(gate).__name__ for gate in gates.by_group.values() if gate.per_module != method.gate.per_module}
-    if kinds:
-        raise ValueError(
-            f"{method.__name__} needs model.gates=dict(type='{method.gate.__name__}') or a gate of that kind, the "
-            f'model has {", ".join(sorted(kinds))}'
-        )
-
-
-def check_reached(model: nn.Module, graph: ChannelGraph, exclude: Sequence[str]) -> None:
-    """Refuse a model with trainable parameters that no traced pass has reached.
-
-    Raises:
-        ValueError: There are such parameters; names the modules.
-    """
-
-    def trains(path: str) -> bool:
-        return any(parameter.requires_grad for parameter in model.get_submodule(path).parameters(recurse=False))
-
-    def excluded(path: str) -> bool:
-        return any(fnmatch(path, pattern) for pattern in exclude)
-
-    missed = [path for path in graph.unreached if trains(path) and not excluded(path)]
-    if missed:
-        raise ValueError(
-            f'the traced passes do not reach {listed(missed)}, which hold parameters that train, so nothing is known '
-            'of what depends on them. If the model does not use them either, freeze them (requires_grad=False) or '
-            f'exclude them by name: exclude={missed[:1]!r}; tools/channels.py lists all'
-        )

@@ -17,6 +17,7 @@ from mmprune_gates.channels.kept import Kept
 from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.gates.attach import GateSet, attach_gate_set, detach_gates, gates_of
 from mmprune_gates.pruning.gate_params import keep_only
+from mmprune_gates.pruning.refusals import refuse_unknown_state
 from mmprune_gates.slimming.surgery import cut, slim_model, slot_masks
 
 Cut = Callable[[Tensor], Tensor]
@@ -119,23 +120,6 @@ def still_to_leave(model: nn.Module, shrunk: Sequence[Tensor]) -> Iterator[Kept]
 def dims_cut(masks: dict[int, Tensor]) -> Cut:
     """A function that cuts a tensor by one mask per dimension."""
     return lambda tensor: cut(tensor, masks)
-
-
-def refuse_unknown_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Refuse an optimiser with state that is neither a single number nor of its parameter's shape.
-
-    Raises:
-        ValueError: It has such state; names it.
-    """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != parameter.shape:
-                raise ValueError(
-                    f'{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for '
-                    f'{names.get(parameter, "a parameter")} of shape {tuple(parameter.shape)}: nothing tells how that '
-                    'becomes narrower. Use an optimiser such as SGD or Adam(W), or train without shrinking'
-                )
 
 
 def follow_parameters(optimizer: torch.optim.Optimizer, replaced: list[Replaced]) -> None:

@@ -34,7 +34,7 @@ from mmprune_gates.engine.datasets import check_datasets
 from mmprune_gates.engine.model_config import model_config_of
 from mmprune_gates.gates import GateSet, gates_of, take_over_affine
 from mmprune_gates.pruning import GateDecorator
-from mmprune_gates.pruning.pruner import check_kind
+from mmprune_gates.pruning.refusals import check_kind
 
 SEED = 0
 Losses = Callable[[], Iterable[Tensor]]  # the loss of each batch, the same ones on every call
