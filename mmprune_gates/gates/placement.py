@@ -87,19 +87,23 @@ def unread(graph: ChannelGraph) -> dict[str, str]:
 def read_in_several_ways(graph: ChannelGraph) -> dict[str, str]:
     """Groups that need a gate before a weight used by several modules or along several dimensions, and why they stay.
 
-    Gates scale a weight once, in one module and along one dimension.
+    Gates scale a weight once, in one module and along one dimension. A gate on what comes before helps with the
+    former only: a weight used along several dimensions makes channels in one call that it reads in another.
     """
     ways: dict[str | None, set] = defaultdict(set)
+    dims: dict[str | None, set] = defaultdict(set)
     for read in graph.reads:
         way = (read.layer, read.in_dim)
         ways[read.weight].add(way)
+        dims[read.weight].add(read.in_dim)
     reasons: dict[str, str] = {}
     for read in graph.reads:
         if read.weight is None or len(ways[read.weight]) == 1:
             continue
         reason = f'{read.weight} reads them in several ways'
+        along_several = len(dims[read.weight]) > 1
         for group in graph.free_channels:
-            if touches(read.index, group) and not sites_suffice(graph, group):
+            if touches(read.index, group) and (along_several or not sites_suffice(graph, group)):
                 reasons[group.name] = reason
     return reasons
 
@@ -130,11 +134,12 @@ def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
 
 def readers_of(graph: ChannelGraph) -> list[Read]:
     """Every layer and module before which a gate can stand, once; a position is gated if it is gated in all calls."""
-    found: dict[str, Read] = {}
+    found: dict[tuple, Read] = {}
     for read in graph.reads:
         if not isinstance(read, Summed):
-            earlier = found.setdefault(read.weight or read.layer, read)
-            found[read.weight or read.layer] = replace(read, gated=read.gated & earlier.gated)
+            place = (read.weight or read.layer, read.in_dim)
+            earlier = found.setdefault(place, read)
+            found[place] = replace(read, gated=read.gated & earlier.gated)
     return list(found.values())
 
 

@@ -134,16 +134,18 @@ class Pruner:
         """
         if not all(bool(output.isfinite().all()) for output in expected):
             return  # nothing can be told; training says what is wrong
+        cause, failed = 'computes something else', None
         try:
             error = relative_error(expected, self.outputs(self.model))
-        except ERRORS:  # it takes the gates for one of its layers
-            error = inf
+        except ERRORS as raised:
+            error, failed = inf, raised
+            cause = f'fails ({type(raised).__name__}: {raised})'
         if not error <= tolerance(expected):
             detach_gates(self.model)
             raise ValueError(
-                f'{type(self.model).__name__} computes something else with a submodule {NAME!r}: its forward runs '
-                'over its children. Wrap the model in a module of your own, and prune that one'
-            )
+                f'{type(self.model).__name__} {cause} with a submodule {NAME!r}. If its forward runs over its '
+                'children, wrap the model in a module of your own, and prune that one'
+            ) from failed
 
     @contextmanager
     def released_if_it_fails(self) -> Iterator[None]:

@@ -325,9 +325,14 @@ def random_inputs(options: Options) -> Options:
 
 
 def random_like(generator: torch.Generator, leaf: Any) -> Any:
-    """Random numbers for a floating-point tensor, zeros for any other tensor; other leaves unchanged."""
+    """Random numbers for a floating-point tensor, zeros for one of integers; other leaves unchanged.
+
+    A bool tensor is True at every other place: a mask, whichever value hides, must neither hide all nor nothing.
+    """
     if not isinstance(leaf, Tensor):
         return leaf
+    if leaf.dtype == torch.bool:
+        return (torch.arange(leaf.numel()) % 2 == 0).view(leaf.shape)
     if not leaf.is_floating_point():
         return torch.zeros(leaf.shape, dtype=leaf.dtype)
     return torch.randn(leaf.shape, generator=generator, dtype=torch.double)

@@ -17,14 +17,14 @@ IN_OWN_PRECISION = 1e-3  # of models whose code fixes a precision
 
 @torch.no_grad()
 def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -> list[Tensor]:
-    """All outputs of a model in float64 and evaluation mode; the model does not change.
+    """All outputs of a model in float64 and evaluation mode; neither the model nor its inputs change.
 
     A model whose code fixes a precision, so that it fails in float64, runs in its own. Random draws are the same every
     time, and leave the random state outside as it was.
     """
 
     def double(leaf: Tensor) -> Tensor:
-        return leaf.double() if leaf.is_floating_point() else leaf
+        return leaf.to(torch.double, copy=True) if leaf.is_floating_point() else leaf.clone()
 
     def evaluated(copied: nn.Module, inputs: Options) -> list[Tensor]:
         copied.eval()  # eval() of some models does not return the model
@@ -36,7 +36,7 @@ def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -
     with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False, deterministic=deterministic):
         with suppress(RuntimeError):
             return evaluated(copy.deepcopy(model).double(), tree_map_only(Tensor, double, options))
-        return evaluated(copy.deepcopy(model), options)
+        return evaluated(copy.deepcopy(model), tree_map_only(Tensor, Tensor.clone, options))
 
 
 def tolerance(outputs: list[Tensor]) -> float:

@@ -78,13 +78,15 @@ def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options)
     """All ways to run a model, the cheapest and most telling first.
 
     A single sample tells more than several: a ``view`` to the full width can turn two of half the width into one.
+    Without a training pass, inference is also run in training mode, if it can be.
     """
     inference, *rest = passes
-    all_inputs = first_sample(options), options
-    trains = (False, True) if rest else (False,)
-    for without_data, inputs, training in product((True, False), all_inputs, trains):
+    every = product((True, False), (first_sample(options), options), (False, True))
+    ways = list(every) if rest else sorted(every, key=lambda way: not way[2])
+    for without_data, inputs, training in ways:
         modes = [(inference, False)]
-        modes += [(forward, training) for forward in rest]
+        if rest or training:
+            modes += [(forward, training) for forward in rest or passes]
         if without_data:
             yield Stage(copied_without_data(model), on_meta(inputs), tuple(modes))
         else:

@@ -17,6 +17,7 @@ from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.full_width import has_full_width, narrow, scale_input
 from mmprune_gates.slimming.attributes import set_following
 from mmprune_gates.slimming.removal import remove_modules
+from mmprune_gates.slimming.torch_attention import avoid_nested_tensors
 from mmprune_gates.slimming.widths import FULL_WIDTH, Widths, replace_tensor, sync_attributes
 
 Place = tuple[str, nn.Module, str]  # path of a module, the module, and the attribute that holds a tensor
@@ -158,6 +159,7 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
         if set_following(model.get_submodule(one.module), one.attribute, value):
             widths.setdefault(one.module, {})[one.attribute] = value
     removed = replace_blocks(model, gone)
+    avoid_nested_tensors(model)
     return {'widths': widths, 'removed': removed}
 
 

@@ -92,13 +92,21 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def allow_any_width(module: nn.Module) -> None:
     """Let a module whose tensors have changed compute with their widths, if it is an attention of torch that can.
 
-    One that adds keys and values of its own (``add_bias_kv``, ``add_zero_attn``) cannot.
+    One that adds keys and values of its own (``add_bias_kv``, ``add_zero_attn``) cannot, nor can a class derived from
+    it, whose own code would be lost.
     """
-    if not isinstance(module, nn.MultiheadAttention) or isinstance(module, NarrowAttention):
+    if type(module) is not nn.MultiheadAttention:
         return
     if module.bias_k is None and not module.add_zero_attn:
         module.__class__ = NarrowAttention
         module.register_forward_pre_hook(_keep_off)
+
+
+def avoid_nested_tensors(model: nn.Module) -> None:
+    """Keep torch's encoders from packing padded sequences into nested tensors, which neither gates nor slices take."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def _keep_off(module: nn.Module, args: tuple) -> None:

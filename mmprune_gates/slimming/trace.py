@@ -8,6 +8,8 @@ from mmprune_gates.channels import ChannelGraph, read_graph
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
 from mmprune_gates.gates.placement import read_in_several_ways, unread
 from mmprune_gates.slimming.rehearsal import rehearse
+from mmprune_gates.slimming.stage import copied_without_data
+from mmprune_gates.slimming.torch_attention import avoid_nested_tensors
 
 
 def trace_channels(
@@ -22,7 +24,8 @@ def trace_channels(
     """The channel graph of a model.
 
     Args:
-        model: Any module; neither its parameters nor its mode change.
+        model: Any module; neither its parameters nor its mode change. Encoders of torch do without nested tensors from
+            then on.
         example_inputs: What the model is called with: a tensor, a tuple of positional inputs, or a dict of keyword
             inputs. The first dimension of tensors is the batch; MACs are stated for one sample of their size.
         forward: ``forward(model, *args, **kwargs)`` where a plain call is not the inference pass. What is returned
@@ -38,12 +41,31 @@ def trace_channels(
         Groups of channels, MACs and coverage.
 
     Raises:
-        RuntimeError: ``torch.export`` cannot capture the model, or it does not run with these inputs.
+        RuntimeError: ``torch.export`` cannot capture the model, it does not run with these inputs, or it cannot be
+            copied.
         TypeError: Inputs without tensors, or outputs in which tensors cannot be found.
         ValueError: ``units`` or ``attention`` has another value.
     """
     options = call_options(example_inputs)
+    check_copies(model)
+    avoid_nested_tensors(model)
     graph = read_graph(model, options, forward, train_forward, units, attention)
     graph = graph.with_frozen(read_in_several_ways(graph) | unread(graph))
     passes = (forward,) if train_forward is None else (forward, train_forward)
     return rehearse(model, graph, passes, options) if rehearsal else graph
+
+
+def check_copies(model: nn.Module) -> None:
+    """Refuse a model that cannot be copied, such as one with a tensor that was computed from parameters.
+
+    Raises:
+        RuntimeError: It cannot.
+    """
+    try:
+        copied_without_data(model)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f'{type(model).__name__} cannot be copied, since it holds tensors computed from its parameters: remove '
+            'torch.nn.utils.weight_norm (parametrizations.weight_norm takes its place) or prune first '
+            '(remove_weight_norm, prune.remove)'
+        ) from error

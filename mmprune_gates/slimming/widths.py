@@ -2,8 +2,8 @@
 
 A table of widths is what a slim model needs besides the config of its architecture:
 ``{'backbone.conv1': {'out_channels': 24}, 'backbone.bn1': {'num_features': 24}}``. A plain parameter or buffer of
-a module without such attributes (a layer scale) is listed by name with its shape. A module that keeps its full
-width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24, 'zeros': 'behind', 'scaled': False}}``: the
+a module whose size no such attribute gives (a layer scale) is listed by name with its shape. A module that keeps its
+full width stands as ``{'full_width': {'dim': 1, 'channels': 64, 'kept': 24, 'zeros': 'behind', 'scaled': False}}``: the
 arguments of :func:`keep_full_width`, the last two of which are optional. A module whose code counts heads stands with
 the attributes that say how many there are: ``{'num_heads': 3, 'embed_dims': 192}`` (``attributes.py``).
 """
@@ -24,7 +24,7 @@ from mmprune_gates.gates.full_width import keep_full_width
 from mmprune_gates.gates.zeros import WAYS
 from mmprune_gates.slimming.attributes import set_following, split_following
 from mmprune_gates.slimming.removal import module_named
-from mmprune_gates.slimming.torch_attention import allow_any_width
+from mmprune_gates.slimming.torch_attention import allow_any_width, avoid_nested_tensors
 
 Shapes = dict[str, tuple[int, ...]]
 Attributes = dict[str, int]
@@ -114,13 +114,11 @@ def sync_attributes(module: nn.Module, changed: list[str], grouped: bool) -> dic
         grouped: Whether it is a convolution that keeps its groups.
 
     Returns:
-        The attributes that changed; for a module without such attributes, the shapes of the changed tensors.
+        The attributes that changed, and the shapes of the changed tensors that they do not give.
     """
     allow_any_width(module)
-    attributes = attributes_of(module, grouped)
-    if not attributes:
-        return {name: list(getattr(module, name).shape) for name in changed}
-    found = {}
+    attributes, known = attributes_of(module, grouped), shapes_of(module)
+    found: dict[str, Any] = {name: list(getattr(module, name).shape) for name in changed if name not in known}
     for name, value in attributes.items():
         if getattr(module, name) != value:
             setattr(module, name, value)
@@ -135,6 +133,7 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
         ValueError: A path or attribute that the model does not have, or an invalid width; the message names it.
     """
     checked('widths', widths, MAPPING)
+    avoid_nested_tensors(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     tied = tied_parameters(model)
     for path, attributes in widths.items():
@@ -210,15 +209,13 @@ def check_full_width(path: str, given: Mapping) -> None:
 
 
 def width_rules(module: nn.Module) -> dict[str, Rule]:
-    """Rules for the widths of a module: attributes that hold a number of channels or, without any, tensor shapes."""
-    if isinstance(module, Convolution):
-        return dict.fromkeys(conv_attributes(module, grouped=True), COUNT)
-    layout = layout_of(module)
-    if layout:
-        return dict.fromkeys(chain(*layout.values()), COUNT)
-    parameters = dict(module.named_parameters(recurse=False))
-    buffers = dict(module.named_buffers(recurse=False))
-    return dict.fromkeys([*parameters, *buffers], SHAPE)
+    """Rules for the widths of a module: attributes that hold a number of channels, and shapes of its other tensors."""
+    is_convolution = isinstance(module, Convolution)
+    counts = conv_attributes(module, grouped=True) if is_convolution else chain(*layout_of(module).values())
+    tensors = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    known = shapes_of(module)
+    others = [name for name, _ in tensors if name not in known]
+    return dict.fromkeys(counts, COUNT) | dict.fromkeys(others, SHAPE)
 
 
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
@@ -228,12 +225,13 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
         ValueError: The input or output channels of a convolution are not a multiple of its groups.
     """
     allow_any_width(module)
-    if not shapes_of(module):
-        for name, shape in attributes.items():
-            replace_tensor(module, name, torch.ones(shape))
-        return
     for name, value in attributes.items():
-        setattr(module, name, value)
+        if isinstance(value, int):
+            setattr(module, name, value)
+        else:
+            replace_tensor(module, name, torch.ones(value))
+    if not shapes_of(module):
+        return
     if isinstance(module, Convolution):
         before, after, groups = module.in_channels, module.out_channels, module.groups
         if before % groups or after % groups:
@@ -249,6 +247,8 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
 def replace_tensor(module: nn.Module, name: str, value: Tensor) -> Tensor:
     """Replace a parameter or buffer; requires_grad, dtype and device stay.
 
+    A buffer is saved with the model from then on: the code that made it for all channels cannot make it again.
+
     Returns:
         The new tensor; passed again as ``value`` for another module, it is shared.
     """
@@ -258,4 +258,5 @@ def replace_tensor(module: nn.Module, name: str, value: Tensor) -> Tensor:
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=old.requires_grad)
     setattr(module, name, value)
+    module._non_persistent_buffers_set.discard(name)  # noqa: SLF001
     return value
