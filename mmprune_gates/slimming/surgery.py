@@ -158,9 +158,7 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
         value = int(kept.at(one.index).sum())
         if set_following(model.get_submodule(one.module), one.attribute, value):
             widths.setdefault(one.module, {})[one.attribute] = value
-    removed = replace_blocks(model, gone)
-    avoid_nested_tensors(model)
-    return {'widths': widths, 'removed': removed}
+    return {'widths': widths, 'removed': replace_blocks(model, gone)}
 
 
 def has_changed(masks: Mapping[str, Mapping[int, Tensor]], path: str) -> bool:
@@ -190,6 +188,7 @@ def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]], 
     slim = {}
     for name, dims in masks.items():  # check all, then change
         slim[name] = shrunk(name, places, dims)
+    avoid_nested_tensors(model)
     changed: dict[str, list[str]] = defaultdict(list)
     for name, value in slim.items():
         for path, module, attribute in places[name]:

@@ -11,7 +11,7 @@ the attributes that say how many there are: ``{'num_heads': 3, 'embed_dims': 192
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -210,8 +210,9 @@ def check_full_width(path: str, given: Mapping) -> None:
 
 def width_rules(module: nn.Module) -> dict[str, Rule]:
     """Rules for the widths of a module: attributes that hold a number of channels, and shapes of its other tensors."""
-    is_convolution = isinstance(module, Convolution)
-    counts = conv_attributes(module, grouped=True) if is_convolution else chain(*layout_of(module).values())
+    counts: Iterable[str] = chain(*layout_of(module).values())
+    if isinstance(module, Convolution):
+        counts = conv_attributes(module, grouped=True)
     tensors = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
     known = shapes_of(module)
     others = [name for name, _ in tensors if name not in known]
