@@ -24,8 +24,7 @@ def trace_channels(
     """The channel graph of a model.
 
     Args:
-        model: Any module; neither its parameters nor its mode change. Encoders of torch do without nested tensors from
-            then on.
+        model: Any module; parameters and mode stay. Encoders of torch do without nested tensors from then on.
         example_inputs: What the model is called with: a tensor, a tuple of positional inputs, or a dict of keyword
             inputs. The first dimension of tensors is the batch; MACs are stated for one sample of their size.
         forward: ``forward(model, *args, **kwargs)`` where a plain call is not the inference pass. What is returned
@@ -41,8 +40,7 @@ def trace_channels(
         Groups of channels, MACs and coverage.
 
     Raises:
-        RuntimeError: ``torch.export`` cannot capture the model, it does not run with these inputs, or it cannot be
-            copied.
+        RuntimeError: The model cannot be captured or copied, or does not run with these inputs.
         TypeError: Inputs without tensors, or outputs in which tensors cannot be found.
         ValueError: ``units`` or ``attention`` has another value.
     """
