@@ -321,6 +321,14 @@ class Pooled(nn.Module):
         return self.cells(images).flatten(1)
 
 
+@pytest.mark.parametrize('text', ['{"macs": {"before"', '[]', '{}'])
+def test_a_slim_json_that_was_cut_is_named(tmp_path, text):
+    (tmp_path / 'slim.pth').write_bytes(b'weights')
+    (tmp_path / 'slim.json').write_text(text)
+    with pytest.raises(ValueError, match='the file was cut or changed'):
+        onnx_export.origin(Config(dict(model=dict(type='A'))), {'meta': {'slim': {'macs': {}}}}, tmp_path / 'slim.pth')
+
+
 def test_pooling_to_cells_of_images_of_any_size_is_refused():
     several, one = Deployed(Pooled(2)), Deployed(Pooled(1))
     with pytest.raises(ValueError, match=r'adaptive_avg_pool2d to \(2, 2\) in cells .*leave out --dynamic-size'):

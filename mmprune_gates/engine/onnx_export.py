@@ -33,6 +33,7 @@ from mmprune_gates.engine.onnx_graph import (
     require_packages,
     session_of,
 )
+from mmprune_gates.engine.slim_report import read_report
 from mmprune_gates.version import __version__
 
 BATCHES = (1, 3)  # that are compared; the model is traced with 2
@@ -184,7 +185,11 @@ def refuse_unlike(agreement: Agreement, proto: Proto) -> None:
 
 
 def origin(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Report:
-    """What an ONNX model was made from, and what it was pruned from if that is known."""
+    """What an ONNX model was made from, and what it was pruned from if that is known.
+
+    Raises:
+        ValueError: The ``slim.json`` beside it is broken.
+    """
     found: Report = {
         'mmprune_gates': __version__,
         'config': Path(config.filename or '').name,
@@ -199,7 +204,7 @@ def origin(config: Config, checkpoint: Mapping[str, Any], path: Path) -> Report:
     found.update({key: data[key] for key in ('classes', 'palette') if data.get(key)})
     slim = path.with_name('slim.json')
     if meta.get('slim') and slim.is_file():
-        found['pruned_from'] = json.loads(slim.read_text())['provenance']
+        found['pruned_from'] = read_report(slim)['provenance']
     preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     found['preprocessing'] = {key: preprocessor[key] for key in NORMALISATION if preprocessor.get(key) is not None}
     return found

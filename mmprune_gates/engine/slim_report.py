@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,20 @@ def blocks_report(graph: ChannelGraph, kept: Kept) -> dict[str, Any]:
     constant = [block.name for block in kept.emptied if block.name not in closed]
     gone = [name for name in can_go if name in closed or name in constant]
     return {'before': len(can_go), 'after': len(can_go) - len(gone), 'removed': gone, 'constant': constant}
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The contents of a ``slim.json``.
+
+    Raises:
+        ValueError: The file was cut or changed.
+    """
+    try:
+        report = json.loads(path.read_text(errors='replace'))
+        check_report(report, path)
+    except ValueError as error:
+        raise ValueError(f'{error}; the file was cut or changed: write it again with tools/slim.py') from error
+    return report
 
 
 def check_report(report: Any, path: str | Path) -> None:

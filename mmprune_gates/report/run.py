@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from contextlib import suppress
@@ -17,7 +16,7 @@ from mmprune_gates.engine.files import digest, read_lines
 from mmprune_gates.engine.model_config import GATED, pruning_hook_of
 from mmprune_gates.engine.product import complete
 from mmprune_gates.engine.record_hook import NAME, read_history
-from mmprune_gates.engine.slim_report import check_report
+from mmprune_gates.engine.slim_report import read_report
 
 METRICS = ('mIoU', 'accuracy/top1')  # the first one found is shown
 NO_METRIC = {'step', 'iter', 'epoch', 'time', 'data_time', 'memory', 'lr'}
@@ -280,11 +279,9 @@ def read_slim(folder: Path) -> tuple[Data | None, str]:
     if not path.is_file():
         return None, f'{path} does not exist: write it with tools/slim.py, and name its folder with --slim'
     try:
-        report = json.loads(path.read_text(errors='replace'))
-        check_report(report, path)
+        return read_report(path), ''
     except ValueError as error:
-        return None, f'{error}; the file was cut or changed: write it again with tools/slim.py'
-    return report, ''
+        return None, str(error)
 
 
 def doubts_about(run: Run) -> list[str]:
