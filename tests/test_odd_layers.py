@@ -145,7 +145,7 @@ class Noisy(nn.Module):
 
 def test_code_for_training_only_is_rehearsed():
     net = nn.Sequential(conv_bn(3, 16), Noisy(), conv_bn(16, 16), nn.Conv2d(16, 4, 1))
-    graph = trace_channels(net, X)
+    graph = trace_channels(net, X, trains=True)
     assert graph.group('0.0').frozen and graph.group('2.0').frozen is None
     pruner = trained(net)
     pruner.shrink()

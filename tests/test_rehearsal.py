@@ -102,12 +102,12 @@ def test_code_that_does_not_follow_is_found_and_frozen(net, free):
 
 
 class Less(Follows):
-    """In training, where it is narrow, it leaves out the last of its computations."""
+    """Where it is narrow it leaves out the last of its computations."""
 
     def forward(self, inputs, mode='tensor'):
         b = self.b(self.a(inputs))
         found = self.head(self.c(b))
-        return found if self.training and b.shape[1] < self.width else found * 3
+        return found * 3 if b.shape[1] == self.width else found
 
 
 def test_code_that_computes_less_where_it_is_narrow_is_found():

@@ -92,7 +92,7 @@ class Pruner:
         if not self.attached:
             graph = gates_of(model).graph
         elif example_inputs is not None:
-            graph = trace_channels(model, example_inputs, forward, train_forward, units, attention)
+            graph = trace_channels(model, example_inputs, forward, train_forward, units, attention, trains=True)
         else:
             raise ValueError(f'{type(self).__name__}: give example_inputs, or attach gates to the model first')
         check_reached(model, graph, patterns('exclude', exclude))

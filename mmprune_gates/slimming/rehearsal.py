@@ -70,7 +70,13 @@ class Rehearsal:
         return None
 
 
-def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | None], options: Options) -> ChannelGraph:
+def rehearse(
+    model: nn.Module,
+    graph: ChannelGraph,
+    passes: Sequence[Forward | None],
+    options: Options,
+    trains: bool = False,
+) -> ChannelGraph:
     """The graph with everything frozen that the model's code cannot do without.
 
     Args:
@@ -78,6 +84,7 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
         graph: Its channel graph.
         passes: ``forward(model, *args, **kwargs)`` of inference (None for a plain call), then that of training, if any.
         options: Positional and keyword arguments of a call.
+        trains: Whether to run inference in training mode too, if there is no pass of training.
 
     Returns:
         The graph in which a group is frozen if a line of code fixes its number of channels, computes with it, or needs
@@ -86,7 +93,7 @@ def rehearse(model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | N
     Raises:
         RuntimeError: The whole model does not run.
     """
-    rehearsal = first_that_runs(model, passes, options)
+    rehearsal = first_that_runs(stages(model, passes, options, trains), type(model).__name__)
     graph = follow_heads(model, graph, rehearsal.stage)
     reasons: dict[str, str] = {}
     fewer: Masks = {}
@@ -249,14 +256,18 @@ def alone(
         yield from alone(second, fails, second_failed)
 
 
-def first_that_runs(model: nn.Module, passes: Sequence[Forward | None], options: Options) -> Rehearsal:
+def first_that_runs(ways: Iterable[Stage], name: str) -> Rehearsal:
     """A rehearsal on the first stage on which the whole model runs.
+
+    Args:
+        ways: The stages.
+        name: Name of the model's class.
 
     Raises:
         RuntimeError: The model runs on none.
     """
     refused: Exception | None = None
-    for stage in stages(model, passes, options):
+    for stage in ways:
         lay_among_zeros(stage.model)  # in the other ways, a narrower copy would compute with other numbers
         try:
             with Numbers() as numbers:
@@ -266,6 +277,6 @@ def first_that_runs(model: nn.Module, passes: Sequence[Forward | None], options:
         else:
             return Rehearsal(stage, shapes, numbers.found)
     raise RuntimeError(
-        f'{type(model).__name__} does not run with the example inputs that it was traced with: {refused}\n'
+        f'{name} does not run with the example inputs that it was traced with: {refused}\n'
         'Pass inputs that its forward takes, or a `forward` that calls it rightly.'
     ) from refused

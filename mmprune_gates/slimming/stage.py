@@ -74,19 +74,24 @@ class Stage:
         return calls
 
 
-def stages(model: nn.Module, passes: Sequence[Forward | None], options: Options) -> Iterator[Stage]:
+def stages(
+    model: nn.Module, passes: Sequence[Forward | None], options: Options, trains: bool = False
+) -> Iterator[Stage]:
     """All ways to run a model, the cheapest and most telling first.
 
     A single sample tells more than several: a ``view`` to the full width can turn two of half the width into one.
-    Without a training pass, inference is also run in training mode, if it can be.
+    If the model trains, but without a pass of its own for that, inference is also run in training mode, if it can be.
     """
     inference, *rest = passes
-    every = product((True, False), (first_sample(options), options), (False, True))
-    ways = list(every) if rest else sorted(every, key=lambda way: not way[2])
+    own = not rest and trains
+    modes_of_training = (False, True) if rest or own else (False,)
+    ways = list(product((True, False), (first_sample(options), options), modes_of_training))
+    if own:
+        rest = [inference]
+        ways.sort(key=lambda way: not way[2])
     for without_data, inputs, training in ways:
         modes = [(inference, False)]
-        if rest or training:
-            modes += [(forward, training) for forward in rest or passes]
+        modes += [(forward, training) for forward in rest]
         if without_data:
             yield Stage(copied_without_data(model), on_meta(inputs), tuple(modes))
         else:

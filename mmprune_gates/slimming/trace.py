@@ -20,6 +20,7 @@ def trace_channels(
     units: str = 'channels',
     attention: str = 'heads',
     rehearsal: bool = True,
+    trains: bool = False,
 ) -> ChannelGraph:
     """The channel graph of a model.
 
@@ -33,8 +34,9 @@ def trace_channels(
             heads). It adds constraints and coverage, never MACs.
         units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
         attention: What attention loses: whole ``heads``, ``dims``, the same channels of every head, or ``both``.
-        rehearsal: Whether to freeze what the model's code cannot do without, found by running narrower copies of the
-            model. Without it a slim model's forward may fail, or compute something else.
+        rehearsal: Whether to freeze what the code cannot do without, found by running narrower copies of the model; else
+            a slim model's forward may fail, or compute something else.
+        trains: Whether what only training runs must follow as well, where there is no ``train_forward``.
 
     Returns:
         Groups of channels, MACs and coverage.
@@ -50,7 +52,7 @@ def trace_channels(
     graph = read_graph(model, options, forward, train_forward, units, attention)
     graph = graph.with_frozen(read_in_several_ways(graph) | unread(graph))
     passes = (forward,) if train_forward is None else (forward, train_forward)
-    return rehearse(model, graph, passes, options) if rehearsal else graph
+    return rehearse(model, graph, passes, options, trains) if rehearsal else graph
 
 
 def check_copies(model: nn.Module) -> None:
