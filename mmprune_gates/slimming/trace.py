@@ -34,8 +34,8 @@ def trace_channels(
             heads). It adds constraints and coverage, never MACs.
         units: What may go: ``channels``, whole residual ``blocks``, or ``both``.
         attention: What attention loses: whole ``heads``, ``dims``, the same channels of every head, or ``both``.
-        rehearsal: Whether to freeze what the code cannot do without, found by running narrower copies of the model; else
-            a slim model's forward may fail, or compute something else.
+        rehearsal: Whether to freeze what the code cannot do without, found by running narrower copies of it; otherwise
+            the slim model may fail, or compute something else.
         trains: Whether what only training runs must follow as well, where there is no ``train_forward``.
 
     Returns:
