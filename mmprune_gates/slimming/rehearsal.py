@@ -82,8 +82,7 @@ def rehearse(
     Args:
         model: The model; it does not change.
         graph: Its channel graph.
-        passes: ``forward(model, *args, **kwargs)`` of inference (None for a plain call), then that of training, if any.
-        options: Positional and keyword arguments of a call.
+        passes, options: As of :func:`~mmprune_gates.slimming.stage.stages`.
         trains: Whether to run inference in training mode too, if there is no pass of training.
 
     Returns:

@@ -81,6 +81,12 @@ def stages(
 
     A single sample tells more than several: a ``view`` to the full width can turn two of half the width into one.
     If the model trains, but without a pass of its own for that, inference is also run in training mode, if it can be.
+
+    Args:
+        model: The model.
+        passes: ``forward(model, *args, **kwargs)`` of inference (None for a plain call), then that of training, if any.
+        options: Positional and keyword arguments of a call.
+        trains: Whether it trains.
     """
     inference, *rest = passes
     own = not rest and trains

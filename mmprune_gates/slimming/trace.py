@@ -43,8 +43,7 @@ def trace_channels(
 
     Raises:
         RuntimeError: The model cannot be captured or copied, or does not run with these inputs.
-        TypeError: Inputs without tensors, or outputs in which tensors cannot be found.
-        ValueError: ``units`` or ``attention`` has another value.
+        TypeError, ValueError: Inputs or outputs without tensors; another value of ``units`` or ``attention``.
     """
     options = call_options(example_inputs)
     check_copies(model)
