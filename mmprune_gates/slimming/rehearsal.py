@@ -71,18 +71,15 @@ class Rehearsal:
 
 
 def rehearse(
-    model: nn.Module,
-    graph: ChannelGraph,
-    passes: Sequence[Forward | None],
-    options: Options,
-    trains: bool = False,
+    model: nn.Module, graph: ChannelGraph, passes: Sequence[Forward | None], options: Options, trains: bool = False
 ) -> ChannelGraph:
     """The graph with everything frozen that the model's code cannot do without.
 
     Args:
         model: The model; it does not change.
         graph: Its channel graph.
-        passes, options: As of :func:`~mmprune_gates.slimming.stage.stages`.
+        passes: ``forward(model, *args, **kwargs)`` of inference (None for a plain call), then that of training, if any.
+        options: Positional and keyword arguments of a call.
         trains: Whether to run inference in training mode too, if there is no pass of training.
 
     Returns:
