@@ -47,6 +47,7 @@ def test_an_optimiser_that_leaves_its_parameters_to_another_is_refused(net, one_
     optimizer = ZeroRedundancyOptimizer(net.parameters(), torch.optim.SGD, lr=0.1)
     with pytest.raises(ValueError, match='ZeroRedundancyOptimizer keeps parameters in an optimiser of its own.*SGD'):
         GDP(net, INPUTS, optimizer, total_steps=10, target_macs=0.5)
+    assert not has_gates(net)
 
 
 def test_an_optimiser_that_shares_the_groups_of_another_prunes_and_does_not_shrink(net):

@@ -84,6 +84,7 @@ class Pruner:
         attention: str = 'heads',
         exclude: str | Sequence[str] = (),
     ) -> None:
+        refuse_hidden_groups(optimizer)
         self.model, self.optimizer = model, optimizer
         self.forwards: tuple[Forward | None, ...] = (forward,)
         self.inputs = None if example_inputs is None else call_options(example_inputs)
@@ -103,7 +104,6 @@ class Pruner:
         self.gates, self.whole_params = gates_of(model), count_parameters(model)
         check_kind(self.gates, self.gate, type(self).__name__)
         check_whole(self.gates)
-        refuse_hidden_groups(optimizer)
         self.gates.claim(type(self).__name__)
         self.evidence, self.divergence = Evidence(model, self.gates), Divergence(model)
         self.loss_scale = 1.0
