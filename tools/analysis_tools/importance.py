@@ -75,7 +75,7 @@ def gated_model(config: Config, checkpoint: str) -> nn.Module:
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = MODELS.build(model_config_of(config))
     gates = gates_of(model)
-    check_kind(gates, GateDecorator)
+    check_kind(gates, GateDecorator.gate, GateDecorator.__name__)
     contents = read_checkpoint(checkpoint)
     weights = {name.removeprefix('module.'): value for name, value in contents['state_dict'].items()}
     if not any(name.startswith('gates.') for name in weights):  # a dense checkpoint: gates stay as they are
