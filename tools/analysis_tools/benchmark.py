@@ -188,7 +188,7 @@ def shrunk(config: Config, shape: tuple[int, ...], args: argparse.Namespace) -> 
     found = trainee(config, {**model, 'input_shape': shape}, args)
     for hook in found.hooks:
         hook.after_load_checkpoint(found.runner, contents)
-        hook.restore(contents[STATE])
+        hook.restore(found.runner, contents[STATE])
     found.model.load_state_dict(contents['state_dict'])
     return found
 
