@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
+from helpers import train
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.apis import init_model
@@ -42,12 +43,6 @@ def config(images, tmp_path):
     return make
 
 
-def trained(config):
-    runner = Runner.from_cfg(config)
-    runner.train()
-    return runner
-
-
 def pruner_of(runner):
     return next(hook.pruner for hook in runner.hooks if hasattr(hook, 'pruner'))
 
@@ -58,7 +53,7 @@ def log_of(runner):
 
 @BOTH
 def test_a_run_is_tested_and_validated_after_training(config, method):
-    runner = trained(config(method))
+    runner = train(config(method))
     pruner = pruner_of(runner)
     runner.test()
     runner.val()
@@ -68,14 +63,14 @@ def test_a_run_is_tested_and_validated_after_training(config, method):
 @BOTH
 @pytest.mark.parametrize('shrink', [True, False])
 def test_averages_are_validated_while_gates_are_closed(config, method, shrink):
-    runner = trained(config(method, BEST, AVERAGED, f"custom_hooks[0]['shrink'] = {shrink}"))
+    runner = train(config(method, BEST, AVERAGED, f"custom_hooks[0]['shrink'] = {shrink}"))
     assert pruner_of(runner).controller.settled
     assert list(Path(runner.work_dir).glob('best_*.pth'))
 
 
 @BOTH
 def test_a_model_that_channels_left_before_training_is_refused(config, method):
-    first = trained(config(method))
+    first = train(config(method))
     again = Runner.from_cfg(config(method, folder='again', load_from=f'{first.work_dir}/iter_20.pth'))
     again.val()
     with pytest.raises(ValueError, match='Hook: a checkpoint was loaded before training, and channels have left'):
@@ -85,11 +80,11 @@ def test_a_model_that_channels_left_before_training_is_refused(config, method):
 @pytest.mark.parametrize(('shrink', 'iteration'), [(False, 4), (False, 20), (True, 20)])
 def test_gate_decorator_begins_from_weights_of_a_run_whose_channels_are_closed(config, shrink, iteration):
     unshrunk = f"custom_hooks[0]['shrink'] = {shrink}"
-    first = trained(config(GBN, unshrunk))
+    first = train(config(GBN, unshrunk))
     checkpoint = f'{first.work_dir}/iter_{iteration}.pth'
     closed = sum(int((value == 0).sum()) for key, value in states(checkpoint).items() if key.endswith('theta'))
     assert bool(closed) is not shrink
-    again = trained(config(GBN, unshrunk, folder='again', load_from=checkpoint, **{'custom_hooks.0.target_macs': 0.4}))
+    again = train(config(GBN, unshrunk, folder='again', load_from=checkpoint, **{'custom_hooks.0.target_macs': 0.4}))
     assert pruner_of(again).controller.settled
     gates = gates_of(again.model)
     assert gates.whole.macs(gates.kept_of_whole(gates.kept())) <= 0.4 * gates.whole.macs()
@@ -101,25 +96,25 @@ def states(checkpoint):
 
 @BOTH
 def test_a_run_does_not_resume_from_one_without_pruning(config, method):
-    dense = trained(config(tiny_run.DENSE))
+    dense = train(config(tiny_run.DENSE))
     with pytest.raises(ValueError, match='is of a run without pruning.*load_from'):
-        trained(config(method, folder='again', load_from=f'{dense.work_dir}/iter_10.pth', resume=True))
+        train(config(method, folder='again', load_from=f'{dense.work_dir}/iter_10.pth', resume=True))
 
 
 @BOTH
 def test_a_run_that_ends_too_early_says_so(config, method):
     late = '' if method else 'custom_hooks[0].update(end=0.8, settle=0.9)'
     stop = "custom_hooks.append(dict(type='EarlyStoppingHook', monitor='accuracy/top1', patience=1))"
-    runner = trained(config(method, late, stop, "custom_hooks[0]['target_macs'] = 0.3"))
+    runner = train(config(method, late, stop, "custom_hooks[0]['target_macs'] = 0.3"))
     assert not pruner_of(runner).controller.settled
     assert 'the run ended before the target was met' in log_of(runner)
 
 
 def test_a_fine_tune_fills_a_run_that_has_become_longer(config):
     fast = 'custom_hooks[0].update(tock=1, fraction=0.2)'
-    trained(config(GBN, fast))
+    train(config(GBN, fast))
     longer = dict(resume=True, **{'train_cfg.max_iters': 60})
-    runner = trained(config(GBN, fast, **longer))
+    runner = train(config(GBN, fast, **longer))
     cycle = pruner_of(runner).controller
     assert cycle.settled and cycle.done == cycle.length
     assert max(group['lr'] for group in runner.optim_wrapper.optimizer.param_groups) == pytest.approx(1e-3, rel=0.2)
@@ -128,7 +123,7 @@ def test_a_fine_tune_fills_a_run_that_has_become_longer(config):
 
 
 def test_test_time_augmentation_scores_the_shrunk_model(config):
-    runner = trained(config(BEST))
+    runner = train(config(BEST))
     checkpoint = f'{runner.work_dir}/iter_20.pth'
     augmented = config(folder='augmented', load_from=checkpoint)
     augmented.model = dict(type='AverageClsScoreTTA', module=augmented.model)
@@ -139,6 +134,6 @@ def test_test_time_augmentation_scores_the_shrunk_model(config):
 
 
 def test_weights_of_a_shrunk_model_are_not_skipped_where_no_hook_reshapes(config):
-    runner = trained(config())
+    runner = train(config())
     with pytest.raises(ValueError, match='channels have left it in training.*slim.py'):
         init_model(config(folder='other'), f'{runner.work_dir}/iter_20.pth', device='cpu')

@@ -91,17 +91,15 @@ def read_in_several_ways(graph: ChannelGraph) -> dict[str, str]:
     former only: a weight used along several dimensions makes channels in one call that it reads in another.
     """
     ways: dict[str | None, set] = defaultdict(set)
-    dims: dict[str | None, set] = defaultdict(set)
     for read in graph.reads:
         way = (read.layer, read.in_dim)
         ways[read.weight].add(way)
-        dims[read.weight].add(read.in_dim)
     reasons: dict[str, str] = {}
     for read in graph.reads:
         if read.weight is None or len(ways[read.weight]) == 1:
             continue
         reason = f'{read.weight} reads them in several ways'
-        along_several = len(dims[read.weight]) > 1
+        along_several = len({in_dim for _, in_dim in ways[read.weight]}) > 1
         for group in graph.free_channels:
             if touches(read.index, group) and (along_several or not sites_suffice(graph, group)):
                 reasons[group.name] = reason
