@@ -106,7 +106,7 @@ def test_the_page_on_steps(config, tmp_path):
     assert set(placed['gates_on']) == {'affine'}
     assert max(inputs['gates_on'], key=inputs['gates_on'].get) == 'input'
     assert max(weights['gates_on'], key=weights['gates_on'].get) == 'weight'
-    assert 1 < placed['saved_activation_bytes']['ratio'] < inputs['saved_activation_bytes']['ratio']
+    assert all(1 < own['saved_activation_bytes']['ratio'] < 1.02 for own in figures['cells'])
     assert all(own['step_peak_bytes']['ratio'] > 1 for own in figures['cells'])
     assert 'all on weights' in text and f'{placed["time_ratio"]["median"]:.3f} (' in text
 

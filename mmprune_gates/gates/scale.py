@@ -12,6 +12,7 @@ from mmprune_gates.channels.index import places, product_at
 from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate, laid
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement
+from mmprune_gates.gates.recompute import Recompute
 from mmprune_gates.gates.stand_in import given
 
 Source = tuple[Group, Gate, int]
@@ -32,6 +33,7 @@ class Scale:
 
     def __init__(self, module: nn.Module, placement: Placement, sources: list[Source], pick: Tensor | None) -> None:
         self.placement, self.acted = placement, False
+        self.running = Recompute()
         self.attach(module)
         self.sources = sources
         self.places = None if pick is None else places(pick)  # found here: torch.compile sees no branch on values
@@ -92,16 +94,19 @@ class Scale:
         value = self.value()
         if self.placement.kind == INPUT:
             x, *rest = given(args)
-            return (scaled(x, value, self.placement.dim), *rest)
+            factor = factor_for(x, value, self.placement.dim)
+            return (self.running.multiply(x, factor), *rest)
         for holder, attribute, dim in self.targets(module):
             parameter = getattr(holder, attribute)
-            vars(holder)[attribute] = scaled(parameter, value, dim)  # attribute lookup finds it before the parameter
+            factor = factor_for(parameter, value, dim)
+            vars(holder)[attribute] = self.running.multiply(parameter, factor)  # found before the parameter
         return None
 
     def after(self, module: nn.Module, args: tuple, output):
         """Forward hook, called even if the forward fails: scale the output, or stop shadowing the parameters."""
         if self.placement.kind == OUTPUT:
-            return None if output is None else scaled(output, self.value(), self.placement.dim)
+            return None if output is None else output * factor_for(output, self.value(), self.placement.dim)
+        self.running.end()
         if self.placement.kind == INPUT:
             return None
         for holder, attribute, _ in self.targets(module):
@@ -121,10 +126,10 @@ class Scale:
             parameter.mul_(laid(value[:size], dim, parameter.dim()))
 
 
-def scaled(tensor: Tensor, value: Tensor, dim: int) -> Tensor:
-    """A tensor multiplied by gate values along a dimension, in its own dtype."""
+def factor_for(tensor: Tensor, value: Tensor, dim: int) -> Tensor:
+    """Gate values laid along a dimension of a tensor, in its dtype."""
     factor = laid(value, dim, tensor.dim())
-    return tensor * factor.to(tensor.dtype)
+    return factor.to(tensor.dtype)
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:

@@ -156,7 +156,7 @@ def report_of(args: argparse.Namespace) -> dict:
     }
     if args.shrunk:
         report['shrunk_time_ratio'] = time_ratio(times['shrunk'], times['ungated'])
-    saved = {kind: saved_bytes(one.model, partial(one.losses, *batch, dtype)) for kind, one in models.items()}
+    saved = {kind: saved_bytes(partial(one.losses, *batch, dtype)) for kind, one in models.items()}
     peaks = {kind: peak_bytes(partial(one.step, *batch, dtype), args.device) for kind, one in models.items()}
     for name, found in (('saved_activation_bytes', saved), ('step_peak_bytes', peaks)):
         report[name] = {**found, 'ratio': found['gated'] / found['ungated']}

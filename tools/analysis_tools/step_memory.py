@@ -7,25 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage, nn
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def saved_bytes(model: nn.Module, forward: Callable[[], Any]) -> int:
-    """Bytes of distinct storages that a forward saves for the backward, the model's own excluded."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    found: dict[int, UntypedStorage] = {}  # held, so that no address is used twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return sum(storage.nbytes() for storage in found.values())
+def saved_bytes(forward: Callable[[], Any]) -> int:
+    """Bytes of all tensors that a forward has made and that are alive after it: what it keeps for the backward."""
+    with Alive() as alive:
+        loss = forward()
+    saved = alive.now
+    del loss
+    return saved
 
 
 def peak_bytes(step: Callable[[], Any], device: str) -> int:

@@ -1,0 +1,113 @@
+"""Products with gate values that modules do not save for the backward: they are computed again there.
+
+The gate's own backward needs the tensor that it scales, and what reads the product would save that as well: gates would
+cost as much memory as the tensors they stand on. So while a gated module runs, what autograd saves of the product is
+replaced by its two factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A tensor times a factor that broadcasts.
+
+    Attributes:
+        tensor, factor: The two, detached.
+        result: Their product, detached.
+    """
+
+    tensor: Tensor
+    factor: Tensor
+    result: Tensor
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the product, or a view of it."""
+        return tensor.untyped_storage() is self.result.untyped_storage() and tensor.dtype == self.result.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Again:
+    """What autograd holds in place of a product, or a view of it.
+
+    Attributes:
+        tensor, factor: The factors.
+        layout: Sizes, strides and offset of the view.
+    """
+
+    tensor: Tensor
+    factor: Tensor
+    layout: Any
+
+    def compute(self) -> Tensor:
+        """The same numbers as the first time."""
+        product = self.tensor * self.factor
+        return product.as_strided(*self.layout)
+
+
+RUNNING: list[Product] = []  # of the modules whose forward runs, innermost last
+
+
+class Recompute:
+    """The products of one gated module, from the beginning of its forward to :meth:`end`.
+
+    They are saved as usual where this could not work: while something else, such as activation checkpointing, decides
+    what autograd saves, and in compiled code.
+    """
+
+    def __init__(self) -> None:
+        self.products: list[Product] = []
+        self.hooks: saved_tensors_hooks | None = None
+
+    def multiply(self, tensor: Tensor, factor: Tensor) -> Tensor:
+        """The product; its readers in the module do not save it."""
+        result = tensor * factor
+        if torch.compiler.is_compiling() or not (factor.requires_grad and torch.is_grad_enabled()):
+            return result  # without a gradient for the factor, autograd does not save the tensor
+        if self.begin():
+            product = Product(tensor.detach(), factor.detach(), result.detach())
+            self.products.append(product)
+            RUNNING.append(product)
+        return result
+
+    def begin(self) -> bool:
+        """Decide what autograd saves, unless something else does."""
+        autograd: Any = torch._C._autograd  # noqa: SLF001 (there is no public way to ask)
+        active = autograd._top_saved_tensors_default_hooks(True)  # noqa: SLF001
+        if active is not None:
+            return active[0] is pack
+        if not autograd._saved_tensors_hooks_is_enabled():  # noqa: SLF001 (torch.func allows no hooks)
+            return False
+        self.hooks = saved_tensors_hooks(pack, unpack)
+        self.hooks.__enter__()
+        return True
+
+    def end(self) -> None:
+        """Save everything again."""
+        for product in self.products:
+            RUNNING.remove(product)
+        self.products.clear()
+        if self.hooks is not None:
+            self.hooks.__exit__()
+            self.hooks = None
+
+
+def pack(tensor: Tensor) -> Tensor | Again:
+    """What autograd holds of a tensor that it saves."""
+    for product in reversed(RUNNING):
+        if product.holds(tensor):
+            layout = tensor.shape, tensor.stride(), tensor.storage_offset()
+            return Again(product.tensor, product.factor, layout)
+    return tensor.detach()  # a result that its own backward holds would never be freed
+
+
+def unpack(held: Any) -> Tensor:
+    """The tensor that autograd saved."""
+    return held.compute() if isinstance(held, Again) else held

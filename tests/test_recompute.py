@@ -1,0 +1,147 @@
+"""Products with gates are computed again in the backward: the same gradients, and no activation more."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from helpers import flat, randomize_, toy
+from step_memory import saved_bytes
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from toy_nets import pruned
+
+from mmprune_gates import trace_channels
+from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates
+from mmprune_gates.gates.recompute import RUNNING, Recompute
+
+
+def gated(model, example):
+    """The model in training, with gates that are not all open."""
+    attach_gates(model, trace_channels(model, example), PolarizationGate)
+    randomize_(model.gates)
+    return model.train()
+
+
+def convs():
+    """Gates on a weight, since SiLU is not homogeneous, if images are large."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 4, 3, padding=1))
+    return randomize_(model), torch.randn(2, 3, 32, 32)
+
+
+def mlp():
+    """Gates on inputs: of a norm across channels, and of a layer with more weights than inputs."""
+    model = nn.Sequential(nn.Linear(8, 64), nn.LayerNorm(64), nn.SiLU(), nn.Linear(64, 5))
+    return randomize_(model), torch.randn(32, 8)
+
+
+NETS = pytest.mark.parametrize('net', [convs, mlp])
+
+
+def gradients(model, inputs):
+    """Gradients of all parameters; the same random draws each time."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    sum(output.square().mean() for output in flat(model(inputs))).backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize('gate', [PolarizationGate, DecoratorGate])
+@pruned
+def test_gradients_are_those_of_saved_products(net, gate, monkeypatch):
+    model, graph, inputs = toy(net)
+    attach_gates(model.train(), graph, gate)
+    randomize_(model.gates)
+    other = copy.deepcopy(model)  # running statistics change
+    again = gradients(model, inputs)
+    monkeypatch.setattr(Recompute, 'begin', lambda self: False)
+    saved = gradients(other, inputs)
+    assert len(again) == len(saved)
+    assert all(map(torch.equal, again, saved))
+
+
+@NETS
+def test_gates_save_no_activation(net, monkeypatch):
+    model, inputs = net()
+    plain = copy.deepcopy(model).train()
+    gated(model, inputs)
+    channels = sum(gate.theta.numel() for gate in model.gates.by_group.values())
+    vectors = 16 * 4 * channels  # what the gates' own backward keeps
+    allowed = saved_bytes(lambda: plain(inputs).sum()) + vectors
+    assert saved_bytes(lambda: model(inputs).sum()) <= allowed
+    monkeypatch.setattr(Recompute, 'begin', lambda self: False)
+    assert saved_bytes(lambda: model(inputs).sum()) > allowed
+
+
+@NETS
+def test_a_gradient_of_a_gradient(net, monkeypatch):
+    model, inputs = net()
+    gated(model.double(), inputs.double())
+
+    def penalty():
+        own = [model.gates[group.name].theta for group in model.gates.graph.free]
+        loss = model(inputs.double()).square().sum()
+        first = torch.autograd.grad(loss, own, create_graph=True)
+        return torch.autograd.grad(sum(one.square().sum() for one in first), own)
+
+    again = penalty()
+    monkeypatch.setattr(Recompute, 'begin', lambda self: False)
+    assert all(map(torch.equal, again, penalty()))
+
+
+@NETS
+def test_activation_checkpointing_decides_what_is_saved(net):
+    model, inputs = net()
+    gated(model, inputs)
+    expected = gradients(model, inputs)
+    x = inputs.clone().requires_grad_()
+    model.zero_grad()
+    output = checkpoint(model, x, use_reentrant=False)
+    assert saved_bytes(lambda: checkpoint(model, x, use_reentrant=False)) < saved_bytes(lambda: model(x))
+    output.square().mean().backward()
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(map(torch.equal, expected, found))
+
+
+@NETS
+def test_functional_transforms_work(net):
+    model, inputs = net()
+    gated(model, inputs)
+    params = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    found = torch.func.grad(lambda own: torch.func.functional_call(model, own, inputs).square().mean())(params)
+    gradients(model, inputs)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad)
+
+
+@NETS
+def test_what_a_forward_saves_is_freed_with_its_result(net):
+    model, inputs = net()
+    gated(model, inputs)
+    alive = []
+
+    def note(module, args, output):
+        alive.append(weakref.ref(output))
+
+    for module in model.children():
+        module.register_forward_hook(note)
+    gc.disable()
+    try:
+        model(inputs)
+        assert alive and not any(one() is not None for one in alive)
+    finally:
+        gc.enable()
+
+
+@NETS
+def test_an_error_in_a_forward_leaves_nothing_behind(net):
+    model, inputs = net()
+    gated(model, inputs)
+    expected = gradients(model, inputs)
+    with pytest.raises(RuntimeError):
+        model(inputs[..., :5])
+        model(inputs[:, :2])
+    assert not RUNNING
+    assert all(map(torch.equal, expected, gradients(model, inputs)))
