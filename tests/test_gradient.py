@@ -97,7 +97,7 @@ def test_what_must_stay_opens():
         update.move(0.5)
     assert gates['a1.0'].theta.tolist() == pytest.approx([0.6] * 6)  # excluded: nothing moves it
     for group in update.candidates.groups:
-        least = update.candidates.least(group)
+        least = update.candidates.leasts[group.name]
         assert int((gates[group.name].theta == 1).sum()) >= least
 
 

@@ -153,7 +153,7 @@ def test_a_divisor_that_follows_the_width(width, divisor):
     graph = trace_channels(net, (example((3, 4, 4), dtype=torch.float32),))
     candidates = Candidates.of(graph, Limits(divisor='auto'))
     free = graph.free[0]
-    assert candidates.multiple(free) == divisor
+    assert candidates.multiples[free.name] == divisor
     kept = counts(graph, candidates.select(scores(graph), 0.55))[free.name]
     assert kept % divisor == 0 and kept == max(divisor, int(0.55 * width) // divisor * divisor)
 
@@ -162,7 +162,7 @@ def test_a_cost_in_steps_and_a_divisor_that_follows_the_width_hold_together():
     graph = trace_channels(nn.Sequential(conv_bn(3, 48, 1), nn.Conv2d(48, 5, 1)), torch.zeros(1, 3, 4, 4))
     cost = MACs().bind(graph)
     cost.step = 6
-    assert Candidates.of(graph, Limits(divisor='auto'), cost).multiple(graph.free[0]) == 12
+    assert Candidates.of(graph, Limits(divisor='auto'), cost).multiples[graph.free[0].name] == 12
 
 
 def test_excluded_modules_keep_their_groups_whole():
@@ -229,7 +229,7 @@ class TestClose:
             if int(graph.filters[closed].sum()) < filters:  # nothing is left
                 assert (ranks[after.vector] == len(ranks)).all()
             kept = after
-        least = {group.name: candidates.least(group) for group in candidates.groups}
+        least = {group.name: candidates.leasts[group.name] for group in candidates.groups}
         assert {name: count for name, count in counts(graph, kept).items() if name in least} == least
 
     def test_lowest_scores_first_and_closed_ones_never_again(self):
@@ -298,7 +298,7 @@ def test_shares_of_a_group_stay_those_of_the_whole_one():
     left = narrowed(WIDE, WIDE.keeping(stays), [])
     again = candidates.narrowed(left, MACs().bind(left))
     assert again.total == candidates.total
-    assert [again.least(left.group(name)) for name in ('a.0', 'b.0', 'c.0')] == [5, 6, 2]
+    assert [again.leasts[name] for name in ('a.0', 'b.0', 'c.0')] == [5, 6, 2]
 
 
 class Branch(nn.Module):

@@ -107,7 +107,7 @@ class Gradient(Polarizer):
             objective = (mean[own] + prices[group.name]) / root[own]
             resistance = theta[own] - 1  # divided by r as well
             direction[own] = (objective + resistance).clamp(-1, 1)
-            must_stay = theta[own].topk(self.candidates.least(group)).indices
+            must_stay = theta[own].topk(self.candidates.leasts[group.name]).indices
             direction[group.start + must_stay] = -1  # they open
         return direction
 

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import cached_property
 from math import ceil, gcd, lcm
 
 import torch
@@ -118,23 +119,29 @@ class Candidates:
         groups = [group for group in graph.free if group.name in may_shrink]
         return replace(self, graph=graph, groups=tuple(groups), cost=cost)
 
-    def least(self, group: Group) -> int:
-        """Least number of channels that a group keeps, rounded up."""
-        once = replace(group, size=self.whole[group.name])
-        return self.rounded(group, self.limits.least(once, group.name in self.graph.lasts))
+    @cached_property
+    def multiples(self) -> dict[str, int]:
+        """Group name -> channels that it loses at a time: layer widths stay multiples of divisor and cost step."""
+        found = {}
+        for name, rows in self.rows.items():
+            divisor = lcm(self.limits.divisor_of(rows * self.whole[name]), self.cost.step)
+            is_enough = name in self.dims  # with any number of heads
+            found[name] = divisor if is_enough else divisor // gcd(divisor, rows)
+        return found
 
-    def multiple(self, group: Group) -> int:
-        """Channels that a group loses at a time, so that layer widths stay multiples of divisor and cost step."""
-        rows = self.rows[group.name]
-        width = rows * self.whole[group.name]
-        divisor = lcm(self.limits.divisor_of(width), self.cost.step)
-        if group.name in self.dims:
-            return divisor  # enough with any number of heads
-        return divisor // gcd(divisor, rows)
+    @cached_property
+    def leasts(self) -> dict[str, int]:
+        """Group name -> least number of channels that it keeps, rounded up."""
+        lasts = self.graph.lasts
+        found = {}
+        for group in self.graph.groups:
+            once = replace(group, size=self.whole[group.name])
+            found[group.name] = self.rounded(group, self.limits.least(once, group.name in lasts))
+        return found
 
     def rounded(self, group: Group, channels: int) -> int:
         """A number of channels of a group, rounded up to one that the limits allow."""
-        multiple = self.multiple(group)
+        multiple = self.multiples[group.name]
         return min(group.size, ceil(channels / multiple) * multiple)
 
     def allowed(self, kept: Kept) -> Kept:
@@ -144,7 +151,7 @@ class Candidates:
             own = kept.vector[group.span]
             open_ = int(own.sum())
             if not group.is_block:
-                open_ = max(self.least(group), self.rounded(group, open_))
+                open_ = max(self.leasts[group.name], self.rounded(group, open_))
             closed = (~own).nonzero().flatten()
             stays[group.start + closed[: open_ - int(own.sum())]] = True
         return self.graph.keeping(stays)
@@ -187,8 +194,8 @@ class Candidates:
         numbers = torch.full((len(score),), -1)
         counts: list[int] = []
         for group in self.groups:
-            multiple = self.multiple(group)
-            size = group.size - self.least(group)  # channels that may close
+            multiple = self.multiples[group.name]
+            size = group.size - self.leasts[group.name]  # channels that may close
             closing = score[group.span].argsort(stable=True)[:size]
             short = -size % multiple  # the first chunk brings the group to a multiple
             own = (torch.arange(size) + short) // multiple
@@ -223,7 +230,9 @@ class Candidates:
                 f'closed, {least:.4f} are left (floor {self.limits.floor}, divisor {self.limits.divisor}, steps of '
                 f'{self.cost.step}, excluded {list(self.limits.exclude)}, frozen groups aside)'
             )
-        first = bisect_left(range(len(ranks)), True, key=lambda rank: share_from(rank) <= ratio)
+        closing = ranks[ranks < len(ranks)]
+        count = int(closing.max()) + 1 if len(closing) else 0
+        first = bisect_left(range(count), True, key=lambda rank: share_from(rank) <= ratio)
         return self.graph.keeping(ranks >= first)
 
     def choose(self, score: Tensor, ratio: float) -> Kept:
@@ -305,8 +314,8 @@ class Candidates:
             if group in kept.idle:
                 continue
             open_ = int(kept.vector[group.span].sum())
-            least = self.least(group) if group.name in may_shrink else group.size
-            multiple = self.multiple(group)
+            least = self.leasts[group.name] if group.name in may_shrink else group.size
+            multiple = self.multiples[group.name]
             uneven = open_ < group.size and open_ % multiple
             if open_ < least or uneven:
                 raise RuntimeError(

@@ -65,13 +65,18 @@ class Cost:
 
     @classmethod
     def of(cls, terms: Sequence[tuple[str, float, Sequence[Tensor]]]) -> Cost:
-        """The cost of ops given as (module path, positions, channel vectors)."""
+        """The cost of ops given as (module path, positions, channel vectors); equal vectors are counted once."""
         vectors: list[Tensor] = []
+        number_of: dict[tuple[int, ...], int] = {}
         extents = []
         for _, positions, factors in terms:
-            first = len(vectors)
-            vectors += factors
-            extents.append(Extent(positions, tuple(range(first, len(vectors)))))
+            numbers = []
+            for vector in factors:
+                number = number_of.setdefault(tuple(vector.tolist()), len(vectors))
+                if number == len(vectors):
+                    vectors.append(vector)
+                numbers.append(number)
+            extents.append(Extent(positions, tuple(numbers)))
         layers = [layer for layer, _, _ in terms]
         return cls(tuple(layers), Vectors(tuple(vectors)), Widths(extents))
 
