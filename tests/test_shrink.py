@@ -126,6 +126,28 @@ def test_closed_gates_of_gate_decorator_have_no_gradient_that_would_count_in_a_n
         assert grad[:, mask].all() and not grad[:, ~mask].any()
 
 
+@pytest.mark.parametrize('method', slow_but(('gdp', 'gate decorator'), METHODS))
+def test_gates_that_are_one_for_good_cost_nothing(method):
+    _, narrow = pair(Residual, method, 'sgd')
+    gates, moves = narrow.pruner.gates, method == 'gate decorator'
+    before = [output.detach() for output in flat(narrow.model(batch(0, Residual, torch.double)))]
+    narrow.go(1)
+    assert all(parameter.requires_grad == moves for parameter in gates.parameters())
+    assert all(scale.acted for scale in gates.scales)
+    narrow.pruner.check()
+    if not moves:
+        assert all(bool((values == 1).all()) for values in gates.values().values())
+        again = Run(Residual, method, 'sgd')
+        again.pruner.load_state_dict(narrow.pruner.state_dict())
+        assert all(scale.rests for scale in again.pruner.gates.scales)
+        again.model.load_state_dict(narrow.model.state_dict())
+        for scale in again.pruner.gates.scales:
+            scale.rests = False  # to multiply by one changes no bit
+        outputs = [run.model(batch(0, Residual, torch.double)) for run in (narrow, again)]
+        assert all(map(torch.equal, *map(flat, outputs)))
+        assert not all(map(torch.equal, flat(outputs[0]), before))
+
+
 @pruned
 def test_every_kind_of_net_goes_on_and_ends_as_the_whole_one(net):
     target = 0.5 if least_share(traced(net)[1]) < 0.5 else 0.96

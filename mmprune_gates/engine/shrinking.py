@@ -61,7 +61,8 @@ def reshape_run(runner, pruner: Pruner | None, state: Mapping[str, Any]) -> None
     if pruner is None:
         reshape_model(model, state)
     else:
-        pruner.reshape(shrunk_in(state))
+        settled = runner._resume and bool(state.get('settled'))  # noqa: SLF001 (a new run moves the gates that are left)
+        pruner.reshape(shrunk_in(state), settled)
     for averaged in averaged_models(runner):
         reshape_model(averaged.module, state)
         follow_module(averaged)

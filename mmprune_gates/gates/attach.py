@@ -161,6 +161,13 @@ class GateSet(nn.Module):
             for group in self.graph.free:
                 self[group.name].theta.masked_fill_(closed[group.span], 0)
 
+    def rest(self) -> None:
+        """Let gates that are 1 for good cost nothing: they are no longer multiplied, and receive no gradient."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        for scale in self.scales:
+            scale.rests = True
+
     def narrowed(self, graph: ChannelGraph, kept: Kept, spec: Mapping[str, Mapping]) -> GateSet:
         """The gates of the model after channels have gone; a gate that loses nothing keeps its parameter.
 

@@ -32,7 +32,8 @@ class Evidence:
 
     def __init__(self, model: nn.Module, gates: GateSet) -> None:
         self.model, self.gates = model, gates
-        self.sizes = {group.name: gates[group.name].theta.numel() for group in gates.graph.free}
+        moving = [group.name for group in gates.graph.free if gates[group.name].theta.requires_grad]
+        self.sizes = {name: gates[name].theta.numel() for name in moving}
         self.forget()
 
     def forget(self) -> None:
@@ -53,7 +54,7 @@ class Evidence:
             Scalar bool tensor, whether all gradients given are finite; does not wait for a GPU.
         """
         if not self.sizes:
-            return torch.ones((), dtype=torch.bool)  # all gates have left with their blocks
+            return torch.ones((), dtype=torch.bool)  # all gates rest, or have left with their blocks
         like = next(iter(grads.values()), torch.zeros(()))
         absent = like.new_full((max(self.sizes.values()),), torch.nan)
         rows = []

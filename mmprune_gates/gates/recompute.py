@@ -30,7 +30,9 @@ class Product:
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor is the product, or a view of it."""
-        return tensor.untyped_storage() is self.result.untyped_storage() and tensor.dtype == self.result.dtype
+        if tensor.layout != torch.strided or tensor.dtype != self.result.dtype:
+            return False
+        return tensor.untyped_storage() is self.result.untyped_storage()
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,11 +28,12 @@ class Scale:
         pick: (C,) index of each position in the concatenated values; None if they are in order.
 
     Attributes:
-        acted: Whether it has acted; reset by whoever reads it.
+        acted: Whether its module has run; reset by whoever reads it.
+        rests: Whether all its gates are 1 for good, so that there is nothing to multiply.
     """
 
     def __init__(self, module: nn.Module, placement: Placement, sources: list[Source], pick: Tensor | None) -> None:
-        self.placement, self.acted = placement, False
+        self.placement, self.acted, self.rests = placement, False, False
         self.running = Recompute()
         self.attach(module)
         self.sources = sources
@@ -89,7 +90,7 @@ class Scale:
     def before(self, module: nn.Module, args: tuple):
         """Forward pre-hook: scale the input, or shadow the parameters with scaled tensors."""
         self.acted = True
-        if self.placement.kind == OUTPUT:
+        if self.rests or self.placement.kind == OUTPUT:
             return None
         value = self.value()
         if self.placement.kind == INPUT:
@@ -104,6 +105,8 @@ class Scale:
 
     def after(self, module: nn.Module, args: tuple, output):
         """Forward hook, called even if the forward fails: scale the output, or stop shadowing the parameters."""
+        if self.rests:
+            return None
         if self.placement.kind == OUTPUT:
             return None if output is None else output * factor_for(output, self.value(), self.placement.dim)
         self.running.end()

@@ -76,6 +76,7 @@ class GDP(Pruner):
         **settings: Fields of :class:`GDPSettings`.
     """
 
+    ends_at_one = True
     controller: Polarizer
 
     def __init__(

@@ -61,6 +61,7 @@ class Pruner:
 
     Attributes:
         gate: The kind of gate that the method moves.
+        ends_at_one: Whether gates that are still open once the method has settled are exactly 1, and stay so.
         gates: The gates.
         controller: Closes the gates.
         loss_scale: Factor of the loss in the next backward; set it where a gradient scaler is used.
@@ -71,6 +72,7 @@ class Pruner:
     """
 
     gate: type[Gate] = PolarizationGate
+    ends_at_one = False
     controller: Controller
 
     def __init__(
@@ -164,8 +166,8 @@ class Pruner:
         """Record the gradients of all gates from now on."""
         for handle in self.handles:
             handle.remove()
-        free = self.gates.graph.free
-        self.handles = [self.gates[group.name].theta.register_hook(self.watch(group.name)) for group in free]
+        names = list(self.evidence.sizes)  # of the gates that receive a gradient
+        self.handles = [self.gates[name].theta.register_hook(self.watch(name)) for name in names]
 
     def shrink(self) -> dict[str, Any]:
         """Remove the closed channels from the model, the optimiser's state and everything that depends on them.
@@ -187,7 +189,7 @@ class Pruner:
         macs, params = self.gates.graph.macs(), count_parameters(self.model)
         self.check()
         expected = self.outputs(self.model)
-        self.narrow(kept)
+        self.narrow(kept, self.controller.settled)
         error = None
         if expected:
             error, most = relative_error(expected, self.outputs(self.model)), tolerance(expected)
@@ -211,25 +213,28 @@ class Pruner:
         graph = self.gates.graph
         return 1 - graph.macs(self.controller.staying()) / graph.macs()
 
-    def narrow(self, kept: Kept) -> None:
+    def narrow(self, kept: Kept, settled: bool) -> None:
         """Remove the channels that are not kept, and continue with the remaining gates."""
         self.gates = shrink(self.model, kept, self.optimizer)
+        if settled and self.ends_at_one:
+            self.gates.rest()
         self.controller.narrow(self.gates, kept)
         self.evidence = Evidence(self.model, self.gates)
         self.watch_gates()
         self.grads = {}
 
-    def reshape(self, shrunk: Sequence[Tensor]) -> None:
+    def reshape(self, shrunk: Sequence[Tensor], settled: bool) -> None:
         """Give the model the shape it had when a state was saved; its weights are loaded afterwards.
 
         Args:
             shrunk: What was kept each time that channels left it, as in :meth:`state_dict`.
+            settled: Whether the method had settled.
 
         Raises:
             ValueError: The state belongs to another model.
         """
         for kept in still_to_leave(self.model, shrunk):
-            self.narrow(kept)
+            self.narrow(kept, settled)
 
     def watch(self, name: str):
         """A hook that records the gradient of a group's gate."""
@@ -359,7 +364,7 @@ class Pruner:
             ValueError: Channels have left this model that the saved one still had.
         """
         state = tree_map_only(Tensor, Tensor.cpu, state)  # as it was saved, wherever it was loaded
-        self.reshape(state.get('shrunk', []))
+        self.reshape(state.get('shrunk', []), state['settled'])
         self.done = int(state['step'])
         self.controller.load_state_dict(state)
 

@@ -227,6 +227,7 @@ def trainee(config: Config, model_config: dict, args: argparse.Namespace) -> Tra
     runner = SimpleNamespace(
         cfg=config,
         hooks=[],
+        _resume=True,  # where a checkpoint is given
         model=model,
         optim_wrapper=optim,
         iter=0,
