@@ -6,8 +6,8 @@ from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from toy_nets import conv_bn
 
-from mmprune_gates import GDP
-from mmprune_gates.gates import has_gates
+from mmprune_gates import GDP, trace_channels
+from mmprune_gates.gates import PolarizationGate, attach_gates, has_gates
 from mmprune_gates.pruning.refusals import refuse_unknown_state
 
 INPUTS = (torch.zeros(2, 3, 8, 8),)
@@ -72,3 +72,12 @@ def test_a_model_that_channels_have_left_is_refused(net):
     assert has_gates(net)
     with pytest.raises(ValueError, match='channels have left this model'):
         GDP(net, INPUTS, torch.optim.SGD(net.parameters(), lr=0.1), total_steps=4, target_macs=0.5)
+
+
+def test_gates_that_were_frozen_with_the_model_are_refused(net):
+    gates = attach_gates(net, trace_channels(net, INPUTS), PolarizationGate)
+    net.requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match='the gates of 0.0 do not require a gradient'):
+        GDP(net, INPUTS, optimizer, total_steps=10, target_macs=0.5)
+    assert gates.owner is None

@@ -32,8 +32,8 @@ class Evidence:
 
     def __init__(self, model: nn.Module, gates: GateSet) -> None:
         self.model, self.gates = model, gates
-        moving = [group.name for group in gates.graph.free if gates[group.name].theta.requires_grad]
-        self.sizes = {name: gates[name].theta.numel() for name in moving}
+        moving = () if gates.rests else gates.graph.free
+        self.sizes = {group.name: gates[group.name].theta.numel() for group in moving}
         self.forget()
 
     def forget(self) -> None:

@@ -92,7 +92,7 @@ class Recompute:
         return True
 
     def end(self) -> None:
-        """Save everything again."""
+        """From now on, autograd saves everything as usual."""
         for product in self.products:
             RUNNING.remove(product)
         self.products.clear()

@@ -38,7 +38,7 @@ from mmprune_gates.gates import (
 from mmprune_gates.gates.attach import NAME, merged
 from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
-from mmprune_gates.pruning.refusals import check_kind, check_reached, check_whole, refuse_hidden_groups
+from mmprune_gates.pruning.refusals import check_kind, check_reached, check_trainable, check_whole, refuse_hidden_groups
 from mmprune_gates.pruning.shrink import shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
@@ -106,6 +106,7 @@ class Pruner:
         self.gates, self.whole_params = gates_of(model), count_parameters(model)
         check_kind(self.gates, self.gate, type(self).__name__)
         check_whole(self.gates)
+        check_trainable(self.gates)
         self.gates.claim(type(self).__name__)
         self.evidence, self.divergence = Evidence(model, self.gates), Divergence(model)
         self.loss_scale = 1.0
@@ -166,7 +167,7 @@ class Pruner:
         """Record the gradients of all gates from now on."""
         for handle in self.handles:
             handle.remove()
-        names = list(self.evidence.sizes)  # of the gates that receive a gradient
+        names = list(self.evidence.sizes)  # of the groups whose gates move
         self.handles = [self.gates[name].theta.register_hook(self.watch(name)) for name in names]
 
     def shrink(self) -> dict[str, Any]:

@@ -33,6 +33,20 @@ def check_kind(gates: GateSet, gate: type[Gate], method: str) -> None:
         )
 
 
+def check_trainable(gates: GateSet) -> None:
+    """Refuse gates that receive no gradient, since something has frozen them together with the model.
+
+    Raises:
+        ValueError: There are such gates; names their groups.
+    """
+    frozen = [group.name for group in gates.graph.free if not gates[group.name].theta.requires_grad]
+    if frozen:
+        raise ValueError(
+            f'the gates of {listed(frozen)} do not require a gradient, so nothing could tell which of them to close: '
+            'freeze the parameters of the model without those of model.gates'
+        )
+
+
 def check_whole(gates: GateSet) -> None:
     """Refuse a model that channels have left: targets are shares of the whole one.
 
