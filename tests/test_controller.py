@@ -9,7 +9,7 @@ from helpers import example, randomize_
 from toy_nets import Residual
 
 from mmprune_gates import slim_model, trace_channels
-from mmprune_gates.budget import Gradient, Limits, Polarizer, Schedule, Waterline
+from mmprune_gates.budget import Gradient, Limits, Parameters, Polarizer, Schedule, Waterline
 from mmprune_gates.gates import PolarizationGate, attach_gates, fold_gates
 
 UPDATES = {'waterline': Waterline, 'gradient': Gradient}
@@ -169,7 +169,18 @@ def test_figures_and_words(update):
     assert figures['macs_ratio'] == pytest.approx(run.share()) and 0 < figures['gates_closed'] < 1
     closed = round(figures['gates_closed'] * 19)
     assert f'{19 - closed} of 19 channels open' in run.controller.summary()
-    assert 'target 0.5' in run.controller.summary()
+    assert 'of the MACs, target 0.5)' in run.controller.summary()
+
+
+def test_the_target_of_another_cost_stands_beside_the_share_of_that_cost():
+    run = Run('waterline', 0.5)
+    cost = Parameters().bind(run.gates.graph, run.model)
+    controller = Waterline(run.gates, Schedule(0.5, end=0.5, settle=0.55), Limits(), cost)
+    controller.criterion.mean.copy_(torch.rand(run.gates.graph.num_channels))
+    controller.settle()
+    share = controller.candidates.share(run.gates.kept())
+    assert 0.4 < share <= 0.5 and share != pytest.approx(run.share(), abs=1e-3)
+    assert f'({share:.4f} of the Parameters, target 0.5)' in controller.summary()
 
 
 @both

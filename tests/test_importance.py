@@ -11,7 +11,9 @@ from digits_data import write_digits
 from torch import nn
 
 from mmprune_gates import cli, trace_channels
+from mmprune_gates.engine.checkpoint import STATE
 from mmprune_gates.gates import DecoratorGate, attach_gates, gates_of
+from mmprune_gates.pruning.shrink import shrink
 
 pytestmark = pytest.mark.models
 DENSE, GATED = (str(CONFIGS / 'demo' / f'{kind}_resnet20_digits.py') for kind in ('dense', 'gbn'))
@@ -66,6 +68,20 @@ def test_the_model_is_what_it_was(trained):
     assert not any(module.training for module in model.modules())
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert all(torch.equal(before[name], dense[name]) for name in dense if 'running' in name)
+
+
+def test_checkpoints_of_a_run_that_channels_have_left(trained, tmp_path):
+    parser = cli.config_parser('')
+    parser.set_defaults(launcher='none', local_rank=0, work_dir=None)
+    config = cli.runner_config(parser.parse_args([GATED, *trained[1]]))
+    model = importance.gated_model(config, trained[0])
+    kept = gates_of(model).graph.kept({'backbone.layer1.0.conv1': torch.arange(16) < 5})
+    shrink(model, kept)
+    state = {'shrunk': [kept.vector], 'settled': False}
+    torch.save({'state_dict': model.state_dict(), STATE: state}, tmp_path / 'shrunk.pth')
+    left = importance.gated_model(config, str(tmp_path / 'shrunk.pth'))
+    assert left.backbone.layer1[0].conv1.out_channels == 5
+    assert gates_of(left)['backbone.layer1.0.conv1'].theta.shape[-1] == 5
 
 
 class Net(nn.Module):

@@ -297,6 +297,14 @@ def test_a_slim_model_of_another_run_is_noticed(finished, tmp_path):
     assert 'was made from another checkpoint' in page.text
 
 
+def test_the_folder_of_a_slim_model_is_no_run(finished, capsys):
+    slim = finished('gdp-scenes')[1]
+    before = sorted(slim.iterdir())
+    assert main([str(slim)]) == 1
+    assert 'holds a slim model, not a run: give the work folder of the run' in capsys.readouterr().err
+    assert sorted(slim.iterdir()) == before
+
+
 def test_a_cut_slim_json_and_a_broken_config_are_left_out(finished, tmp_path):
     source, slim = finished('gdp-scenes')
     run = shutil.copytree(source, tmp_path / 'run')

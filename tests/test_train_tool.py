@@ -18,6 +18,7 @@ from tiny_run import load_tool
 
 from mmprune_gates import cli
 from mmprune_gates.cli import reports_errors
+from mmprune_gates.cli.arguments import work_folder
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs' / 'gdp_deeplabv3plus_voc.py'
@@ -109,6 +110,16 @@ def test_resume_equals_an_uninterrupted_run(small, tmp_path, monkeypatch):
         torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
     start = torch.load(whole / 'iter_3.pth', weights_only=True)['state_dict']
     assert any(not torch.equal(value, start[key]) for key, value in a['state_dict'].items())
+
+
+def test_a_run_of_a_slim_model_does_not_write_over_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert work_folder(None, 'anywhere/slim.py') == str(Path('work_dirs', 'slim'))
+    cli.write_text(Path('work_dirs/slim/slim.json'), '{}')
+    assert work_folder(None, 'work_dirs/slim/slim.py') == str(Path('work_dirs', 'slim_run'))
+    assert work_folder('elsewhere', 'work_dirs/slim/slim.py') == 'elsewhere'
+    with pytest.raises(ValueError, match='work_dirs/slim holds a slim model, which a run would overwrite'):
+        work_folder('work_dirs/slim', 'work_dirs/slim/slim.py')
 
 
 OWN_FILE = """

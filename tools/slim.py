@@ -12,6 +12,8 @@ from mmprune_gates import cli
 from mmprune_gates.engine.export import export_slim
 from mmprune_gates.timing.verdict import verdict
 
+STOCK_WORK_DIR = Path('work_dirs', 'slim')  # of runs of a config that is called slim.py
+
 
 @cli.reports_errors
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         cli.write_json(Path(args.out_dir) / 'slim.json', {**report, 'latency': latency})
         print('\n'.join(told(latency)))
     print(f'parity error {report["parity_error"]:.1e}; written to {args.out_dir}')
+    if Path(args.out_dir).resolve() == STOCK_WORK_DIR.resolve():
+        print(f'give stock tools a --work-dir: by default they write a config of their own to {STOCK_WORK_DIR}/slim.py')
     return 0
 
 

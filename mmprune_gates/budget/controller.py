@@ -192,11 +192,16 @@ class Controller:
         return found
 
     def summary(self) -> str:
-        """Open channels, MACs and target, in words."""
-        kept, whole = self.gates.kept_of_whole(self.gates.kept()), self.gates.whole
+        """Open channels, MACs, and the share of the cost with its target, in words."""
+        now, whole = self.gates.kept(), self.gates.whole
+        kept = self.gates.kept_of_whole(now)
         masks = torch.cat(list(kept.values()))
-        macs, total = whole.macs(kept), self.whole_macs
+        macs = whole.macs(kept)
+        total = self.whole_macs
+        cost = self.candidates.cost
+        name = type(cost).__name__
+        share = macs / total if isinstance(cost, MACs) else self.candidates.share(now)
         return (
             f'{int(masks.sum())} of {len(masks)} channels open, {macs / 1e9:.3f} of {total / 1e9:.3f} GMACs '
-            f'({macs / total:.4f}, target {self.target})'
+            f'({share:.4f} of the {name}, target {self.target:.4g})'
         )

@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS, OPTIMIZERS
 from mmprune_gates.checks import MAPPING, checked, shown
 from mmprune_gates.engine.checkpoint import UNSAFE
 from mmprune_gates.engine.model_config import is_ours
-from mmprune_gates.engine.product import complete
+from mmprune_gates.engine.product import complete, is_product
 
 # Keys of a config that must be dictionaries if they are given.
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -123,8 +123,8 @@ def runner_config(args: argparse.Namespace) -> Config:
     """The config of a run: launcher, work folder, and what mmpretrain's own tools add to its data loaders.
 
     Raises:
-        ValueError: It cannot be read, one of our hooks refuses its arguments, or the launcher did not start this
-            process.
+        ValueError: It cannot be read, one of our hooks refuses its arguments, its work folder holds a slim model, or
+            the launcher did not start this process.
     """
     check_launcher(args.launcher)
     local_rank = str(args.local_rank)
@@ -133,8 +133,7 @@ def runner_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', local_rank)
     config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher
-    if args.work_dir is not None or config.get('work_dir') is None:
-        config.work_dir = args.work_dir or str(Path('work_dirs', Path(args.config).stem))
+    config.work_dir = work_folder(args.work_dir or config.get('work_dir'), args.config)
     if config.get('default_scope') == 'mmpretrain':
         complete_loaders(config)
     for hook in config.get('custom_hooks') or []:
@@ -144,6 +143,24 @@ def runner_config(args: argparse.Namespace) -> Config:
             HOOKS.build(arguments)  # refuses bad ones
     check_optimizer(config)
     return config
+
+
+def work_folder(named: str | None, config: str) -> str:
+    """The work folder of a run, in which mmengine writes a copy of the config.
+
+    Args:
+        named: The folder that the command line or the config names; work_dirs/NAME_OF_CONFIG by default.
+        config: Path of the config.
+
+    Raises:
+        ValueError: That folder holds a slim model, whose ``slim.py`` the copy would replace.
+    """
+    if named is None:
+        default = str(Path('work_dirs', Path(config).stem))
+        return f'{default}_run' if is_product(Path(default)) else default
+    if is_product(Path(named)):
+        raise ValueError(f'the work folder {named} holds a slim model, which a run would overwrite: give another one')
+    return named
 
 
 def check_launcher(launcher: str) -> None:

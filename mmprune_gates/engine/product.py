@@ -14,9 +14,15 @@ from pathlib import Path
 
 from mmprune_gates.engine.files import check_writable, write_bytes
 
-FILES = ('slim.py', 'slim.pth', 'slim.json')
+REPORT = 'slim.json'
+FILES = ('slim.py', 'slim.pth', REPORT)
 WRITING, WHOLE = '.slim-writing', '.slim-whole'
 ALLOWED = (*FILES, WRITING, WHOLE, '__pycache__')
+
+
+def is_product(folder: Path) -> bool:
+    """Whether a folder holds a slim model."""
+    return (folder / REPORT).is_file()
 
 
 def prepare_folder(out_dir: Path) -> None:

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmprune_gates.cli.arguments import load_config
 from mmprune_gates.engine.files import digest, read_lines
 from mmprune_gates.engine.model_config import GATED, pruning_hook_of
-from mmprune_gates.engine.product import complete
+from mmprune_gates.engine.product import complete, is_product
 from mmprune_gates.engine.record_hook import NAME, read_history
 from mmprune_gates.engine.slim_report import read_report
 
@@ -150,6 +150,7 @@ def read_run(folder: str | Path, slim_dir: str | Path | None = None) -> Run:
         ValueError: The folder holds nothing of a run.
     """
     folder = Path(folder)
+    refuse_product(folder)
     slim_dir = Path(slim_dir) if slim_dir else folder / 'slim'
     config_path, config, config_error = find_config(folder)
     train, val = read_scalars(folder)
@@ -177,6 +178,18 @@ def read_run(folder: str | Path, slim_dir: str | Path | None = None) -> Run:
     )
     run.doubts.extend(doubts_about(run))
     return run
+
+
+def refuse_product(folder: Path) -> None:
+    """Refuse the folder of a slim model.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if is_product(folder):
+        raise ValueError(
+            f'{folder} holds a slim model, not a run: give the work folder of the run, and this folder with --slim'
+        )
 
 
 def find_config(folder: Path) -> tuple[Path | None, Config | None, str]:

@@ -80,8 +80,8 @@ def gated_model(config: Config, checkpoint: str) -> nn.Module:
     weights = {name.removeprefix('module.'): value for name, value in contents['state_dict'].items()}
     if not any(name.startswith('gates.') for name in weights):  # a dense checkpoint: gates stay as they are
         weights |= {f'gates.{name}': value for name, value in gates.state_dict().items()}
-    load_weights(model, {'state_dict': weights}, checkpoint)
-    take_over_affine(gates)
+    load_weights(model, {**contents, 'state_dict': weights}, checkpoint)
+    take_over_affine(gates_of(model))  # those that are left, if channels have left the model
     return model.to(get_device())
 
 
