@@ -1,6 +1,7 @@
 """Channels leave a model in the middle of its training, and nothing else changes."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -146,6 +147,43 @@ def test_gates_that_are_one_for_good_cost_nothing(method):
         outputs = [run.model(batch(0, Residual, torch.double)) for run in (narrow, again)]
         assert all(map(torch.equal, *map(flat, outputs)))
         assert not all(map(torch.equal, flat(outputs[0]), before))
+
+
+class Compiled(Residual):
+    """The same net, a part of it compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.a1 = torch.compile(self.a1, backend='eager')
+
+
+@EITHER
+def test_compiled_parts_and_activations_held_by_the_model_do_not_hinder(method):
+    run = Run(Compiled, method, 'sgd')
+    run.model.register_forward_hook(lambda module, args, output: vars(module).update(held=[output]))
+    run.until_settled()
+    assert run.pruner.shrink()['parity_error'] < 1e-12
+    run.go(2)
+    assert run.pruner.finish()['parity_error'] < 1e-12
+
+
+def test_a_second_optimiser_is_warned_of():
+    run = Run(Residual, 'gdp', 'sgd')
+    other = run.model.a1[0].weight
+    (group,) = run.optimizer.param_groups
+    group['params'] = [parameter for parameter in group['params'] if parameter is not other]
+    run.until_settled()
+    with pytest.warns(UserWarning, match='^1 parameters .* are not in the SGD that the pruner knows'):
+        run.pruner.shrink()
+    assert run.model.a1[0].weight is not other
+
+
+def test_a_run_can_be_pickled():
+    run = Run(Residual, 'gdp', 'sgd').until_settled()
+    again = pickle.loads(pickle.dumps(run.model))
+    assert all(map(torch.equal, *(call(model, example(Residual.shape)) for model in (run.model, again))))
+    works = [model.gates.graph.workload.works for model in (run.model, again)]
+    assert works[0] == works[1]
 
 
 @pruned

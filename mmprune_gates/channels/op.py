@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from operator import getitem
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import map_arg
 
@@ -19,6 +22,17 @@ NO_RULE = 'no rule for this op'
 PIECES = frozenset('chunk split split_with_sizes'.split())  # ops with the dimension as third argument
 UNKNOWN = -1  # a size that depends on data
 Result = Value | list[Value]  # labels of the result, or of several results
+
+
+def op_named(name: str) -> OpOverload:
+    """The op of torch with a name such as ``aten.conv2d.default``."""
+    found: Any = torch.ops
+    for part in name.split('.'):
+        found = getattr(found, part)
+    return found
+
+
+copyreg.pickle(OpOverload, lambda op: (op_named, (str(op),)))  # so that models with gates can be pickled
 
 
 @dataclass(frozen=True)

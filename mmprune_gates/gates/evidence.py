@@ -90,7 +90,8 @@ class Evidence:
         if idle := [scale.placement.module for scale in self.gates.scales if not scale.acted]:
             raise GatesDoNotAct(
                 f'the model computes without the gates at {listed(idle)}: these modules were not called. Something '
-                'bypasses them (fused kernels, a replaced forward), or their part of the model does not train'
+                'bypasses them (fused kernels, a replaced forward, or code that was compiled before the gates came: '
+                'torch.compiler.reset()), or their part of the model does not train'
             )
         finite = dict(zip(self.sizes, self.seen.cpu().split(list(self.sizes.values())), strict=True))
         without = [name for name, own in finite.items() if not own.all()]

@@ -85,12 +85,22 @@ def laid(value: Tensor, dim: int, rank: int) -> Tensor:
 
 
 class _Straight(torch.autograd.Function):
-    """Forward returns the second argument; backward passes the gradient to the first."""
+    """Forward returns the second argument; backward passes the gradient to the first. ``torch.func`` may use it."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, theta: Tensor, value: Tensor) -> Tensor:
+    def forward(theta: Tensor, value: Tensor) -> Tensor:
         return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        """Nothing is needed in the backward."""
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         return grad, None
+
+    @staticmethod
+    def jvp(ctx, theta: Tensor, value: Tensor | None) -> Tensor:
+        return theta.clone()

@@ -36,22 +36,39 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
-class Again:
-    """What autograd holds in place of a product, or a view of it.
+class Saved:
+    """What autograd holds of a tensor.
 
     Attributes:
-        tensor, factor: The factors.
-        layout: Sizes, strides and offset of the view.
+        tensors: The tensor, detached, since a result that its own backward holds would never be freed; or the factors
+            of a product in place of it.
+        versions: How often each had been changed in place. Autograd does not check that where hooks decide.
+        layout: Sizes, strides and offset of a product, or of a view of it.
     """
 
-    tensor: Tensor
-    factor: Tensor
-    layout: Any
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+    layout: Any = None
 
-    def compute(self) -> Tensor:
-        """The same numbers as the first time."""
-        product = self.tensor * self.factor
-        return product.as_strided(*self.layout)
+    @classmethod
+    def of(cls, *tensors: Tensor, layout: Any = None) -> Saved:
+        """What to hold of a tensor, or of two factors and the layout of their product."""
+        return cls(tensors, tuple(map(version, tensors)), layout)
+
+    def restored(self) -> Tensor:
+        """The tensor; a product has the same numbers as the first time.
+
+        Raises:
+            RuntimeError: It has been changed in place since.
+        """
+        if self.versions != tuple(map(version, self.tensors)):
+            shapes = ', '.join(str(tuple(tensor.shape)) for tensor in self.tensors)
+            raise RuntimeError(
+                'one of the variables needed for gradient computation has been modified by an inplace operation '
+                f'after a gated module had read it: a tensor of shape {shapes}'
+            )
+        first, *others = self.tensors
+        return (first * others[0]).as_strided(*self.layout) if others else first
 
 
 RUNNING: list[Product] = []  # of the modules whose forward runs, innermost last
@@ -101,15 +118,20 @@ class Recompute:
             self.hooks = None
 
 
-def pack(tensor: Tensor) -> Tensor | Again:
+def version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place; 0 if torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 (there is no other name for it)
+
+
+def pack(tensor: Tensor) -> Saved:
     """What autograd holds of a tensor that it saves."""
     for product in reversed(RUNNING):
         if product.holds(tensor):
             layout = tensor.shape, tensor.stride(), tensor.storage_offset()
-            return Again(product.tensor, product.factor, layout)
-    return tensor.detach()  # a result that its own backward holds would never be freed
+            return Saved.of(product.tensor, product.factor, layout=layout)
+    return Saved.of(tensor.detach())
 
 
-def unpack(held: Any) -> Tensor:
+def unpack(saved: Saved) -> Tensor:
     """The tensor that autograd saved."""
-    return held.compute() if isinstance(held, Again) else held
+    return saved.restored()

@@ -34,7 +34,7 @@ class Scale:
 
     def __init__(self, module: nn.Module, placement: Placement, sources: list[Source], pick: Tensor | None) -> None:
         self.placement, self.acted, self.rests = placement, False, False
-        self.running = Recompute()
+        self.running, self.inside = Recompute(), False
         self.attach(module)
         self.sources = sources
         self.places = None if pick is None else places(pick)  # found here: torch.compile sees no branch on values
@@ -90,6 +90,9 @@ class Scale:
     def before(self, module: nn.Module, args: tuple):
         """Forward pre-hook: scale the input, or shadow the parameters with scaled tensors."""
         self.acted = True
+        if self.inside:
+            self.after(module, args, None)  # torch calls it after errors, but not after an interrupt
+        self.inside = True
         if self.rests or self.placement.kind == OUTPUT:
             return None
         value = self.value()
@@ -105,6 +108,7 @@ class Scale:
 
     def after(self, module: nn.Module, args: tuple, output):
         """Forward hook, called even if the forward fails: scale the output, or stop shadowing the parameters."""
+        self.inside = False
         if self.rests:
             return None
         if self.placement.kind == OUTPUT:

@@ -10,7 +10,6 @@ Example::
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import inf
@@ -41,7 +40,7 @@ from mmprune_gates.pruning.ranks import check_ranks
 from mmprune_gates.pruning.refusals import check_kind, check_reached, check_trainable, check_whole, refuse_hidden_groups
 from mmprune_gates.pruning.shrink import shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
-from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
+from mmprune_gates.slimming.parity import copied, exact_outputs, relative_error, tolerance
 from mmprune_gates.slimming.removal import train_constants
 from mmprune_gates.slimming.stage import ERRORS
 
@@ -328,7 +327,7 @@ class Pruner:
         self.check()
         graph, kept = self.gates.graph, self.controller.staying()
         expected = self.outputs(self.model)
-        trial = copy.deepcopy(self.model)
+        trial = copied(self.model)
         fold_gates(trial)
         slim_model(trial, graph, kept)
         error, most = relative_error(expected, self.outputs(trial)), tolerance(expected)

@@ -6,6 +6,7 @@ gradient.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,7 @@ def shrink(model: nn.Module, kept: Kept, optimizer: torch.optim.Optimizer | None
         if one.new is not None and one.old.grad is not None:
             one.new.grad = one.cut(one.old.grad)
     if optimizer is not None:
+        warn_of_others(optimizer, [one.old for one in replaced if one.new is not None and one.old not in group_of])
         follow_parameters(optimizer, replaced)
     return left
 
@@ -120,6 +122,18 @@ def still_to_leave(model: nn.Module, shrunk: Sequence[Tensor]) -> Iterator[Kept]
 def dims_cut(masks: dict[int, Tensor]) -> Cut:
     """A function that cuts a tensor by one mask per dimension."""
     return lambda tensor: cut(tensor, masks)
+
+
+def warn_of_others(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Warn if some of the replaced parameters train by another optimiser, which would go on with the old ones."""
+    own = {parameter for group in optimizer.param_groups for parameter in group['params']}
+    others = [parameter for parameter in parameters if parameter.requires_grad and parameter not in own]
+    if others:
+        warnings.warn(
+            f'{len(others)} parameters that require a gradient have been replaced by narrower ones, and are not in the '
+            f'{type(optimizer).__name__} that the pruner knows: if another optimiser trains them, make that one anew',
+            stacklevel=2,
+        )
 
 
 def follow_parameters(optimizer: torch.optim.Optimizer, replaced: list[Replaced]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmprune_gates.channels.calls import Forward, Options, run, same_draws
 
@@ -20,7 +21,8 @@ def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -
     """All outputs of a model in float64 and evaluation mode; neither the model nor its inputs change.
 
     A model whose code fixes a precision, so that it fails in float64, runs in its own. Random draws are the same every
-    time, and leave the random state outside as it was.
+    time, and leave the random state outside as it was. Compiled parts run as they are written: code that was compiled
+    before gates came, or channels left, would go on without these.
     """
 
     def double(leaf: Tensor) -> Tensor:
@@ -33,10 +35,21 @@ def exact_outputs(model: nn.Module, forward: Forward | None, options: Options) -
 
     deterministic = torch.backends.cudnn.deterministic
     # On a GPU: no search for the fastest of kernels that run a few times, and no products in TF32.
-    with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False, deterministic=deterministic):
+    exactly = torch.backends.cudnn.flags(benchmark=False, allow_tf32=False, deterministic=deterministic)
+    with exactly, torch.compiler.set_stance('force_eager'):
         with suppress(RuntimeError):
-            return evaluated(copy.deepcopy(model).double(), tree_map_only(Tensor, double, options))
-        return evaluated(copy.deepcopy(model), tree_map_only(Tensor, Tensor.clone, options))
+            return evaluated(copied(model).double(), tree_map_only(Tensor, double, options))
+        return evaluated(copied(model), tree_map_only(Tensor, Tensor.clone, options))
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of a model, detached from the activations that its modules hold, such as features for a loss."""
+    detached: dict[int, Any] = {}
+    for module in model.modules():
+        for leaf in tree_leaves(vars(module)):
+            if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                detached[id(leaf)] = leaf.detach()
+    return copy.deepcopy(model, detached)
 
 
 def tolerance(outputs: list[Tensor]) -> float:
