@@ -78,7 +78,7 @@ class Recompute:
     """The products of one gated module, from the beginning of its forward to :meth:`end`.
 
     They are saved as usual where this could not work: while something else, such as activation checkpointing, decides
-    what autograd saves, and in compiled code.
+    what autograd saves, and in compiled code; and where it is not worth it: a vector, such as a norm's weight.
     """
 
     def __init__(self) -> None:
@@ -88,8 +88,9 @@ class Recompute:
     def multiply(self, tensor: Tensor, factor: Tensor) -> Tensor:
         """The product; its readers in the module do not save it."""
         result = tensor * factor
-        if torch.compiler.is_compiling() or not (factor.requires_grad and torch.is_grad_enabled()):
-            return result  # without a gradient for the factor, autograd does not save the tensor
+        saves_both = factor.requires_grad and torch.is_grad_enabled()  # the tensor, for the factor's gradient, as well
+        if torch.compiler.is_compiling() or not saves_both or tensor.dim() == 1:
+            return result
         if self.begin():
             product = Product(tensor.detach(), factor.detach(), result.detach())
             self.products.append(product)
