@@ -149,17 +149,19 @@ def test_gates_that_are_one_for_good_cost_nothing(method):
         assert not all(map(torch.equal, flat(outputs[0]), before))
 
 
-class Compiled(Residual):
-    """The same net, a part of it compiled."""
+def compiled():
+    """A net of which a part is compiled."""
+    model = Residual()
+    model.a1 = torch.compile(model.a1, backend='eager')
+    return model
 
-    def __init__(self):
-        super().__init__()
-        self.a1 = torch.compile(self.a1, backend='eager')
+
+compiled.shape = Residual.shape
 
 
 @EITHER
 def test_compiled_parts_and_activations_held_by_the_model_do_not_hinder(method):
-    run = Run(Compiled, method, 'sgd')
+    run = Run(compiled, method, 'sgd')
     run.model.register_forward_hook(lambda module, args, output: vars(module).update(held=[output]))
     run.until_settled()
     assert run.pruner.shrink()['parity_error'] < 1e-12
