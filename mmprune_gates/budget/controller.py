@@ -197,11 +197,9 @@ class Controller:
         kept = self.gates.kept_of_whole(now)
         masks = torch.cat(list(kept.values()))
         macs = whole.macs(kept)
-        total = self.whole_macs
-        cost = self.candidates.cost
-        name = type(cost).__name__
-        share = macs / total if isinstance(cost, MACs) else self.candidates.share(now)
+        name = type(self.candidates.cost).__name__
+        share = self.candidates.share(now)
         return (
-            f'{int(masks.sum())} of {len(masks)} channels open, {macs / 1e9:.3f} of {total / 1e9:.3f} GMACs '
+            f'{int(masks.sum())} of {len(masks)} channels open, {macs / 1e9:.3f} of {self.whole_macs / 1e9:.3f} GMACs '
             f'({share:.4f} of the {name}, target {self.target:.4g})'
         )

@@ -22,7 +22,7 @@ from mmprune_gates.checks import SWITCH, Rule, checked, is_number
 from mmprune_gates.engine.checkpoint import STATE, read_checkpoint
 from mmprune_gates.engine.export import export_slim
 from mmprune_gates.engine.registry import COSTS, CRITERIA, built
-from mmprune_gates.engine.running import accumulates, has_static_graph, loss_scale, unwrapped
+from mmprune_gates.engine.running import accumulates, has_static_graph, loss_scale, resumes, unwrapped
 from mmprune_gates.engine.shrinking import reshape_run, shrink_run
 from mmprune_gates.gates import GatesDoNotAct, gates_of, has_gates
 from mmprune_gates.pruning import Pruner
@@ -309,7 +309,7 @@ class PruningHook(Hook):
             ValueError: The run resumes, but not from a run that prunes.
         """
         self.loaded = tree_map_only(Tensor, Tensor.cpu, checkpoint.get(STATE))  # a runner loads it on the GPU
-        if self.loaded is None and self.pruner is not None and runner._resume:  # noqa: SLF001
+        if self.loaded is None and self.pruner is not None and resumes(runner):
             raise ValueError(
                 f'{type(self).__name__}: the checkpoint to resume from is of a run without pruning, and the phases of '
                 'this one would not fit into what is left of it: start from its weights with load_from instead'

@@ -23,6 +23,11 @@ def has_static_graph(runner) -> bool:
     return is_model_wrapper(runner.model) and bool(getattr(runner.model, 'static_graph', False))
 
 
+def resumes(runner) -> bool:
+    """Whether a run continues an earlier one, and does not just begin with its weights."""
+    return runner._resume  # noqa: SLF001 (mmengine has no public name for it)
+
+
 def loss_scale(optim_wrapper: BaseOptimWrapper) -> float:
     """Factor of a loss before its backward, from gradient accumulation and mixed precision."""
     scaler = getattr(optim_wrapper, 'loss_scaler', None)

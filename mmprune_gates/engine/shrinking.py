@@ -12,7 +12,7 @@ from torch import nn
 
 from mmprune_gates.engine.forwards import example_images, training_forward
 from mmprune_gates.engine.model_config import model_config_of
-from mmprune_gates.engine.running import unwrapped
+from mmprune_gates.engine.running import resumes, unwrapped
 from mmprune_gates.gates import gates_of, has_gates
 from mmprune_gates.pruning import Pruner
 from mmprune_gates.pruning.shrink import shrink, still_to_leave
@@ -61,7 +61,7 @@ def reshape_run(runner, pruner: Pruner | None, state: Mapping[str, Any]) -> None
     if pruner is None:
         reshape_model(model, state)
     else:
-        settled = runner._resume and bool(state.get('settled'))  # noqa: SLF001 (a new run moves the gates that are left)
+        settled = resumes(runner) and bool(state.get('settled'))  # a new run moves the gates that are left
         pruner.reshape(shrunk_in(state), settled)
     for averaged in averaged_models(runner):
         reshape_model(averaged.module, state)

@@ -38,7 +38,6 @@ class GateSet(nn.Module):
         whole: The graph before any channel left the model.
         shrunk: What was kept each time that channels left the model, in terms of the graph until then.
         spec: The ``SlimModel`` specification of the channels that have left.
-        rests: Whether all gates are 1 for good.
         owner: Name of the pruner or hook that moves the gates; None if there is none.
         warned: Whether the user was warned that there is none.
     """
@@ -58,7 +57,6 @@ class GateSet(nn.Module):
         self.whole = graph
         self.shrunk: list[Kept] = []
         self.spec: dict[str, dict] = {'widths': {}, 'removed': {}}
-        self.rests = False
         self.owner: str | None = None
         self.warned = False
 
@@ -163,9 +161,13 @@ class GateSet(nn.Module):
             for group in self.graph.free:
                 self[group.name].theta.masked_fill_(closed[group.span], 0)
 
+    @property
+    def rests(self) -> bool:
+        """Whether all gates are 1 for good."""
+        return all(scale.rests for scale in self.scales)
+
     def rest(self) -> None:
         """Let gates that are 1 for good cost nothing: they are no longer multiplied, and receive no gradient."""
-        self.rests = True
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         for scale in self.scales:
