@@ -177,7 +177,8 @@ def test_a_change_in_place_after_a_gated_module_has_read_is_an_error(net):
     model, inputs = net()
     gated(model, inputs)
     read = {}
-    model.gates.scales[0].module.register_forward_pre_hook(lambda module, args: read.update(first=args[0]), prepend=True)
+    reader = model.gates.scales[0].module
+    reader.register_forward_pre_hook(lambda module, args: read.update(first=args[0]), prepend=True)
     loss = model(inputs).sum()
     with torch.no_grad():
         read['first'].add_(1)
