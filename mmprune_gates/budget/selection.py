@@ -206,7 +206,7 @@ class Candidates:
     def least_share(self) -> float:
         """Cost of what never closes / cost of the whole model."""
         ranks = self.ranks(torch.zeros(self.graph.num_channels))
-        return self.share(self.graph.keeping(ranks >= len(ranks)))
+        return self.share_of(ranks >= len(ranks))
 
     def select(self, score: Tensor, ratio: float) -> Kept:
         """The channels kept when chunks close from the lowest score up, no more than needed to meet the budget.
@@ -221,7 +221,7 @@ class Candidates:
         ranks = self.ranks(score)
 
         def share_from(rank: int) -> float:
-            return self.share(self.graph.keeping(ranks >= rank))
+            return self.share_of(ranks >= rank)
 
         least = share_from(len(ranks))
         if least > ratio:
@@ -322,6 +322,16 @@ class Candidates:
                     f'{open_} of {group.size} channels of {group.name} are open, which the limits do not allow: at '
                     f'least {least}, in multiples of {multiple}'
                 )
+
+    @cached_property
+    def empties(self) -> bool:
+        """Whether the limits allow residual blocks to be emptied."""
+        return any(self.leasts[name] == 0 for name in self.graph.lasts)
+
+    def share_of(self, stays: Tensor) -> float:
+        """Cost of the channels that stay, (num_channels,) bool within the limits / cost of the whole model."""
+        vector = self.graph.keeping(stays).vector if self.empties else stays
+        return float(self.cost.price(vector.double())) / self.total
 
     def share(self, kept: Kept) -> float:
         """Cost of the kept channels / cost of the whole model."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmprune_gates.channels.index import Vectors, at
+from mmprune_gates.channels.index import Vectors, product_at
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Widths:
 
     def __call__(self, counts: Tensor) -> Tensor:
         """(T,) width of each op, from (V,) counts of the channel vectors."""
-        factors = at(counts, self.factors)
+        factors = product_at(counts, self.factors)
         return self.rigid.to(counts) * factors.prod(1)
 
 

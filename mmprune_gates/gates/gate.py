@@ -56,13 +56,12 @@ class Gate(nn.Module):
         """
         if not self.straight_through:
             return self.value(self.theta)
-        with torch.no_grad():
-            value = self.value(self.theta)
-        return _Straight.apply(self.theta, value)
+        theta = self.theta.detach()
+        return self.value(theta) + (self.theta - theta)  # adds exactly 0, with a gradient of 1
 
     def strength(self) -> Tensor:
         """(C,) strength of the gate on each channel: 0 only where it is closed for all modules."""
-        return self.forward()
+        return self.value(self.theta)
 
     def importance(self, grad: Tensor) -> Tensor:
         """(C,) Taylor importance from the gradient of one mini-batch's loss with respect to ``theta``.
@@ -82,25 +81,3 @@ class Gate(nn.Module):
 def laid(value: Tensor, dim: int, rank: int) -> Tensor:
     """A vector laid along dimension ``dim`` of a tensor of rank ``rank``."""
     return value.reshape([-1 if d == dim % rank else 1 for d in range(rank)])
-
-
-class _Straight(torch.autograd.Function):
-    """Forward returns the second argument; backward passes the gradient to the first. ``torch.func`` may use it."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(theta: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        """Nothing is needed in the backward."""
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return grad, None
-
-    @staticmethod
-    def jvp(ctx, theta: Tensor, value: Tensor | None) -> Tensor:
-        return theta.clone()
