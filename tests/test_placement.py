@@ -5,7 +5,7 @@ import torch
 from helpers import traced
 from toy_nets import NETS, nets
 
-from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, WEIGHT, place_gates
+from mmprune_gates.gates.placement import BATCH, BEHIND, INPUT, OUTPUT, WEIGHT, place_gates
 
 told = pytest.mark.parametrize(
     'net', [n for n in NETS.values() if n.placements], ids=[n for n in NETS if NETS[n].placements]
@@ -63,17 +63,17 @@ def test_in_front_of_readers_every_one_of_a_group_has_it(net):
 
 
 @nets
-def test_the_smaller_tensor_is_scaled(net):
+def test_the_smaller_of_a_weight_and_a_mini_batch_is_scaled(net):
     _, graph, _ = traced(net)
     reads = {read.layer: read for read in graph.reads}
     sites = {site.module: site for site in graph.sites}
     for placement in place_gates(graph):
         read, site = reads.get(placement.module), sites.get(placement.module)
         if placement.kind == WEIGHT:
-            assert read.weight_size < read.input_size or not read.direct
+            assert read.weight_size < BATCH * read.input_size or not read.direct
         elif placement.kind == INPUT:
-            assert read.weight is None or (read.input_size <= read.weight_size and read.direct)
+            assert read.weight is None or (BATCH * read.input_size <= read.weight_size and read.direct)
         elif placement.kind == OUTPUT:
-            assert site.output_size < site.weight_size and site.direct
+            assert BATCH * site.output_size < site.weight_size and site.direct
         else:
-            assert site.weight_size <= site.output_size or not site.direct
+            assert site.weight_size <= BATCH * site.output_size or not site.direct

@@ -411,7 +411,7 @@ class SqueezeExcite(Toy):
     free = {'a.0': 8, 'down': 4}
     frozen = {'head': 'an output'}
     macs = P * 9 * 8 * 3 + 4 * 8 + 8 * 4 + P * 4 * 8
-    placements = {('a.1', 'affine'), ('down', 'output')}
+    placements = {('a.1', 'affine'), ('down', 'affine')}
 
     def __init__(self):
         super().__init__()
@@ -461,18 +461,18 @@ class Relu6Net(Toy):
 
 
 class HardswishNet(Toy):
-    """MobileNetV3: Hardswish, Hardsigmoid in squeeze-excite, on small maps where the input is the cheaper side."""
+    """MobileNetV3: Hardswish, Hardsigmoid in squeeze-excite; before the wide head the input is the cheaper side."""
 
     shape = (3, 2, 2)
     free = {'a.0': 8, 'down': 4}
     frozen = {'head': 'an output'}
-    macs = 4 * 9 * 8 * 3 + 4 * 8 + 8 * 4 + 4 * 20 * 8
-    placements = {('down', 'input'), ('down', 'output'), ('head', 'input')}
+    macs = 4 * 9 * 8 * 3 + 4 * 8 + 8 * 4 + 4 * 80 * 8
+    placements = {('down', 'weight'), ('down', 'affine'), ('head', 'input')}
 
     def __init__(self):
         super().__init__()
         self.a = conv_bn(3, 8, act=nn.Hardswish)
-        self.down, self.up, self.head = conv(8, 4, 1), conv(4, 8, 1), conv(8, 20, 1)
+        self.down, self.up, self.head = conv(8, 4, 1), conv(4, 8, 1), conv(8, 80, 1)
 
     def forward(self, x):
         x = self.a(x)
@@ -644,7 +644,7 @@ class GroupedReader(Toy):
     free = {'a': 4, 'b': 6}
     frozen = {'head': 'an output'}
     macs = 4 * 9 * (8 * 3 + 12 * 4) + 4 * 4 * 12
-    placements = {('a', 'output'), ('b', 'output')}
+    placements = {('a', 'affine'), ('b', 'output')}
 
     def __init__(self):
         super().__init__()

@@ -20,6 +20,7 @@ from mmprune_gates.channels.groups import Group
 from mmprune_gates.channels.index import inside, only, touches
 
 AFFINE, OUTPUT, INPUT, WEIGHT = 'affine', 'output', 'input', 'weight'
+BATCH = 8  # images per step for which the smaller of input and weight is found; this project's choice
 BEHIND = (AFFINE, OUTPUT)  # behind what makes the channels; the others stand before what reads them
 
 
@@ -150,20 +151,20 @@ def channels_of(graph: ChannelGraph, names: set[str]) -> Tensor:
 
 
 def after(site: Site, index: Tensor) -> Placement:
-    """A gate behind a norm or layer: on its output if direct and smaller than the weight, else on its affine."""
-    if site.weight_size <= site.output_size or not site.direct:
+    """A gate behind a norm or layer: on a mini-batch of output if direct and smaller than the weight, else affine."""
+    if site.weight_size <= BATCH * site.output_size or not site.direct:
         return Placement(site.module, AFFINE, site.weight_dim, site.weight_dim, index)
     return Placement(site.module, OUTPUT, site.out_dim, site.weight_dim, index)
 
 
 def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
-    """A gate before a reader: on its weight or its input, whichever is smaller.
+    """A gate before a reader: on its weight or the input of a mini-batch, whichever is smaller.
 
     Only the weight will do if it does not read the input directly; only the input, if the weight has no such channels.
     """
     dim = read.in_dim
     of_weight = None if read.weight is None or dim is None else graph.slots.get(read.weight, {}).get(dim)
-    on_weight = read.weight_size < read.input_size or not read.direct
+    on_weight = read.weight_size < BATCH * read.input_size or not read.direct
     if dim is None or of_weight is None or not on_weight:
         return Placement(read.layer, INPUT, read.dim, dim, index)
     gated = graph.holding([index])
