@@ -54,6 +54,8 @@ def test_a_third_model_whose_channels_have_left(tiny_config, tmp_path, capsys):
     pairs = zip(report['seconds']['shrunk'], report['seconds']['ungated'], strict=True)
     assert report['shrunk_time_ratio']['median'] == sorted(a / b for a, b in pairs)[1]
     assert report['saved_activation_bytes']['shrunk_ratio'] < 1
+    training = report['training_peak_bytes']
+    assert training['shrunk_ratio'] < 1 and training['ungated'] > report['step_peak_bytes']['ungated']
     assert 'shrunk / ungated, time' in capsys.readouterr().out
 
 

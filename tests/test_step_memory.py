@@ -1,7 +1,7 @@
 """What a training step holds: activations saved for the backward, and the most that is alive at a time."""
 
 import torch
-from step_memory import Alive, peak_bytes, saved_bytes
+from step_memory import Alive, held_bytes, peak_bytes, saved_bytes
 
 
 def test_saved_bytes_are_those_of_the_formula():
@@ -44,3 +44,16 @@ def test_a_backward_counts():
         (weight * 2).sum().backward()
     assert alive.now == 4000  # the gradient
     assert alive.peak > alive.now  # the product as well, or the sum
+
+
+def test_training_holds_weights_gradients_buffers_and_the_state_of_the_optimizer():
+    net = torch.nn.Sequential(torch.nn.Linear(10, 5, bias=False), torch.nn.BatchNorm1d(5, affine=False))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    weight, buffers = 10 * 5 * 4, 2 * 5 * 4 + 8
+    assert held_bytes(net, optimizer) == weight + buffers
+    net(torch.randn(3, 10)).sum().backward()
+    assert held_bytes(net, optimizer) == 2 * weight + buffers
+    optimizer.step()
+    assert held_bytes(net, optimizer) == 3 * weight + buffers
+    optimizer.zero_grad()
+    assert held_bytes(net, optimizer) == 2 * weight + buffers

@@ -2,8 +2,9 @@
 
 Both take training steps (forward, losses, backward, optimiser) in turn, in one process; the gated step includes the
 config's pruning hooks, in the phase in which they move the gates (GDP) or in a Tock or Tick (Gate Decorator). Reports
-the ratio of the times of each pair, the bytes of activations that the forward saves for the backward, and the peak
-memory of a step. On one CPU thread, times are processor time, so that other processes hardly matter.
+the ratio of the times of each pair, the bytes of activations that the forward saves for the backward, the peak memory
+of a step, and that of training: the step's, with the weights and the optimiser's state. On one CPU thread, times are
+processor time, so that other processes hardly matter.
 
 With --shrunk, a checkpoint of a run whose channels have left the model (shrink=True) is a third model, in turn with the
 other two: what a step costs from then on. With --site, all gates stand in front of the consumers of their channels, on
@@ -31,7 +32,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from step_memory import peak_bytes, saved_bytes
+from step_memory import held_bytes, peak_bytes, saved_bytes
 from torch import Tensor, nn
 
 from mmprune_gates.budget.tick_tock import TICK, TOCK
@@ -54,6 +55,11 @@ from mmprune_gates.timing.clock import Clock, clock_of
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16}
 WARM_UP = 2
+MEMORY = {
+    'saved_activation_bytes': 'saved activations',
+    'step_peak_bytes': 'peak of a step',
+    'training_peak_bytes': 'peak of training',
+}
 MAX_ITERS = 40_000  # of the run that the steps are taken from
 
 
@@ -158,7 +164,9 @@ def report_of(args: argparse.Namespace) -> dict:
         report['shrunk_time_ratio'] = time_ratio(times['shrunk'], times['ungated'])
     saved = {kind: saved_bytes(partial(one.losses, *batch, dtype)) for kind, one in models.items()}
     peaks = {kind: peak_bytes(partial(one.step, *batch, dtype), args.device) for kind, one in models.items()}
-    for name, found in (('saved_activation_bytes', saved), ('step_peak_bytes', peaks)):
+    training = {kind: held_bytes(one.model, one.optim.optimizer) + peaks[kind] for kind, one in models.items()}
+    memory = {'saved_activation_bytes': saved, 'step_peak_bytes': peaks, 'training_peak_bytes': training}
+    for name, found in memory.items():
         report[name] = {**found, 'ratio': found['gated'] / found['ungated']}
         if args.shrunk:
             report[name]['shrunk_ratio'] = found['shrunk'] / found['ungated']
@@ -292,8 +300,8 @@ def table(report: dict) -> list[str]:
         f'{"":24}' + ''.join(f'{name:>12}' for name in seconds),
         f'{"step, s (median)":24}' + ''.join(f'{value:12.4f}' for value in middle.values()),
     ]
-    for name, what in (('saved_activation_bytes', 'saved activations, MB'), ('step_peak_bytes', 'peak of a step, MB')):
-        lines.append(f'{what:24}' + ''.join(f'{report[name][kind] / 1e6:12.2f}' for kind in seconds))
+    for name, what in MEMORY.items():
+        lines.append(f'{what + ", MB":24}' + ''.join(f'{report[name][kind] / 1e6:12.2f}' for kind in seconds))
     for name, key in (('gated', 'time_ratio'), ('shrunk', 'shrunk_time_ratio')):
         if key in report:
             low, high = report[key]['quartiles']
@@ -302,9 +310,10 @@ def table(report: dict) -> list[str]:
                 f'{name} / ungated, time: {report[key]["median"]:.4f}, quartiles {low:.4f} to {high:.4f}, range '
                 f'{least:.4f} to {most:.4f}'
             )
-    for name, key in (('gated', 'ratio'), ('shrunk', 'shrunk_ratio')):
-        if key in report['saved_activation_bytes']:
-            lines.append(f'{name} / ungated, saved activations: {report["saved_activation_bytes"][key]:.4f}')
+    for kind, key in (('gated', 'ratio'), ('shrunk', 'shrunk_ratio')):
+        if kind in seconds:
+            ratios = [f'{what} {report[name][key]:.4f}' for name, what in MEMORY.items()]
+            lines.append(f'{kind} / ungated: {", ".join(ratios)}')
     return lines
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,6 +31,13 @@ def peak_bytes(step: Callable[[], Any], device: str) -> int:
     before = torch.cuda.memory_allocated()
     step()
     return torch.cuda.max_memory_allocated() - before
+
+
+def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes held between steps: parameters with the gradients that remain, buffers, and the optimiser's state."""
+    grads = [parameter.grad for parameter in model.parameters()]
+    everything = [*model.parameters(), *model.buffers(), *grads, dict(optimizer.state)]
+    return sum(storage.nbytes() for storage in storages(everything).values())
 
 
 class Alive(TorchDispatchMode):
