@@ -383,16 +383,43 @@ def head_dim(module, x):
     return x.view(len(x), TOKENS, 3, 3, -1).permute(2, 0, 3, 1, 4)
 
 
+class Divided(nn.Module):
+    """Attention whose scores torch divides by the square root of the number of channels of q and k."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.num_heads, self.head_dim, self.how = HEADS, C // HEADS, how
+        self.q, self.kv, self.proj = nn.Linear(C, C), nn.Linear(C, 2 * C), nn.Linear(C, C)
+        self.reader = nn.Linear(C, C)
+        self.norm = nn.LayerNorm(C // HEADS)
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, (k, v) = self.q(x), self.kv(x).chunk(2, -1)
+        more = self.reader(q.sigmoid()) if self.how == 'read' else 0
+        q, k, v = (one.reshape(b, n, self.num_heads, self.head_dim).transpose(1, 2) for one in (q, k, v))
+        if self.how == 'softplus':
+            k = nn.functional.softplus(k)  # the layer that makes k makes v as well
+        if self.how == 'norm':
+            q, k = self.norm(q), self.norm(k)
+        if self.how == 'silu':
+            q = nn.functional.silu(q)  # a factor of k and v does
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(b, n, self.num_heads * self.head_dim)) + more
+
+
 DIMS = {
     'mmpretrain window': (*KINDS['mmpretrain window'][:2], C // HEADS, {'shown_width': 3 * HEADS}),
     'mmseg window': (*KINDS['mmseg window'][:2], C // HEADS, {'shown_width': 3 * HEADS}),
     'own code': (lambda: OwnCode(head_dim), 'attn.qkv', C // HEADS, {}),
     'one head': (OneHead, 'attn.qkv', C, {'head_dims': C - 1, 'embed_dims': C - 1}),
+    'mmpretrain': (KINDS['mmpretrain'][0], 'attn.qkv', C // HEADS, {'head_dims': 3, 'embed_dims': 9}),
+    'silu': (lambda: Divided('silu'), 'attn.q', C // HEADS, {'head_dim': 3}),
 }
 
 
 @pytest.mark.parametrize('kind', DIMS)
-def test_channels_of_all_heads_go_where_the_scale_does_not_depend_on_them(kind):
+def test_the_same_channels_of_all_heads_go(kind):
     build, name, size, attributes = DIMS[kind]
     torch.manual_seed(0)
     model, x = randomize_(Around(build()).double()).eval(), example((TOKENS, 5))
@@ -407,10 +434,45 @@ def test_channels_of_all_heads_go_where_the_scale_does_not_depend_on_them(kind):
     check_gated(model, graph, x, kept, slim)
 
 
-def test_channels_of_heads_stay_where_torch_divides_by_the_root_of_their_number():
-    model, x = Around(Pretrain(C, HEADS)).double().eval(), example((TOKENS, 5))
+STAY = {
+    'softplus': 'divided by the square root of their number',
+    'read': 'divided by the square root of their number',
+    'norm': 'multiplied as a matrix with other activations (aten.scaled_dot_product_attention in attn)',
+}
+
+
+@pytest.mark.parametrize('how', STAY)
+def test_channels_of_heads_stay_where_weights_cannot_make_up_for_the_root_of_their_number(how):
+    model, x = randomize_(Around(Divided(how)).double()).eval(), example((TOKENS, 5))
     graph = trace_channels(model, (x,), attention='dims')
-    assert graph.group('attn.qkv').frozen.startswith('divided by the square root of their number')
+    assert graph.group('attn.q').frozen == STAY[how]
+
+
+def test_channels_that_attention_divides_by_leave_in_training():
+    torch.manual_seed(0)
+    model, x = randomize_(Around(Pretrain(C, HEADS)).double()).train(), example((TOKENS, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    options = dict(total_steps=20, target_macs=0.6, divisor=1, options=dict(steps=2))
+    pruner = GDP(model, (x,), optimizer, trace=dict(attention='dims'), **options)
+    for step in range(20):
+        model(example((TOKENS, 5), seed=step)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+        if pruner.controller.settled and not pruner.gates.shrunk:
+            before = call(model, x)
+            pruner.shrink()
+            assert relative_error(call(model, x), before) < 1e-12
+    assert 0 < len(pruner.finish()['kept']['attn.qkv']) < C // HEADS
+
+
+def test_channels_that_attention_divides_by_go_twice():
+    model, x = randomize_(Around(Pretrain(C, HEADS)).double()).eval(), example((TOKENS, 5))
+    for size, gone in ((4, 1), (3, 0)):
+        graph = trace_channels(model, (x,), attention='dims')
+        assert graph.group('attn.qkv').size == size
+        error, distance, model, _ = removal_errors(model, graph, x, {'attn.qkv': torch.arange(size) != gone})
+        assert error < 1e-12 and distance > 1e-3
 
 
 def heads_of_two(module, x):
@@ -522,12 +584,14 @@ def test_channels_of_heads_go_where_the_code_fixes_the_number_of_heads():
     assert removal_errors(model, graph, x, {'attn.qkv#2': torch.arange(4) != 1})[0] < 1e-12
 
 
-def test_heads_go_where_torch_divides_by_the_root_of_their_channels():
+def test_heads_and_channels_go_where_torch_divides_by_the_root_of_their_number():
     model, x = randomize_(Around(Pretrain(C, HEADS)).double()).eval(), example((TOKENS, 5))
     graph = trace_channels(model, (x,), attention='both')
-    assert graph.group('attn.qkv').frozen is None
-    assert graph.group('attn.qkv#2').frozen.startswith('divided by the square root of their number')
-    assert removal_errors(model, graph, x, {'attn.qkv': torch.arange(HEADS) != 1})[0] < 1e-12
+    kept = {'attn.qkv': torch.arange(HEADS) != 1, 'attn.qkv#2': torch.arange(C // HEADS) > 1}
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    check_rebuilt(KINDS['mmpretrain'][0], x, slim, spec)
+    check_gated(model, graph, x, kept, slim)
 
 
 METHODS = {

@@ -212,8 +212,8 @@ def heads_go_exactly(c, token, layers, seed, units, attention):
     inputs = example((3, 2 * SIDE, 2 * SIDE), seed=seed)
     graph = trace_channels(model, (inputs,), units=units, attention=attention)
     heads = [group for group in graph.groups if '.attn.' in group.name]
-    own_scale = all(kind is Attention and options[2] != 'sdpa' for kind, _, *options in layers)
-    assert heads and (attention != 'heads' and not own_scale or not any(group.frozen for group in heads))
+    all_own = all(kind is Attention for kind, *_ in layers)
+    assert heads and (attention != 'heads' and not all_own or not any(group.frozen for group in heads))
     kept = random_kept(graph, seed, share=None)
     for name in [group.name for group in heads if not group.frozen]:
         kept[name][:2] |= attention != 'heads'  # einsum calls nothing a product that sums over one channel

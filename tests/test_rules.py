@@ -256,7 +256,7 @@ STAY = {  # nothing can go, for the reason
     'matmul(vector)': (lambda x: (x.flatten(2) @ torch.ones(16).to(x))[..., None, None], 'as a matrix'),
     'matmul(rigid)': (lambda x: x @ torch.ones(6, 4, 4).to(x), 'no removable channels there'),
     'einsum(one)': (lambda x: torch.einsum('nchw->nhwc', x), 'as a matrix'),
-    'attention(width)': (lambda x: attended(x.flatten(2).transpose(1, 2)), 'divided by the square root'),
+    'attention(width)': (lambda x: attended(x.flatten(2).transpose(1, 2)), 'over a dimension that holds channels'),
     'attention(tokens)': (lambda x: attended(x.flatten(2)), 'attended over channels'),
     'attention(mask)': (
         lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(6, 4, 4).to(x)),

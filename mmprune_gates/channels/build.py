@@ -66,7 +66,7 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
         full_width=full_width,
         blocks=blocks,
         filters=_count_filters(flow, numbering, blocks),
-        tainted=frozenset(flow.tainted),
+        tainted=_find_tainted(flow, numbering),
         unreached=_unreached_modules(flow),
         cost=cost,
         workload=workload_of(inference, numbering, blocks, batch),
@@ -107,6 +107,15 @@ def _find_sites(flow: Flow, numbering: Numbering) -> tuple[Site[Tensor], ...]:
         if (resolved.index >= 0).any():
             found.append(resolved)
     return tuple(found)
+
+
+def _find_tainted(flow: Flow, numbering: Numbering) -> dict[str, Tensor]:
+    """Module path of a site -> channels in its output that are also used where they do not scale with a gate."""
+    found = {}
+    for site, parts in flow.tainted.items():
+        ids = np.concatenate(parts)
+        found[site] = numbering.channels(ids)
+    return found
 
 
 def _find_seen(flow: Flow, numbering: Numbering) -> tuple[Seen, ...]:

@@ -56,10 +56,16 @@ class Read(Generic[Index]):
 
 @dataclass(frozen=True, kw_only=True)
 class Summed(Read[Index]):
-    """A product of activations that sums over channels; no gate can stand before it, so it relies on those at sites."""
+    """A product of activations that sums over channels; no gate can stand before it, so it relies on those at sites.
+
+    Attributes:
+        operands: If the sums are divided by the square root of the number of channels: the sites whose gates scale
+            each operand.
+    """
 
     dim: int = -1
     input_size: float = 0
+    operands: tuple[frozenset[str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +201,7 @@ class Flow:
         frozen: Ids that must stay, and why.
         reads: Where layers and products read channels.
         sites: Where gates can stand, by module path.
-        tainted: Module paths of sites whose output is also used where it does not scale with a gate.
+        tainted: Module path of a site -> ids in its output that are also used where they do not scale with a gate.
         layers: Convolutions and linear layers by name of the weight, in order of execution.
         terms: Multiply-accumulates of each op.
         full_width: Calls of modules that keep their full width, by module path.
@@ -219,7 +225,7 @@ class Flow:
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
     reads: list[Read[Ids]] = field(default_factory=list)
     sites: dict[str, Site[Ids]] = field(default_factory=dict)
-    tainted: set[str] = field(default_factory=set)
+    tainted: dict[str, list[Ids]] = field(default_factory=lambda: defaultdict(list))
     layers: dict[str, Use] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
     full_width: dict[str, list[FullWidth[Ids]]] = field(default_factory=lambda: defaultdict(list))
@@ -269,7 +275,8 @@ class Flow:
         self.frozen += draft.frozen
         self.reads += draft.reads
         self.sites |= draft.sites
-        self.tainted |= draft.tainted
+        for site, ids in draft.tainted.items():
+            self.tainted[site] += ids
         self.cuts += draft.cuts
         self.seen += draft.seen
         self.guessed += draft.guessed
@@ -329,8 +336,10 @@ class Flow:
         """``axis`` with its states capped at ``at_most``; sites whose gate no longer scales the result are tainted."""
         state = np.minimum(axis.state, at_most).astype(np.int8)
         scaled = state == GATED
-        if np.any((axis.state == GATED) & ~scaled):
-            self.tainted.update(axis.sites)
+        lost = axis.ids[(axis.state == GATED) & ~scaled]
+        if len(lost):
+            for site in axis.sites:
+                self.tainted[site].append(lost)
         sites = axis.sites if scaled.any() else frozenset()
         return replace(axis, state=state, sites=sites)
 

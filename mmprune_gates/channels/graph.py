@@ -69,7 +69,7 @@ class ChannelGraph:
         full_width: Module path -> its read, for each module that computes across channels and keeps its full width.
         blocks: Residual blocks in order of execution, with or without gates of their own.
         filters: (num_channels,) filters that go with each channel: rows of weights that make it or pass it on.
-        tainted: Module paths of sites whose output is also used where it does not scale with a gate.
+        tainted: Module path of a site -> channels in its output that are also used where they do not scale with a gate.
         unreached: Paths of modules with parameters of their own that no traced pass uses.
         cost: Multiply-accumulates of inference as a function of the kept channels.
         workload: The ops of inference, for other kinds of cost.
@@ -86,7 +86,7 @@ class ChannelGraph:
     full_width: Mapping[str, FullWidth[Tensor]]
     blocks: tuple[Block, ...]
     filters: Tensor
-    tainted: frozenset[str]
+    tainted: Mapping[str, Tensor]
     unreached: tuple[str, ...]
     cost: Cost
     workload: Workload
@@ -147,10 +147,13 @@ class ChannelGraph:
             raise KeyError(f'no channel group {name!r}; groups: {", ".join(g.name for g in self.groups)}')
         return found
 
+    def reads_of(self, group: Group) -> list[Read[Tensor]]:
+        """Where channels of a group are read."""
+        return [read for read in self.reads if touches(read.index, group)]
+
     def products(self, group: Group) -> list[Summed]:
         """Products of activations that sum over channels of a group."""
-        products = [read for read in self.reads if isinstance(read, Summed)]
-        return [product for product in products if touches(product.index, group)]
+        return [read for read in self.reads_of(group) if isinstance(read, Summed)]
 
     def rows(self, group: Group) -> int:
         """Smallest number of weight rows or columns that one channel of a group takes up in any layer.

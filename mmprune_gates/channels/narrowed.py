@@ -53,6 +53,7 @@ def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> Channel
         full_width=full_width,
         blocks=tuple(left.block(block) for block in graph.blocks if left.stays(block.modules[-1])),
         filters=graph.filters[kept.staying],
+        tainted={path: left.index(index) for path, index in graph.tainted.items() if left.stays(path)},
         unreached=tuple(path for path in graph.unreached if left.stays(path)),
         cost=cost,
         workload=left.counted(graph.workload),

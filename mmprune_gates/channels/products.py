@@ -19,7 +19,6 @@ Names = tuple[str, ...]  # of the dimensions of a tensor
 
 SUMMED = 'multiplied as a matrix with other activations'
 ATTENDED = 'attended over channels'
-SCALED = 'divided by the square root of their number'
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,19 @@ class Operand:
 
 @dataclass(frozen=True)
 class Product:
-    """Two tensors multiplied where their dimensions have the same names, and summed over what the result lacks."""
+    """Two tensors multiplied where their dimensions have the same names, and summed over what the result lacks.
+
+    Attributes:
+        op: The op that multiplies them.
+        operands: The tensors.
+        result: Names of the dimensions of the result.
+        scaled: Whether the result is divided by the square root of the number of channels that are summed over.
+    """
 
     op: Op
     operands: tuple[Operand, Operand]
     result: Names
+    scaled: bool = False
 
     def labels(self) -> list[Axis]:
         """The axes of the result.
@@ -86,7 +93,9 @@ class Product:
         first, second = axes
         flow.unite(first.ids, second.ids)
         everything = torch.ones(len(first.ids), dtype=torch.bool)
-        flow.reads.append(Summed(layer=self.op.layer, index=first.ids, gated=everything, sites=gated[0].sites))
+        operands = (first.sites, second.sites) if self.scaled else ()
+        read = Summed(layer=self.op.layer, index=first.ids, gated=everything, sites=gated[0].sites, operands=operands)
+        flow.reads.append(read)
 
     def _summed(self) -> list[str]:
         """Names of the dimensions that the result lacks, each once."""
@@ -140,7 +149,7 @@ def einsum(op: Op) -> Result:
 def attention(op: Op) -> Result:
     """``aten.scaled_dot_product_attention``: q (..., n, k), k (..., s, k), v (..., s, m), mask (..., n, s).
 
-    Unless a scale is given, it is 1/sqrt(k), which freezes the channels along k.
+    Unless a scale is given, it is 1/sqrt(k): if channels along k go, weights must make up for that.
     """
     query, key, value, *masks = op.tensors
     options = op.node.kwargs
@@ -152,10 +161,8 @@ def attention(op: Op) -> Result:
     queries = Operand(query, (*batch, 'n', 'k'))
     keys = Operand(key, (*batch, 's', 'k'))
     values = Operand(value, (*batch, 's', 'm'))
-    scores = Product(op, (queries, keys), pairs)
+    scores = Product(op, (queries, keys), pairs, scaled=options.get('scale') is None)
     scores.count()
-    if options.get('scale') is None:
-        op.freeze([queries.along('k'), keys.along('k')], SCALED)
     axes = scores.labels()
     for mask in masks:
         _meet_mask(op, axes, mask.expanded(op.rank))

@@ -124,11 +124,8 @@ def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
             return False
         named |= read.sites
         is_read = True
-    for site in graph.sites:
-        used_otherwise = site.module in named and site.module in graph.tainted
-        if used_otherwise and touches(site.index, group):
-            return False
-    return is_read
+    used_otherwise = [graph.tainted[site] for site in named if site in graph.tainted]
+    return is_read and not any(touches(index, group) for index in used_otherwise)
 
 
 def readers_of(graph: ChannelGraph) -> list[Read]:

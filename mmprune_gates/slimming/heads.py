@@ -27,6 +27,7 @@ from mmprune_gates.channels.index import has_pairs, touches, unpaired
 from mmprune_gates.gates.stand_in import shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
+from mmprune_gates.slimming.part import part_of
 from mmprune_gates.slimming.stage import ERRORS, Stage, line_of_model_code
 from mmprune_gates.slimming.surgery import masked_copy, slim_model
 
@@ -279,32 +280,6 @@ def fewer_heads(groups: Sequence[Group]) -> list[Masks]:
         few_less[group.name] = ~chosen
         few[group.name] = chosen
     return [few_less, few]
-
-
-def part_of(graph: ChannelGraph, path: str, follows: Sequence[Follow]) -> ChannelGraph:
-    """The graph as slimming needs it for the module at ``path`` alone, with names relative to that module."""
-    prefix = f'{path}.' if path else ''
-
-    def own(entries: Mapping[str, Any]) -> dict[str, Any]:
-        return {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
-
-    layers = []
-    for layer in graph.layers:
-        if layer.name.startswith(prefix):
-            weight = layer.weight.removeprefix(prefix)
-            layers.append(replace(layer, name=layer.name.removeprefix(prefix), weight=weight))
-    inner = []
-    for one in follows:
-        module = f'{one.module}.'.removeprefix(prefix).removesuffix('.')
-        inner.append(replace(one, module=module))
-    return replace(
-        graph,
-        slots=own(graph.slots),
-        full_width=own(graph.full_width),
-        layers=tuple(layers),
-        follows=tuple(inner),
-        blocks=(),
-    )
 
 
 def randomized(module: nn.Module) -> nn.Module:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mmprune_gates.channels.op import base_name
 from mmprune_gates.channels.rules import Trait, has_trait
 from mmprune_gates.compat import passes_control_flow
 from mmprune_gates.slimming.without_data import WithoutData
 
+ATTENTION = torch.nn.functional.scaled_dot_product_attention
 FILLING = frozenset('full full_like new_full fill scalar_tensor'.split())
 Step = tuple[str, tuple[float, ...]]
 
@@ -76,6 +79,17 @@ class SameNumbers(Numbers):
     def is_complete(self) -> bool:
         """Whether all calls of the whole model have been compared."""
         return self.expected is None or len(self.found) == len(self.expected)
+
+
+class OneScale(TorchFunctionMode):
+    """Gives attention without a scale one that does not depend on its number of channels: weights make up for it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """One call, with the scale if it needs one."""
+        kwargs = kwargs or {}
+        if func is ATTENTION and kwargs.get('scale') is None:
+            kwargs = {**kwargs, 'scale': 1.0}
+        return func(*args, **kwargs)
 
 
 def number(arg: Any, without_data: bool) -> Any:

@@ -23,7 +23,7 @@ from mmprune_gates.channels.index import touches
 from mmprune_gates.gates.full_width import lay_among_zeros
 from mmprune_gates.slimming.full_width import place_zeros
 from mmprune_gates.slimming.heads import follow_heads, random_inputs, randomized
-from mmprune_gates.slimming.numbers import Deviation, Numbers, SameNumbers, Step
+from mmprune_gates.slimming.numbers import Deviation, Numbers, OneScale, SameNumbers, Step
 from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
 from mmprune_gates.slimming.stage import ERRORS, Failure, Stage, line_of_model_code, stages
 from mmprune_gates.slimming.surgery import masked_copy, slim_model
@@ -57,7 +57,7 @@ class Rehearsal:
         slim_model(slim, graph, masks)
         compared = SameNumbers(self.numbers if same_numbers else None)
         try:
-            with compared:
+            with compared, OneScale():
                 shapes = self.stage.run(slim)
         except Deviation as error:
             return Failure(line_of_model_code(error), 'computes with')
@@ -266,7 +266,7 @@ def first_that_runs(ways: Iterable[Stage], name: str) -> Rehearsal:
     for stage in ways:
         lay_among_zeros(stage.model)  # in the other ways, a narrower copy would compute with other numbers
         try:
-            with Numbers() as numbers:
+            with Numbers() as numbers, OneScale():
                 shapes = stage.run(stage.model)
         except ERRORS as error:
             refused = error

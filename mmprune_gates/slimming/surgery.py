@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.calls import floating_tensor
+from mmprune_gates.channels.flow import FullWidth
 from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Block, outermost, within
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.gates.full_width import has_full_width, narrow, scale_input
 from mmprune_gates.slimming.attributes import set_following
 from mmprune_gates.slimming.removal import remove_modules
+from mmprune_gates.slimming.rescale import rescale
 from mmprune_gates.slimming.torch_attention import avoid_nested_tensors
 from mmprune_gates.slimming.widths import FULL_WIDTH, Widths, replace_tensor, sync_attributes
 
@@ -145,20 +147,27 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
     masks = {name: dims for name, dims in all_masks.items() if stays(name)}
     shrunk_modules = shrink_tensors(model, masks, grouped_modules(model, graph))
     widths = {path: own for path, own in shrunk_modules.items() if stays(path)}
-    like = floating_tensor(model)
-    for path, wide in graph.full_width.items():
-        if not stays(path):
-            continue
-        module = model.get_submodule(path)
-        mask = kept.at(wide.index)
-        if has_full_width(module) or not mask.all():
-            width = narrow(module, like, wide.dim, mask, wide.zeros)
-            widths[path] = {FULL_WIDTH: width}
+    rescale(model, graph, kept)
+    wide = {path: module for path, module in graph.full_width.items() if stays(path)}
+    widths |= narrow_full_width(model, wide, kept)
     for one in (one for one in graph.follows if has_changed(masks, one.module)):
         value = int(kept.at(one.index).sum())
         if set_following(model.get_submodule(one.module), one.attribute, value):
             widths.setdefault(one.module, {})[one.attribute] = value
     return {'widths': widths, 'removed': replace_blocks(model, gone)}
+
+
+def narrow_full_width(model: nn.Module, modules: Mapping[str, FullWidth[Tensor]], kept: Kept) -> Widths:
+    """Let modules that compute across channels read fewer of them; returns their widths."""
+    like = floating_tensor(model)
+    widths: Widths = {}
+    for path, wide in modules.items():
+        module = model.get_submodule(path)
+        mask = kept.at(wide.index)
+        if has_full_width(module) or not mask.all():
+            width = narrow(module, like, wide.dim, mask, wide.zeros)
+            widths[path] = {FULL_WIDTH: width}
+    return widths
 
 
 def has_changed(masks: Mapping[str, Mapping[int, Tensor]], path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class NarrowAttention(nn.MultiheadAttention):
             weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
             sums = weights @ v
         else:
-            sums = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            sums = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=1 / sqrt(q.shape[-1]))
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         order = (0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)

@@ -8,6 +8,7 @@ from mmprune_gates.channels import ChannelGraph, read_graph
 from mmprune_gates.channels.calls import Forward, Inputs, call_options
 from mmprune_gates.gates.placement import read_in_several_ways, unread
 from mmprune_gates.slimming.rehearsal import rehearse
+from mmprune_gates.slimming.rescale import cannot_be_rescaled
 from mmprune_gates.slimming.stage import copied_without_data
 from mmprune_gates.slimming.torch_attention import avoid_nested_tensors
 
@@ -49,7 +50,7 @@ def trace_channels(
     check_copies(model)
     avoid_nested_tensors(model)
     graph = read_graph(model, options, forward, train_forward, units, attention)
-    graph = graph.with_frozen(read_in_several_ways(graph) | unread(graph))
+    graph = graph.with_frozen(read_in_several_ways(graph) | unread(graph) | cannot_be_rescaled(graph))
     passes = (forward,) if train_forward is None else (forward, train_forward)
     return rehearse(model, graph, passes, options, trains) if rehearsal else graph
 
