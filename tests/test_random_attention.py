@@ -245,3 +245,8 @@ AMBIGUOUS = {
 def test_attributes_follow_what_they_count_not_what_is_as_many(kind):
     layer = (Attention, False, False, *AMBIGUOUS[kind], False, False)
     heads_go_exactly(8, False, [layer], 0, 'channels', 'both')
+
+
+def test_attention_that_has_lost_channels_goes_with_its_block():
+    layer = (Attention, False, False, 'fused', 'sdpa', 'attribute', 2, 1, False, False)
+    heads_go_exactly(8, False, [layer], 2, 'both', 'dims')

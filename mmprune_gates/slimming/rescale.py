@@ -6,7 +6,7 @@ that read them elsewhere, such as the one behind v whose channels go with theirs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,14 @@ class Place:
     """A tensor that holds the channels of a group.
 
     Attributes:
+        name: Name of the tensor, or path of its module.
         tensor: The tensor.
         dim: The dimension that holds them.
         index: Channel at each position, before any went.
         makes: Whether it makes the channels; otherwise it reads them.
     """
 
+    name: str
     tensor: Tensor
     dim: int
     index: Tensor
@@ -70,13 +72,14 @@ def times_scaled(graph: ChannelGraph, group: Group, product: Summed) -> int:
     return len(scaled)
 
 
-def rescale(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
+def rescale(model: nn.Module, graph: ChannelGraph, kept: Kept, stays: Callable[[str], bool]) -> None:
     """Let attention with fewer channels of q and k compute the same scores.
 
     Args:
         model: The model, from which the channels have gone.
         graph: Its channel graph before they went.
         kept: What was kept.
+        stays: Whether a module or tensor of that name is in no block that goes.
     """
     for group in graph.free_channels:
         factor = factor_of(graph, group, kept)
@@ -85,7 +88,7 @@ def rescale(model: nn.Module, graph: ChannelGraph, kept: Kept) -> None:
         known = set()
         for place in places_of(model, graph, group):
             key = (id(place.tensor), place.dim)
-            if key not in known:
+            if key not in known and stays(place.name):
                 known.add(key)
                 multiply(place, group, kept, factor if place.makes else 1 / factor)
 
@@ -107,13 +110,13 @@ def places_of(model: nn.Module, graph: ChannelGraph, group: Group) -> Iterator[P
     for site in graph.sites:
         if site.module in used:
             module: Any = model.get_submodule(site.module)
-            yield Place(module.weight, site.weight_dim, site.index, makes=True)
+            yield Place(site.module, module.weight, site.weight_dim, site.index, makes=True)
             if getattr(module, 'bias', None) is not None:
-                yield Place(module.bias, 0, site.index, makes=True)
+                yield Place(site.module, module.bias, 0, site.index, makes=True)
     for read in readers_of(graph):
         if read.weight is not None and read.in_dim is not None and touches(read.index, group):
             weight = model.get_submodule(read.layer).get_parameter(read.parameter)
-            yield Place(weight, read.in_dim, graph.slots[read.weight][read.in_dim], makes=False)
+            yield Place(read.weight, weight, read.in_dim, graph.slots[read.weight][read.in_dim], makes=False)
 
 
 @torch.no_grad()

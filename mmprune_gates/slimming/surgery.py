@@ -147,7 +147,7 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
     masks = {name: dims for name, dims in all_masks.items() if stays(name)}
     shrunk_modules = shrink_tensors(model, masks, grouped_modules(model, graph))
     widths = {path: own for path, own in shrunk_modules.items() if stays(path)}
-    rescale(model, graph, kept)
+    rescale(model, graph, kept, stays)
     wide = {path: module for path, module in graph.full_width.items() if stays(path)}
     widths |= narrow_full_width(model, wide, kept)
     for one in (one for one in graph.follows if has_changed(masks, one.module)):
