@@ -15,7 +15,7 @@ from torch import nn
 from mmprune_gates.channels.flow import BEHIND, NONE
 from mmprune_gates.engine import onnx_export, onnx_graph
 from mmprune_gates.engine.export import export_slim
-from mmprune_gates.engine.onnx_graph import IMAGES, LABELS, Deployed, session_of
+from mmprune_gates.engine.onnx_graph import IMAGES, LABELS, Deployed, run_session, session_of
 from mmprune_gates.gates.full_width import has_full_width
 
 pytestmark = pytest.mark.models
@@ -269,6 +269,14 @@ def test_nothing_is_written_when_onnxruntime_does_not_agree(classifier, tmp_path
     monkeypatch.setattr(onnx_export, 'onnx_of', damaged)
     assert 'differs from the eager one: relative error' in refused(capsys, config, checkpoint, out)
     assert out.read_text() == 'as it was' and [path.name for path in tmp_path.glob('*net.onnx*')] == ['net.onnx']
+
+
+def test_what_onnxruntime_cannot_run_is_told(classifier, tmp_path):
+    config, checkpoint = classifier(SLIM)
+    out = tmp_path / 'net.onnx'
+    assert tool.main([config, checkpoint, str(out)]) == 0
+    with pytest.raises(ValueError, match=r'(?s)onnxruntime cannot run the model for images of \(1, 5, 16, 16\): .*Got: 5'):
+        run_session(session_of(read(out)[0]), torch.randn(1, 5, 16, 16))
 
 
 def test_labels_that_differ_do_not_hold():

@@ -223,6 +223,20 @@ def test_it_is_measured_until_what_was_asked_for_is_met(tmp_path, monkeypatch):
     assert abs(found - 0.5) < abs(0.2 + 0.8 * shares[0] - 0.5) / 3
 
 
+@pytest.mark.parametrize('off', [0.019, -0.019])
+def test_a_selection_that_is_close_to_what_was_asked_for_is_kept(off, tmp_path, monkeypatch):
+    model, graph = wide()
+    cost = Latency(saved(tmp_path, table_of(graph)))
+    pruner = GDP(model, torch.randn(2, 3, 8, 8), SGD(model.parameters(), 0.01), total_steps=9, cost=cost, target=0.5)
+    pruner.controller.criterion.observe({group.name: torch.rand(group.size) for group in graph.groups})
+    monkeypatch.setattr(feedback, 'measured', lambda *_: (1.0, 0.5 * (1 + off)))
+    hook = MeasuredLatencyHook()
+    hook.cost, hook.goal = cost, Goal.of(dict(target=0.5))
+    kept = pruner.controller.candidate()
+    hook.correct(Config(), pruner)
+    assert pruner.controller.candidate() == kept
+
+
 def test_without_a_latency_there_is_nothing_to_correct(config):
     with pytest.raises(ValueError, match=r"needs a pruning hook with cost=dict\(type='Latency'"):
         trained(config(cost=None, target=0.6))

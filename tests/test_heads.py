@@ -13,7 +13,7 @@ from mmseg.models.backbones.swin import WindowMSA
 from torch import nn
 
 from mmprune_gates import GDP, GateDecorator, masked_copy, slim_model, trace_channels
-from mmprune_gates.budget import Candidates, Limits, MACs
+from mmprune_gates.budget import Candidates, Limits
 from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates, detach_gates
 from mmprune_gates.gates.stand_in import StandIn, show_width, shown_width
@@ -536,7 +536,7 @@ def test_widths_of_heads_and_their_channels_stay_multiples(divisor):
         assert dims == 16 or dims % (8 if divisor == 8 else 2) == 0
         widths.add((heads, dims))
     assert len(widths) > 2
-    again = candidates.narrowed(narrowed(graph, kept, []), MACs().bind(narrowed(graph, kept, [])))
+    again = candidates.narrowed(narrowed(graph, kept, []))
     for name in ('attn.qkv', 'attn.qkv#2'):
         assert again.multiples[name] == candidates.multiples[name]
 

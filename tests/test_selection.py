@@ -296,7 +296,7 @@ def test_shares_of_a_group_stay_those_of_the_whole_one():
     stays = torch.ones(WIDE.num_channels, dtype=torch.bool)
     stays[WIDE.group('b.0').start] = False
     left = narrowed(WIDE, WIDE.keeping(stays), [])
-    again = candidates.narrowed(left, MACs().bind(left))
+    again = candidates.narrowed(left)
     assert again.total == candidates.total
     assert [again.leasts[name] for name in ('a.0', 'b.0', 'c.0')] == [5, 6, 2]
 
@@ -322,5 +322,5 @@ def test_exclusions_hold_after_the_modules_they_name_have_gone():
     stays[graph.group(block.last).span] = False
     left = narrowed(graph, graph.keeping(stays), block.modules)
     assert 'norm.weight' in graph.slots and 'norm.weight' not in left.slots
-    again = candidates.narrowed(left, MACs().bind(left))
+    again = candidates.narrowed(left)
     assert {group.name for group in candidates.groups} == {'a.0'} and not again.groups

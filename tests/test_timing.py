@@ -16,7 +16,7 @@ from toy_nets import Concat, Depthwise, LinearRanks, Residual
 
 from mmprune_gates import trace_channels
 from mmprune_gates.budget.latency import Latency, kind_of
-from mmprune_gates.budget.latency_table import Fit, Table, Target, relative_errors
+from mmprune_gates.budget.latency_table import Curve, Fit, Table, Target, relative_errors
 from mmprune_gates.engine.onnx_graph import session_of
 from mmprune_gates.timing import probe
 from mmprune_gates.timing.clock import medians
@@ -208,6 +208,17 @@ def test_what_is_known_is_not_measured_again(measured):
 
 
 @pytest.mark.models
+def test_what_two_processes_measure_at_once_is_all_in_the_file(tmp_path):
+    path = tmp_path / 'table.json'
+    first, second = (Table(Target().facts()) for _ in range(2))
+    first.curves['a'] = second.curves['b'] = Curve([1], [1], [[1.0]])
+    first.fits['a'] = second.fits['b'] = Fit(1.0, 0.0, [])
+    for table in (first, second, first):
+        latency_table.save_table(table, path)
+    both = Table.load(path)
+    assert (set(both.curves), set(both.fits)) == ({'a', 'b'}, {'a', 'b'})
+
+
 def test_a_table_of_other_settings_is_refused(measured, capsys):
     arguments = ['--table', str(measured / 'table.json'), '--threads', '2']
     assert latency_table.main([str(measured / 'config.py'), *arguments]) == 1

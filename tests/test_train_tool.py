@@ -256,6 +256,14 @@ def test_errors_that_are_not_about_the_input_have_their_trace_and_a_message(caps
     assert text.startswith('Traceback') and 'error: AssertionError: a mistake of ours' in text
 
 
+def test_an_interrupt_is_no_error(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert reports_errors(main)([]) == 130
+    assert capsys.readouterr().err.endswith(': interrupted\n')
+
+
 def test_amp_without_a_gpu(small, capsys):
     if torch.cuda.is_available():
         return

@@ -118,7 +118,7 @@ class Controller:
             kept: The channels that were kept, in the graph before the removal.
         """
         self.gates, before = gates, self.candidates
-        self.candidates = before.narrowed(gates.graph, before.cost.bind(gates.graph, before.cost.model))
+        self.candidates = before.narrowed(gates.graph)
         if self.criterion is not None:
             self.criterion.narrow(gates, kept)
         if self.kept is not None:

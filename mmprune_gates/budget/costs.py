@@ -36,6 +36,10 @@ class Cost:
         self.graph, self.model = graph, model
         return self
 
+    def narrow(self, graph: ChannelGraph) -> None:
+        """Bind the cost to what is left of its graph after channels have gone; what a channel costs stays the same."""
+        self.bind(graph, self.model)
+
     def price(self, value: Tensor) -> Tensor:
         """Scalar cost.
 

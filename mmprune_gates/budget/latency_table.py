@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mmprune_gates.checks import COUNT, Rule, check_all, one_of
+from mmprune_gates.checks import COUNT, NUMBER, POSITIVE, Rule, check_all, checked, one_of
 
 BACKENDS = ('torch', 'onnxruntime')
 PROCEDURE = 3  # how ops are timed; another number where older tables must not be used
@@ -155,9 +155,28 @@ class Table:
             data = json.loads(path.read_text())
             curves = {signature: Curve(**curve) for signature, curve in data['curves'].items()}
             fits = {digest: Fit(**fit) for digest, fit in data['fits'].items()}
-            return cls(data['facts'], int(data['step']), curves, fits)
+            table = cls(dict(data['facts']), checked('step', data['step'], COUNT), curves, fits)
+            table.check_numbers()
+            return table
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{path} is not a table of latencies ({error}): delete it and measure again') from error
+
+    def check_numbers(self) -> None:
+        """Refuse a damaged table.
+
+        Raises:
+            TypeError, ValueError: A number in it cannot be.
+        """
+        for signature, curve in self.curves.items():
+            checked(f'a width of {signature}', min(*curve.reads, *curve.makes), COUNT)
+            times = torch.tensor(curve.ms, dtype=torch.double)
+            has_all = times.shape == (len(curve.reads), len(curve.makes))
+            fine = times.isfinite() & (times >= 0)
+            if not has_all or not fine.all():
+                raise ValueError(f'the times of {signature}')
+        for digest, fit in self.fits.items():
+            checked(f'scale of {digest}', fit.scale, POSITIVE)
+            checked(f'overhead of {digest}', fit.overhead, NUMBER)
 
     def check(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Refuse to use it for something else than it was measured for.

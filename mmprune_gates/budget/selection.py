@@ -108,16 +108,12 @@ class Candidates:
         rows = {group.name: graph.rows(group) for group in graph.groups}
         return cls(graph, tuple(groups), limits, cost, total, whole, rows, graph.dims())
 
-    def narrowed(self, graph: ChannelGraph, cost: Cost) -> Candidates:
-        """The candidates that remain after channels were removed.
-
-        Args:
-            graph: Graph of the remaining channels.
-            cost: The cost, bound to it.
-        """
+    def narrowed(self, graph: ChannelGraph) -> Candidates:
+        """The candidates among the channels that remain after others were removed, whose graph this is."""
+        self.cost.narrow(graph)
         may_shrink = {group.name for group in self.groups}
         groups = [group for group in graph.free if group.name in may_shrink]
-        return replace(self, graph=graph, groups=tuple(groups), cost=cost)
+        return replace(self, graph=graph, groups=tuple(groups))
 
     @cached_property
     def multiples(self) -> dict[str, int]:
@@ -330,12 +326,14 @@ class Candidates:
 
     def share_of(self, stays: Tensor) -> float:
         """Cost of the channels that stay, (num_channels,) bool within the limits / cost of the whole model."""
-        vector = self.graph.keeping(stays).vector if self.empties else stays
-        return float(self.cost.price(vector.double())) / self.total
+        kept = self.graph.keeping(stays).vector if self.empties else stays
+        price = self.cost.price(kept.double())
+        return float(price) / self.total
 
     def share(self, kept: Kept) -> float:
         """Cost of the kept channels / cost of the whole model."""
-        return float(self.cost.price(kept.vector.double())) / self.total
+        price = self.cost.price(kept.vector.double())
+        return float(price) / self.total
 
     def per_cost(self, score: Tensor, kept: Tensor, exponent: float) -> Tensor:
         """(num_channels,) scores divided by a power of the cost that closing each channel alone would save.

@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ABOUT_INPUT = (ValueError, RuntimeError)  # if our own code raised them
 REGISTRY, LOOPS = 'mmengine.registry', 'mmengine.runner.loops'
 LIBRARIES = {'torch', 'numpy', *sys.stdlib_module_names} - {'__main__'}
+INTERRUPTED = 130  # exit code, as shells have it
 LONGEST = 1000  # characters of a message that is not our own
 # Remedies by the text of an error. The first errors are raised by training itself, far from their cause.
 HINTS = (
@@ -62,13 +63,16 @@ def reports_errors(main: Main) -> Main:
     def guarded(argv: list[str] | None = None) -> int:
         told = logging.raiseExceptions
         logging.raiseExceptions = False  # else a log file on a full disk prints traces
+        program = Path(sys.argv[0]).name
         try:
             return main(argv)
+        except KeyboardInterrupt:
+            print(f'{program}: interrupted', file=sys.stderr)
+            return INTERRUPTED
         except Exception as error:
             frames = list(traceback.walk_tb(error.__traceback__))
             if sys.flags.dev_mode or not is_about_input(error, frames, ours):
                 traceback.print_exception(error)
-            program = Path(sys.argv[0]).name
             print(f'{program}: error: {message(error, frames, ours)}', file=sys.stderr)
             return 1
         finally:

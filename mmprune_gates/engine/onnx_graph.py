@@ -293,8 +293,18 @@ def session_of(proto: Proto, threads: int = 1, **further: Any) -> Session:
 
 
 def run_session(session: Session, images: Tensor) -> Tensor:
-    """Output of onnxruntime for images."""
-    (found,) = session.run(None, {IMAGES: images.numpy()})
+    """Output of onnxruntime for images.
+
+    Raises:
+        ValueError: It fails.
+    """
+    try:
+        (found,) = session.run(None, {IMAGES: images.numpy()})
+    except Exception as error:  # of classes that onnxruntime does not name
+        raise ValueError(
+            f'onnxruntime cannot run the model for images of {tuple(images.shape)}: {error}; nothing was written. '
+            'Export without --dynamic-size if you gave it'
+        ) from error
     return torch.from_numpy(found)
 
 

@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmprune_gates.budget.controller import MARGIN
 from mmprune_gates.budget.goal import Goal
 from mmprune_gates.budget.latency import Latency
 from mmprune_gates.budget.latency_table import Table, Target
@@ -111,7 +112,10 @@ class MeasuredLatencyHook(Hook):
         if isnan(after):
             return 0.0
         asked_of = whole_ms if self.goal.name == 'target_ms' else before  # what the goal is a share of
+        off = after / (control.target * asked_of) - 1
         factor = share * asked_of / after
+        if 0 < off <= CLOSE:
+            factor = (1 + MARGIN) * share / control.target  # no less than what was measured, and is close enough
         limited = min(MOST, max(1 / MOST, factor))
         control.correct(limited)
         notes = ''
@@ -125,7 +129,7 @@ class MeasuredLatencyHook(Hook):
             f'{control.aim:.1%} by the table{notes}',
             logging.WARNING if notes else logging.INFO,
         )
-        return after / (control.target * asked_of) - 1
+        return off
 
 
 def measured(config: Config, target: Target, kept: Mapping[str, Tensor]) -> list[float]:

@@ -138,7 +138,11 @@ def table_at(path: Path, target: Target) -> Table:
 
 
 def save_table(table: Table, path: Path) -> None:
-    """Write a table."""
+    """Write a table, with what another process has measured and written to the file in the meantime."""
+    if path.is_file():
+        other = Table.load(path)
+        table.curves = {**other.curves, **table.curves}
+        table.fits = {**other.fits, **table.fits}
     cli.write_text(path, table.text())
 
 
