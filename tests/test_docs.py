@@ -114,6 +114,8 @@ INTERNAL = (
     'a size depends on data',
     'torch.onnx.export has returned nothing',
     'takes tensors of three dimensions',
+    'is_causal=True says what attn_mask is',
+    'the times of ',  # in the message on a damaged table
     'cannot write',  # the system's reason follows
     'computes ',  # becomes a reason why channels stay
 )

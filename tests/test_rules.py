@@ -116,6 +116,9 @@ SAME = {  # homogeneous: everything passes, a gate on the norm included
     'unbind': lambda x: torch.stack(x.unbind(-1), -2),
     'permute': lambda x: x.permute(0, 1, 3, 2),
     'transpose': lambda x: x.transpose(-1, -2),
+    'mT': lambda x: x.mT,
+    'repeat': lambda x: x.repeat(1, 2, 1, 1),
+    'repeat_interleave': lambda x: x.repeat_interleave(2, 1),
     'squeeze': lambda x: x.mean((2, 3), keepdim=True).squeeze(-1).unsqueeze(-1),
     'unsqueeze': lambda x: x.unsqueeze(1).squeeze(1),
     '_unsafe_view': lambda x: UNSAFE_VIEW(x, [2, -1, 8, 2]),
@@ -201,6 +204,8 @@ ZERO = {  # zero stays zero, but a gate does not pass
     'matmul(heads)': lambda x: x @ x.transpose(2, 3),
     'bmm': lambda x: torch.bmm(x.flatten(0, 1), x.flatten(0, 1)).view(len(x), -1, 4, 4),
     'einsum': lambda x: torch.einsum('nchw,ncvw->nchv', x, x),
+    'einsum(...)': lambda x: torch.einsum('...hw,...vw->...hv', x, x),
+    'baddbmm': lambda x: torch.baddbmm(*[x.flatten(0, 1)] * 3).view(len(x), -1, 4, 4),
     'scaled_dot_product_attention': lambda x: F.scaled_dot_product_attention(x, x, x),
     'scaled_dot_product_attention(mask)': lambda x: F.scaled_dot_product_attention(x, x, x, x),
     'scaled_dot_product_attention(map)': lambda x: F.scaled_dot_product_attention(x, x, x, torch.eye(4).to(x)),
@@ -213,6 +218,7 @@ FLAT = {  # in front of a linear layer
 }
 PAIRS = {  # channels i and i + 3, or 2 i and 2 i + 1, go together
     'chunk': lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    'tensor_split': lambda x: torch.cat(x.tensor_split(2, 1)[::-1], 1),
     'view(pairs)': lambda x: pairs(x).sum(1),
     'view(shuffle)': lambda x: pairs(x).transpose(1, 2).reshape(x.shape),
     'view(-1)': lambda x: x.view(x.shape[0], -1, 2, *x.shape[2:]).sum(2),
@@ -239,6 +245,11 @@ STAY = {  # nothing can go, for the reason
     'softmax(channels)': (lambda x: x.softmax(1), 'normalised over channels'),
     'log_softmax(channels)': (lambda x: x.log_softmax(1), 'normalised over channels'),
     'layer_norm': (lambda x: F.layer_norm(x, x.shape[1:]), 'normalised over channels'),
+    'rms_norm': (lambda x: F.rms_norm(x, x.shape[1:]), 'normalised over channels'),
+    'repeat_interleave(places)': (
+        lambda x: x.repeat_interleave(torch.ones(x.shape[1], dtype=torch.int), 1),
+        'no rule for this op',
+    ),
     'group_norm': (lambda x: F.group_norm(x, 2), 'normalised over groups'),
     'roll(channels)': (lambda x: x.roll(1, 1), 'rolled along channels'),
     'unbind(channels)': (lambda x: torch.stack(x.unbind(1), 1), 'taken apart along channels'),
@@ -256,6 +267,7 @@ STAY = {  # nothing can go, for the reason
     'matmul(vector)': (lambda x: (x.flatten(2) @ torch.ones(16).to(x))[..., None, None], 'as a matrix'),
     'matmul(rigid)': (lambda x: x @ torch.ones(6, 4, 4).to(x), 'no removable channels there'),
     'einsum(one)': (lambda x: torch.einsum('nchw->nhwc', x), 'as a matrix'),
+    'embedding': (lambda x: x + F.embedding(torch.arange(3), x[0, :, :, 0])[0, 0], 'looked up along channels'),
     'attention(width)': (lambda x: attended(x.flatten(2).transpose(1, 2)), 'over a dimension that holds channels'),
     'attention(tokens)': (lambda x: attended(x.flatten(2)), 'attended over channels'),
     'attention(mask)': (
@@ -344,6 +356,6 @@ def test_the_classes_of_ops():
         return {name for name, rule in TABLE.items() if trait in rule.traits}
 
     assert having(Trait.ELEMENTWISE) >= {'relu', 'sigmoid', 'clamp', 'pow', 'add', 'mul', 'div', 'eq'}
-    assert having(Trait.ANY_WIDTH) - having(Trait.ELEMENTWISE) == {'permute', 'transpose', 't'}
+    assert having(Trait.ANY_WIDTH) - having(Trait.ELEMENTWISE) == {'permute', 'transpose', 't', 'mT'}
     assert having(Trait.CONSTANT) - having(Trait.ANY_WIDTH) == {'batch_norm'}
     assert having(Trait.BIAS) == {'linear', 'conv1d', 'conv2d', 'conv3d'}

@@ -168,9 +168,11 @@ class Table:
             TypeError, ValueError: A number in it cannot be.
         """
         for signature, curve in self.curves.items():
-            checked(f'a width of {signature}', min(*curve.reads, *curve.makes), COUNT)
+            least = min(*curve.reads, *curve.makes)
+            checked(f'a width of {signature}', least, COUNT)
+            sizes = (len(curve.reads), len(curve.makes))
             times = torch.tensor(curve.ms, dtype=torch.double)
-            has_all = times.shape == (len(curve.reads), len(curve.makes))
+            has_all = times.shape == sizes
             fine = times.isfinite() & (times >= 0)
             if not has_all or not fine.all():
                 raise ValueError(f'the times of {signature}')

@@ -121,7 +121,10 @@ class Polarizer(Controller):
 
     def candidate(self) -> Kept:
         """What would be kept if the gates settled now."""
-        return self.candidates.choose(self.ranking().cpu(), self.aim) if self.kept is None else self.kept
+        if self.kept is not None:
+            return self.kept
+        scores = self.ranking().cpu()
+        return self.candidates.choose(scores, self.aim)
 
     def move(self, progress: float) -> None:
         """Move the gates by one step between ``begin`` and ``settle``."""

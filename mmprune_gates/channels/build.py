@@ -56,7 +56,11 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
     slots = _find_slots(flow, numbering)
     full_width = {path: _resolved(calls[0], numbering) for path, calls in flow.full_width.items()}
     blocks = _describe_blocks(flow, branches, numbering, slots, full_width)
-    cost = Cost.of([(term.layer, term.positions, [*map(numbering.channels, term.factors)]) for term in flow.terms])
+    terms = []
+    for term in flow.terms:
+        factors = [numbering.channels(ids) for ids in term.factors]
+        terms.append((term.layer, term.positions, factors))
+    cost = Cost.of(terms)
     return ChannelGraph(
         groups=(*numbering.groups, *numbering.gates),
         slots=slots,
@@ -211,7 +215,8 @@ def _count_filters(flow: Flow, numbering: Numbering, blocks: Sequence[Block]) ->
             filters += torch.bincount(channels_in(index), minlength=len(filters))
     for block in blocks:
         if block.gate is not None:
-            filters[block.gate] = sum(size for weight, size in rows.items() if block.holds(weight))
+            held = [size for weight, size in rows.items() if block.holds(weight)]
+            filters[block.gate] = sum(held)
     return filters
 
 

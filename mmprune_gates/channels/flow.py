@@ -325,6 +325,11 @@ class Flow:
                 return [heads, dims]
         return []
 
+    def are_heads(self, axis: Axis) -> bool:
+        """Whether the channels of an axis are heads, which are tried one module at a time."""
+        heads = [cut.ids for cut in self.cuts if cut.kind == HEADS]
+        return any(np.isin(axis.ids, ids).all() for ids in heads)
+
     def is_frozen(self, axis: Axis) -> bool:
         """Whether all channels of an axis are frozen so far."""
         frozen: set[int] = set()

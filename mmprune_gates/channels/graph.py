@@ -200,9 +200,15 @@ class ChannelGraph:
             )
             for layer in self.layers
         )
-        blocks = tuple(replace(block, gate=None) if reasons.get(block.name) else block for block in self.blocks)
-        whole = [block.last for block in blocks if block.last and any(map(reasons.get, block.inner))]
-        return replace(self, groups=groups, layers=layers, blocks=blocks).without_emptying(whole)
+        blocks = []
+        whole = []
+        for block in self.blocks:
+            stays = reasons.get(block.name)
+            blocks.append(replace(block, gate=None) if stays else block)
+            if block.last and any(map(reasons.get, block.inner)):
+                whole.append(block.last)
+        graph = replace(self, groups=groups, layers=layers, blocks=tuple(blocks))
+        return graph.without_emptying(whole)
 
     def without_emptying(self, names: Container[str]) -> ChannelGraph:
         """The graph in which each of the named groups must keep at least one channel."""

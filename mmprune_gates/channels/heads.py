@@ -79,7 +79,9 @@ def tie_cuts(flow: Flow) -> None:
     first: dict[tuple[str, int], Ids] = {}
     for cut in flow.cuts:
         if cut.kind == DIMS:
-            flow.unite(first.setdefault((cut.layer, len(cut.ids)), cut.ids), cut.ids)
+            place = (cut.layer, len(cut.ids))
+            known = first.setdefault(place, cut.ids)
+            flow.unite(known, cut.ids)
 
 
 def _beside(heads: Mapping[Node, int], classes: Ids, scout: Scout) -> list[Ids]:

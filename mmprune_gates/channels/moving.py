@@ -36,6 +36,54 @@ def transpose(op: Op) -> Result:
     return op.moved(order)
 
 
+def matrix_transpose(op: Op) -> Result:
+    """``aten.mT``."""
+    order = list(range(op.rank))
+    order[-2:] = order[-1], order[-2]
+    return op.moved(order)
+
+
+def repeat(op: Op) -> Result:
+    """``aten.repeat``: a tensor several times in a row, along each dimension."""
+    times = op.arg(1)
+    axes = []
+    for axis in op.x.expanded(op.rank).axes:
+        once = np.arange(len(axis.ids))
+        places = np.tile(once, times[axis.dim])
+        axes.append(axis.take(places))
+    return op.result(axes)
+
+
+def repeat_interleave(op: Op) -> Result:
+    """``aten.repeat_interleave``: each position of a dimension equally many times in a row."""
+    times = op.arg(1)
+    dim = op.arg(2)
+    if not isinstance(times, int) or dim is None:
+        return op.give_up(NO_RULE)
+    result = repeated(op.x, dim, times)
+    return op.result(result.axes)
+
+
+def repeated(value: Value, dim: int, times: int) -> Value:
+    """A tensor whose positions along a dimension are each repeated."""
+    shape = list(value.shape)
+    shape[dim] *= times
+    axes = list(value.without(dim))
+    axis = value.along(dim)
+    if axis is not None:
+        once = np.arange(len(axis.ids))
+        places = np.repeat(once, times)
+        axes.append(axis.take(places))
+    return Value(tuple(shape), tuple(axes))
+
+
+def embedding(op: Op) -> Result:
+    """``aten.embedding``: rows of a table, picked by integers; its columns may be channels."""
+    sources: list[int | None] = [None] * op.rank
+    sources[-1] = 1
+    return op.moved(sources, 'looked up along channels')
+
+
 def expand(op: Op) -> Result:
     """``aten.expand``: broadcast dimensions hold no channel."""
     expanded = op.x.expanded(op.rank)
@@ -114,7 +162,10 @@ def pad(op: Op) -> Result:
     if op.name == 'aten.constant_pad_nd':
         fill = op.arg(2)
     reason = 'padded along channels'
-    padded = [-1 - number // 2 for number, width in enumerate(op.arg(1)) if width]
+    padded = []
+    for number, width in enumerate(op.arg(1)):
+        if width:
+            padded.append(-1 - number // 2)  # widths are given in pairs, from the last dimension on
     if fill:
         return op.spoilt(padded, reason, LOST)
     return op.spoilt(padded, reason)
@@ -127,7 +178,7 @@ def getitem(op: Op) -> Value:
 
 
 def chunk(op: Op) -> Result:
-    """``aten.chunk``: a given number of consecutive pieces along ``args[2]``. Equal pieces shrink alike."""
+    """``aten.chunk``, ``tensor_split``: as many consecutive pieces along ``args[2]``. Equal pieces shrink alike."""
     dim = op.arg(2, 0)
     axis = op.x.along(dim)
     if axis is None:
@@ -330,7 +381,9 @@ def _joined(op: Op, first: Axis, second: Axis, before: range, after: range) -> l
         return []
     one = first.take(at_first.ravel())
     other = second.take(at_second.ravel())
-    one, other = op.flow.weaken(one, other.state), op.flow.weaken(other, one.state)
+    states = one.state, other.state
+    one = op.flow.weaken(one, states[1])
+    other = op.flow.weaken(other, states[0])
     joined = op.flow.fresh(varying[0], len(one.ids))
     op.flow.cross(joined.ids, one.ids, other.ids)
     sites = one.sites | other.sites

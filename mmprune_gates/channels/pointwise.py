@@ -237,18 +237,28 @@ def softmax(op: Op) -> Result:
 
 def layer_norm(op: Op) -> Result:
     """``aten.layer_norm``: statistics over the trailing dimensions; removing a channel would change them."""
-    trailing = len(op.arg(1))
-    return _statistics(op, range(-trailing, 0), 'normalised over channels')
+    dims = range(-len(op.arg(1)), 0)
+    weight, bias = op.arg(2), op.arg(3)
+    return _statistics(op, dims, 'normalised over channels', weight, bias)
+
+
+def rms_norm(op: Op) -> Result:
+    """``aten.rms_norm``: as ``layer_norm``, without a bias."""
+    dims = range(-len(op.arg(1)), 0)
+    weight = op.arg(2)
+    return _statistics(op, dims, 'normalised over channels', weight)
 
 
 def group_norm(op: Op) -> Result:
     """``aten.group_norm``: statistics over groups of channels; removing one would change them."""
-    return _statistics(op, range(1, op.rank), 'normalised over groups of channels')
+    dims = range(1, op.rank)
+    weight, bias = op.arg(2), op.arg(3)
+    return _statistics(op, dims, 'normalised over groups of channels', weight, bias)
 
 
-def _statistics(op: Op, dims: Iterable[int], reason: str) -> Result:
-    """A norm with a weight and a bias, ``args[2]`` and ``args[3]``, over ``dims``."""
-    for own in (op.arg(2), op.arg(3)):
+def _statistics(op: Op, dims: Iterable[int], reason: str, *parameters: Value | None) -> Result:
+    """A norm over ``dims``, with the given weight and bias."""
+    for own in parameters:
         if own is not None:
             op.freeze(own.axes, reason)
     return op.spoilt(dims, reason, LOST)

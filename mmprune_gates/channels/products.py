@@ -12,6 +12,7 @@ import torch
 
 from mmprune_gates.channels.flow import Summed
 from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
+from mmprune_gates.channels.moving import repeated
 from mmprune_gates.channels.op import Op, Result
 from mmprune_gates.channels.pointwise import MIXED, meet, scaled_once
 
@@ -93,7 +94,9 @@ class Product:
         first, second = axes
         flow.unite(first.ids, second.ids)
         everything = torch.ones(len(first.ids), dtype=torch.bool)
-        operands = (first.sites, second.sites) if self.scaled else ()
+        operands: tuple[frozenset[str], ...] = ()
+        if self.scaled:
+            operands = (first.sites, second.sites)
         read = Summed(layer=self.op.layer, index=first.ids, gated=everything, sites=gated[0].sites, operands=operands)
         flow.reads.append(read)
 
@@ -131,19 +134,46 @@ def matrix_product(op: Op) -> Result:
     return op.result(product.labels())
 
 
+def added_product(op: Op) -> Result:
+    """``aten.baddbmm``: an operand added to products of matrices, as a mask is to the scores of attention."""
+    mask, first, second = op.tensors
+    left = Operand(first, ('0', 'n', 'k'))
+    right = Operand(second, ('0', 'k', 'm'))
+    product = Product(op, (left, right), ('0', 'n', 'm'))
+    product.count()
+    axes = product.labels()
+    _meet_mask(op, axes, mask.expanded(op.rank))
+    return op.result(op.flow.weaken(axis, LOST) for axis in axes)
+
+
 def einsum(op: Op) -> Result:
-    """``aten.einsum`` of two operands, without ellipsis or diagonal; others freeze their channels, uncounted."""
+    """``aten.einsum`` of two operands, without diagonal; others freeze their channels, uncounted."""
     equation = str(op.node.args[0]).replace(' ', '')
-    inputs, _, result = equation.partition('->')
-    names = [tuple(part) for part in inputs.split(',')]
-    repeats = any(len(set(part)) < len(part) for part in (*names, result))
-    is_plain = '->' in equation and '...' not in equation
-    if not is_plain or len(names) != 2 or repeats:
+    inputs, arrow, result = equation.partition('->')
+    parts = inputs.split(',')
+    if not arrow or len(parts) != 2:
         return op.give_up(SUMMED)
-    first, second = map(Operand, op.tensors, names)
-    product = Product(op, (first, second), tuple(result))
+    operands = []
+    for value, part in zip(op.tensors, parts, strict=True):
+        names = _spelled(part, value.rank)
+        operands.append(Operand(value, names))
+    first, second = operands
+    passing = _spelled(result, op.rank)
+    spelled = (first.names, second.names, passing)
+    has_diagonal = any(len(set(names)) < len(names) for names in spelled)
+    if has_diagonal:
+        return op.give_up(SUMMED)
+    product = Product(op, (first, second), passing)
     product.count()
     return op.result(product.labels())
+
+
+def _spelled(part: str, rank: int) -> Names:
+    """Names of the dimensions in a part of an equation; those of an ellipsis are numbered from its end."""
+    before, _, behind = part.partition('...')
+    hidden = rank - len(before) - len(behind)  # none without an ellipsis
+    passing = _batch(hidden + 2)
+    return (*before, *passing, *behind)
 
 
 def attention(op: Op) -> Result:
@@ -151,11 +181,12 @@ def attention(op: Op) -> Result:
 
     Unless a scale is given, it is 1/sqrt(k): if channels along k go, weights must make up for that.
     """
-    query, key, value, *masks = op.tensors
+    query, key, value, *masks = [one.expanded(op.rank) for one in op.tensors]
     options = op.node.kwargs
-    ranks = {query.rank, key.rank, value.rank}
-    if options.get('enable_gqa') or len(ranks) > 1:
-        return op.give_up(SUMMED)
+    if options.get('enable_gqa'):  # several heads of q in a row read each head of k and v
+        times = query.shape[-3] // key.shape[-3]
+        key = repeated(key, -3, times)
+        value = repeated(value, -3, times)
     batch = _batch(op.rank)
     pairs = (*batch, 'n', 's')
     queries = Operand(query, (*batch, 'n', 'k'))
@@ -165,7 +196,7 @@ def attention(op: Op) -> Result:
     scores.count()
     axes = scores.labels()
     for mask in masks:
-        _meet_mask(op, axes, mask.expanded(op.rank))
+        _meet_mask(op, axes, mask)
     over_tokens = [axis for axis in axes if axis.dim == op.rank - 1]
     op.freeze(over_tokens, ATTENDED)
     weights = tuple(op.flow.weaken(axis, LOST) for axis in axes)
@@ -177,10 +208,14 @@ def attention(op: Op) -> Result:
 
 
 def _meet_mask(op: Op, axes: Sequence[Axis], mask: Value) -> None:
-    """Unite the axes of attention scores with those of an additive or bool mask."""
+    """Unite the axes of attention scores with those of an additive or bool mask.
+
+    A mask without channels may have a size for each head because the code expands it. Whether it then adapts to fewer
+    heads is found when they are tried.
+    """
     for axis in axes:
         own = mask.along(axis.dim)
-        if own is None and mask.shape[axis.dim] > 1:
+        if own is None and mask.shape[axis.dim] > 1 and not op.flow.are_heads(axis):
             op.freeze([axis], MIXED)
         elif own is not None:
             op.flow.unite(axis.ids, own.ids)

@@ -37,7 +37,7 @@ Way = tuple[str, ...]  # kinds of attributes that follow
 COUNT, SIZE, WIDTHS, SHAPE = 'count', 'size', 'widths', 'shape'
 MORE: tuple[Way, ...] = ((), (WIDTHS,), (SHAPE,), (WIDTHS, SHAPE))
 ONE: tuple[Way, ...] = ((COUNT,), (SIZE,))  # heads go, or channels of heads
-TWO: tuple[Way, ...] = ((COUNT, SIZE),)
+TWO: tuple[Way, ...] = ((COUNT, SIZE), (COUNT,))  # the second where the code views by -1 and scales by the size
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,12 +30,17 @@ class NarrowAttention(nn.MultiheadAttention):
         """As in the base class: (N, L, E) tensors with ``batch_first``, otherwise (L, N, E).
 
         Raises:
-            ValueError: Tensors without a batch.
+            ValueError: Tensors without a batch, or a hint that the mask is causal without the mask.
         """
+        if is_causal and attn_mask is None:
+            raise ValueError(f'{type(self).__name__}: is_causal=True says what attn_mask is, so give it as well')
         if query.dim() != 3:
             raise ValueError(f'{type(self).__name__} takes tensors of three dimensions, got {query.dim()}')
         q, k, v = map(self.by_head, self.projected(query, key, value))
         mask = self.mask(attn_mask, key_padding_mask, q)
+        is_causal &= key_padding_mask is None and not need_weights
+        if is_causal:
+            mask = None  # torch does without it, too
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -43,7 +48,7 @@ class NarrowAttention(nn.MultiheadAttention):
             weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
             sums = weights @ v
         else:
-            sums = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=1 / sqrt(q.shape[-1]))
+            sums = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=1 / sqrt(q.shape[-1]))
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         order = (0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)

@@ -39,6 +39,7 @@ Layout = dict[str, tuple[str, ...]]  # tensor -> the attribute that holds its si
 NORM: Layout = dict.fromkeys(('weight', 'bias', 'running_mean', 'running_var'), ('num_features',))
 LINEAR: Layout = {'weight': ('out_features', 'in_features'), 'bias': ('out_features',)}
 PRELU: Layout = {'weight': ('num_parameters',)}
+EMBEDDING: Layout = {'weight': ('num_embeddings', 'embedding_dim')}
 
 
 def conv_shapes(conv: Convolution) -> Shapes:
@@ -78,6 +79,8 @@ def layout_of(module: nn.Module) -> Layout:
         return LINEAR
     if isinstance(module, nn.PReLU):
         return PRELU
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING
     return {}
 
 

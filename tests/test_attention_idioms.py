@@ -1,0 +1,160 @@
+"""Attention as people write it, in one's own modules or with torch's: all of it can go, exactly."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import example, random_kept, randomize_, removal_errors
+from test_heads import TOKENS, Around, C, check_gated
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmprune_gates import slim_model, trace_channels
+
+HEADS = 4
+
+
+class Grouped(nn.Module):
+    """Several heads of q read each head of k and v."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim, self.how = HEADS, 2, 3, how
+        self.q, self.proj = nn.Linear(C, 3 * HEADS), nn.Linear(3 * HEADS, C)
+        self.k, self.v = (nn.Linear(C, 6) for _ in 'kv')
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, self.num_heads, self.head_dim).transpose(1, 2)
+        k, v = (make(x).view(b, n, self.num_kv_heads, self.head_dim).transpose(1, 2) for make in (self.k, self.v))
+        if self.how == 'interleaved':
+            k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        if self.how == 'repeated':
+            k, v = k.repeat(1, 2, 1, 1), v.repeat(1, 2, 1, 1)
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.how == 'flag')
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+
+class Written(nn.Module):
+    """The usual parts of attention, one of them written in another way."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.num_heads, self.head_dim, self.how = HEADS, C // HEADS, how
+        self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.q_norm, self.k_norm = (nn.RMSNorm(self.head_dim) for _ in 'qk')
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).tensor_split(3, -1)
+        size = self.head_dim if self.how == 'rms' else -1
+        q, k, v = (part.reshape(b, n, self.num_heads, size).transpose(1, 2) for part in (q, k, v))
+        if self.how == 'rms':
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.how == 'einsum':
+            scores = torch.einsum('...qd,...kd->...qk', q, k)
+        else:
+            scores = q @ k.mT
+        weights = (scores * self.head_dim**-0.5).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, -1))
+
+
+class Torch(nn.Module):
+    """``nn.MultiheadAttention`` with masks."""
+
+    def __init__(self, need_weights, causal, padded, hint=False):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(C, HEADS, batch_first=True)
+        self.causal, self.padded, self.options = causal, padded, {'need_weights': need_weights, 'is_causal': hint}
+
+    def forward(self, x):
+        later = torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=x.device).triu(1)
+        padding = (torch.arange(TOKENS, device=x.device) > 2).expand(len(x), TOKENS)
+        masks = {'attn_mask': later if self.causal else None, 'key_padding_mask': padding if self.padded else None}
+        return self.attn(x, x, x, **masks, **self.options)[0]
+
+
+IDIOMS = {
+    'interleaved': (lambda: Grouped('interleaved'), {'attn.q': 2}),
+    'repeated': (lambda: Grouped('repeated'), {'attn.q': 2}),
+    'flag': (lambda: Grouped('flag'), {'attn.q': 2}),
+    'mT': (lambda: Written('mT'), {'attn.qkv': HEADS}),
+    'einsum': (lambda: Written('einsum'), {'attn.qkv': HEADS}),
+    'rms': (lambda: Written('rms'), {'attn.qkv': HEADS}),
+    'causal': (lambda: Torch(False, True, False), {'attn.attn': HEADS}),
+    'hint': (lambda: Torch(False, True, False, hint=True), {'attn.attn': HEADS}),
+    'hint, weights': (lambda: Torch(True, True, False, hint=True), {'attn.attn': HEADS}),
+    'hint, padded': (lambda: Torch(False, True, True, hint=True), {'attn.attn': HEADS}),
+    'weights, causal': (lambda: Torch(True, True, False), {'attn.attn': HEADS}),
+    'weights, padded': (lambda: Torch(True, False, True), {'attn.attn': HEADS}),
+    'padded': (lambda: Torch(False, False, True), {'attn.attn': HEADS}),
+}
+
+
+def traced(idiom, attention='heads'):
+    torch.manual_seed(0)
+    model, x = randomize_(Around(IDIOMS[idiom][0]()).double()).eval(), example((TOKENS, 5))
+    return model, trace_channels(model, (x,), attention=attention), x
+
+
+@pytest.mark.parametrize('idiom', IDIOMS)
+def test_heads_go(idiom):
+    model, graph, x = traced(idiom)
+    for name, size in IDIOMS[idiom][1].items():
+        assert (graph.group(name).size, graph.group(name).frozen) == (size, None)
+    assert graph.prunable_macs() == graph.macs()
+    kept = random_kept(graph) | {name: torch.arange(size) != 1 for name, size in IDIOMS[idiom][1].items()}
+    error, distance, slim, _ = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    check_gated(model, graph, x, kept, slim)
+
+
+@pytest.mark.parametrize('idiom', IDIOMS)
+def test_what_heads_cost_is_counted(idiom):
+    model, graph, x = traced(idiom)
+    kept = random_kept(graph) | {name: torch.arange(size) != 1 for name, size in IDIOMS[idiom][1].items()}
+    slim = copy.deepcopy(model)
+    slim_model(slim, graph, kept)
+    for net, macs in ((model, graph.macs()), (slim, graph.macs(kept))):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            net.train()(x[:1])  # in evaluation, torch takes a kernel that is not counted
+        assert counter.get_total_flops() == 2 * macs
+
+
+@pytest.mark.parametrize('idiom', ['interleaved', 'flag', 'mT', 'einsum'])
+@pytest.mark.parametrize('attention', ['dims', 'both'])
+def test_channels_of_heads_go(idiom, attention):
+    model, graph, x = traced(idiom, attention)
+    assert not any(group.frozen for group in graph.groups if group.name.startswith('attn.'))
+    assert removal_errors(model, graph, x, random_kept(graph))[0] < 1e-12
+
+
+class Words(nn.Module):
+    """A language model of torch's own parts."""
+
+    def __init__(self, causal):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(C, HEADS, 16, batch_first=True)
+        self.words, self.encoder, self.causal = nn.Embedding(7, C), nn.TransformerEncoder(layer, 2), causal
+        self.places, self.head = nn.Parameter(torch.randn(1, TOKENS, C)), nn.Linear(C, 7)
+
+    def forward(self, numbers):
+        mask = nn.Transformer.generate_square_subsequent_mask(TOKENS, numbers.device, self.places.dtype)
+        options = {'mask': mask, 'is_causal': True} if self.causal else {}
+        return self.head(self.encoder(self.words(numbers) + self.places, **options))
+
+
+@pytest.mark.parametrize('causal', [False, True])
+def test_an_embedding_loses_channels_with_its_stream(causal):
+    torch.manual_seed(0)
+    model, x = randomize_(Words(causal).double()).eval(), torch.tensor([[0, 3, 6, 2], [1, 1, 5, 4]])
+    graph = trace_channels(model, (x,))
+    assert graph.prunable_macs() == graph.macs()
+    kept = random_kept(graph)
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    assert spec['widths']['words'] == {'embedding_dim': slim.words.weight.shape[1]}
+    assert slim.words.embedding_dim == slim.words.weight.shape[1] < C and slim.words.num_embeddings == 7
+    check_gated(model, graph, x, kept, slim)
