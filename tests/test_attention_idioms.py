@@ -158,3 +158,44 @@ def test_an_embedding_loses_channels_with_its_stream(causal):
     assert spec['widths']['words'] == {'embedding_dim': slim.words.weight.shape[1]}
     assert slim.words.embedding_dim == slim.words.weight.shape[1] < C and slim.words.num_embeddings == 7
     check_gated(model, graph, x, kept, slim)
+
+
+class Queries(nn.Module):
+    """Learned queries attend to the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries, self.stem, self.head = nn.Parameter(torch.randn(3, C)), nn.Linear(5, C), nn.Linear(C, 3)
+        self.norm, self.norm2, self.up, self.down = nn.LayerNorm(C), nn.LayerNorm(C), nn.Linear(C, 9), nn.Linear(9, C)
+        self.attn = nn.MultiheadAttention(C, HEADS, batch_first=True)
+
+    def forward(self, x):
+        x, q = self.stem(x), self.queries.expand(len(x), -1, -1)
+        q = q + self.attn(self.norm(q), x, x)[0]
+        return self.head(q + self.down(self.up(self.norm2(q)).relu()))
+
+
+class Registers(nn.Module):
+    """Learned tokens stand before those of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.registers, self.stem, self.head = nn.Parameter(torch.randn(1, 2, C)), nn.Linear(5, C), nn.Linear(C, 3)
+        self.norm, self.attn = nn.LayerNorm(C), nn.MultiheadAttention(C, HEADS, batch_first=True)
+
+    def forward(self, x):
+        x = torch.cat([self.registers.expand(len(x), -1, -1), self.stem(x)], 1)
+        y = self.norm(x)
+        return self.head((x + self.attn(y, y, y)[0])[:, 2:])
+
+
+@pytest.mark.parametrize('net', [Queries, Registers])
+def test_rows_of_a_parameter_do_not_keep_the_stream(net):
+    torch.manual_seed(0)
+    model, x = randomize_(net().double()).eval(), example((TOKENS, 5))
+    graph = trace_channels(model, (x,))
+    assert graph.prunable_macs() == graph.macs()
+    kept = random_kept(graph)
+    error, distance, slim, _ = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    check_gated(model, graph, x, kept, slim)

@@ -18,11 +18,12 @@ import torch
 from torch.fx import Graph, Node
 
 from mmprune_gates.channels.flow import Flow, FullWidth
-from mmprune_gates.channels.labels import GATED, LOST, Ids, Value
+from mmprune_gates.channels.labels import GATED, LOST, Axis, Ids, Value
 from mmprune_gates.channels.op import UNKNOWN, is_inplace, module_path, shapes
 
 UNLIKE = 'called in different ways by a module that computes across channels'
 INFINITE = 'not finite where channels are zero, by a module that computes across channels'
+ROWS = 'rows of a parameter, behind which a module computes across channels'
 OWN = 'held by a module that keeps its full width'
 
 
@@ -101,20 +102,41 @@ def _same_shape_call(module: str, nodes: list[Node], constants: Collection[Node]
     )
 
 
-def computes_across(draft: Flow, entry: Value | list[Value]) -> bool:
-    """Whether the rules for a module's ops freeze the channels that the module reads.
+def computed_across(flow: Flow, draft: Flow, entry: Value | list[Value]) -> Value | None:
+    """The tensor that a module reads, with the one axis that the rules for its ops freeze; None if there is none.
+
+    Other axes must stay anyway, or be rows of a parameter, such as learned queries, which then stay.
 
     Args:
+        flow: What is known so far.
         draft: What the rules recorded for a call of the module.
         entry: Labels of the tensor that the call reads.
     """
-    if isinstance(entry, list) or len(entry.axes) != 1 or draft.layers:
-        return False
-    (axis,) = entry.axes
-    for ids, _ in draft.frozen:
-        if np.isin(ids, axis.ids).any():
-            return True
-    return False
+    if isinstance(entry, list) or draft.layers:
+        return None
+    across: list[Axis] = []
+    others: list[Axis] = []
+    for axis in entry.axes:
+        kind = across if _freezes(draft, axis) else others
+        kind.append(axis)
+    if len(across) != 1 or not all(_are_rows(flow, axis) for axis in others):
+        return None
+    flow.freeze(others, ROWS)
+    return Value(entry.shape, tuple(across))
+
+
+def _freezes(draft: Flow, axis: Axis) -> bool:
+    """Whether a draft freezes channels of an axis."""
+    return any(np.isin(ids, axis.ids).any() for ids, _ in draft.frozen)
+
+
+def _are_rows(flow: Flow, axis: Axis) -> bool:
+    """Whether all channels of an axis stay anyway, or are rows of a parameter that is no layer's weight."""
+    known = [ids for ids, _ in flow.frozen]
+    for name, value in flow.tensors.items():
+        if name not in flow.layers:
+            known += [own.ids for own in value.axes]
+    return bool(known) and bool(np.isin(axis.ids, np.concatenate(known)).all())
 
 
 def keep_whole(flow: Flow, call: Call, values: dict[Node, Value], batch: int) -> None:

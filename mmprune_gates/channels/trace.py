@@ -20,7 +20,7 @@ from mmprune_gates.channels.blocks import Branch, find_branches
 from mmprune_gates.channels.build import build_graph
 from mmprune_gates.channels.calls import Forward, Options, batch_size, in_mode, noted_calls, run
 from mmprune_gates.channels.flow import DIMS, HEADS, Flow, Scout
-from mmprune_gates.channels.full_width import Call, computes_across, find_calls, keep_whole, settle
+from mmprune_gates.channels.full_width import Call, computed_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.heads import BOTH, heads_of, tie_cuts
 from mmprune_gates.channels.inline import inline_contexts
@@ -195,7 +195,9 @@ def _settle_draft(flow: Flow, draft: Flow, call: Call | None, values: dict[Node,
     if call is None:
         flow.absorb_cost(draft)
         return False
-    if computes_across(draft, values[call.entry]):
+    entry = computed_across(flow, draft, values[call.entry])
+    if entry is not None:
+        values[call.entry] = entry
         flow.absorb_whole_cost(draft)
         keep_whole(flow, call, values, batch)
         return True
