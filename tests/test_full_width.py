@@ -234,11 +234,16 @@ def test_channels_leave_twice():
 @pytest.mark.parametrize('module', [LayerNorm2d(6, eps=0.1), GRN(6)])
 def test_a_slim_model_is_slimmed_again(module):
     model, graph, x = traced(Around(module))
-    slim_model(model, graph, random_kept(graph))
+    fresh = copy.deepcopy(model)
+    first = slim_model(model, graph, random_kept(graph))
     again = trace_channels(model, (x,))
     assert again.full_width['module'].zeros == graph.full_width['module'].zeros
-    error, distance, _, spec = removal_errors(model, again, x, random_kept(again, 1))
+    error, distance, slim, spec = removal_errors(model, again, x, random_kept(again, 1))
     assert error < 1e-12 and distance > 1e-3 and spec['widths']['module']['full_width']['channels'] == 6
+    for widths in (first['widths'], spec['widths']):
+        apply_widths(fresh, widths)
+    fresh.load_state_dict(slim.state_dict())
+    assert relative_error(call(fresh, x), call(slim, x)) == 0
 
 
 def test_products_of_before_there_were_ways_are_as_they_were():

@@ -117,9 +117,13 @@ def computed_across(flow: Flow, draft: Flow, entry: Value | list[Value]) -> Valu
     across: list[Axis] = []
     others: list[Axis] = []
     for axis in entry.axes:
-        kind = across if _freezes(draft, axis) else others
-        kind.append(axis)
-    if len(across) != 1 or not all(_are_rows(flow, axis) for axis in others):
+        if _freezes(draft, axis):
+            across.append(axis)
+        elif _are_rows(flow, axis):
+            others.append(axis)
+        else:
+            return None
+    if len(across) != 1:
         return None
     flow.freeze(others, ROWS)
     return Value(entry.shape, tuple(across))
@@ -127,7 +131,10 @@ def computed_across(flow: Flow, draft: Flow, entry: Value | list[Value]) -> Valu
 
 def _freezes(draft: Flow, axis: Axis) -> bool:
     """Whether a draft freezes channels of an axis."""
-    return any(np.isin(ids, axis.ids).any() for ids, _ in draft.frozen)
+    for ids, _ in draft.frozen:
+        if np.isin(ids, axis.ids).any():
+            return True
+    return False
 
 
 def _are_rows(flow: Flow, axis: Axis) -> bool:
@@ -136,7 +143,10 @@ def _are_rows(flow: Flow, axis: Axis) -> bool:
     for name, value in flow.tensors.items():
         if name not in flow.layers:
             known += [own.ids for own in value.axes]
-    return bool(known) and bool(np.isin(axis.ids, np.concatenate(known)).all())
+    if not known:
+        return False
+    stays = np.isin(axis.ids, np.concatenate(known))
+    return bool(stays.all())
 
 
 def keep_whole(flow: Flow, call: Call, values: dict[Node, Value], batch: int) -> None:

@@ -73,7 +73,12 @@ class Block:
 
 def outermost(blocks: Sequence[Block]) -> list[Block]:
     """The blocks that are inside no other."""
-    return [one for one in blocks if not any(one.is_inside(other) for other in blocks if other is not one)]
+    found = []
+    for one in blocks:
+        others = [other for other in blocks if other is not one]
+        if not any(map(one.is_inside, others)):
+            found.append(one)
+    return found
 
 
 def within(path: str, modules: tuple[str, ...]) -> bool:

@@ -22,9 +22,10 @@ Widened = Any  # a module with the buffers and the attribute named above, which 
 def keep_full_width(
     module: Widened, like: Tensor, dim: int, channels: int, kept: int, zeros: str = AMONG, scaled: bool = True
 ) -> None:
-    """Turn a module into a full-width one that reads and returns its first ``kept`` channels, unless it is one already.
+    """Turn a module into a full-width one that reads and returns its first ``kept`` channels.
 
-    :func:`narrow` chooses other channels.
+    A module that is one already keeps the channels that it has, or the first ``kept`` of them. :func:`narrow` chooses
+    other channels.
 
     Args:
         module: Turns one tensor, its first argument, into one of the same shape.
@@ -36,6 +37,8 @@ def keep_full_width(
         scaled: Whether the input is multiplied by ``kept_scale``.
     """
     if has_full_width(module):
+        module.kept_index = module.kept_index[:kept]
+        module.kept_scale = module.kept_scale[:kept]
         return
     index = torch.arange(kept, device=like.device)
     module.register_buffer('kept_index', index)
