@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import example, random_kept, randomize_, removal_errors
-from test_heads import TOKENS, Around, C, check_gated
+from helpers import call, example, random_kept, randomize_, relative_error, removal_errors
+from test_heads import TOKENS, Around, C, check_gated, check_rebuilt
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -123,12 +123,24 @@ def test_what_heads_cost_is_counted(idiom):
         assert counter.get_total_flops() == 2 * macs
 
 
-@pytest.mark.parametrize('idiom', ['interleaved', 'flag', 'mT', 'einsum'])
+@pytest.mark.parametrize('idiom', [idiom for idiom in IDIOMS if idiom != 'rms'])
 @pytest.mark.parametrize('attention', ['dims', 'both'])
 def test_channels_of_heads_go(idiom, attention):
     model, graph, x = traced(idiom, attention)
     assert not any(group.frozen for group in graph.groups if group.name.startswith('attn.'))
-    assert removal_errors(model, graph, x, random_kept(graph))[0] < 1e-12
+    kept = random_kept(graph)
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3
+    check_rebuilt(IDIOMS[idiom][0], x, slim, spec)
+    check_gated(model, graph, x, kept, slim)
+
+
+def test_slim_attention_computes_the_same_with_and_without_weights():
+    model, graph, x = traced('causal', 'both')
+    slim = removal_errors(model, graph, x, random_kept(graph))[2]
+    before = call(slim, x)
+    slim.attn.options['need_weights'] = True
+    assert relative_error(call(slim, x), before) < 1e-12
 
 
 class Words(nn.Module):

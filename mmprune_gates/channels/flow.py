@@ -96,6 +96,7 @@ class Site(Generic[Index]):
         output_size: Elements of its output per sample.
         weight_size: Elements of its weight.
         direct: Whether the module's output is what its weight makes (a layer of torch, not a derived one).
+        parameter: Name of its weight.
     """
 
     module: str
@@ -105,6 +106,7 @@ class Site(Generic[Index]):
     output_size: float
     weight_size: int
     direct: bool
+    parameter: str = 'weight'
 
 
 @dataclass(frozen=True)

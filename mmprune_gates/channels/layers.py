@@ -19,6 +19,12 @@ from mmprune_gates.channels.op import Op, Result
 
 FIXED_INPUT = 'reads an input without removable channels'
 FOREIGN = 'read by a weight that is no parameter of the module that uses it: no gate can stand there'
+WEIGHTS = ('weight', 'in_proj_weight')  # names of those behind which a gate can stand; the latter of torch's attention
+
+
+def bias_of(weight: str) -> str:
+    """Name of the bias that goes with a weight."""
+    return weight.replace('weight', 'bias')
 
 
 def linear(op: Op) -> Result:
@@ -168,8 +174,8 @@ def _produce(op: Op, made: Axis | None, dim: int) -> Axis | None:
 
 def _gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
     """The output axis of a norm or layer; a gate there can scale it if weight and bias are the module's own."""
-    own_bias = op.bias is None or _is_own(op, 2, 'bias')
-    if not (own_bias and _is_own(op, 1, 'weight')):
+    parameter = next((name for name in WEIGHTS if _is_own(op, 1, name)), None)
+    if parameter is None or not (op.bias is None or _is_own(op, 2, bias_of(parameter))):
         return op.flow.weaken(axis, ZERO)
     channels = op.weight.along(weight_dim)
     if channels is not None:
@@ -180,7 +186,8 @@ def _gated(op: Op, axis: Axis, weight_dim: int) -> Axis:
             index=channels.ids,
             output_size=op.per_sample(op.shape),
             weight_size=prod(op.weight.shape),
-            direct=op.flow.is_direct(op.layer),
+            direct=parameter == 'weight' and op.flow.is_direct(op.layer),
+            parameter=parameter,
         )
     return axis.known(GATED, op.layer)
 

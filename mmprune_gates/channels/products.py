@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from mmprune_gates.channels.flow import Summed
 from mmprune_gates.channels.labels import GATED, LOST, Axis, Value
@@ -179,7 +180,8 @@ def _spelled(part: str, rank: int) -> Names:
 def attention(op: Op) -> Result:
     """``aten.scaled_dot_product_attention``: q (..., n, k), k (..., s, k), v (..., s, m), mask (..., n, s).
 
-    Unless a scale is given, it is 1/sqrt(k): if channels along k go, weights must make up for that.
+    Unless a scale is given, it is 1/sqrt(k): if channels along k go, weights must make up for that. Torch's own module
+    is replaced by one that keeps its scale.
     """
     query, key, value, *masks = [one.expanded(op.rank) for one in op.tensors]
     options = op.node.kwargs
@@ -192,7 +194,9 @@ def attention(op: Op) -> Result:
     queries = Operand(query, (*batch, 'n', 'k'))
     keys = Operand(key, (*batch, 's', 'k'))
     values = Operand(value, (*batch, 's', 'm'))
-    scores = Product(op, (queries, keys), pairs, scaled=options.get('scale') is None)
+    keeps_scale = type(op.flow.model.get_submodule(op.layer)) is nn.MultiheadAttention
+    scaled = options.get('scale') is None and not keeps_scale
+    scores = Product(op, (queries, keys), pairs, scaled)
     scores.count()
     axes = scores.labels()
     for mask in masks:

@@ -54,7 +54,7 @@ class DecoratorGate(Gate):
 def gated_norms(gates: GateSet) -> list[Scale]:
     """The scales of all norms that gates act on."""
     affine = [scale for scale in gates.scales if scale.placement.kind == AFFINE]
-    return [scale for scale in affine if scale.module.weight.dim() == 1]
+    return [scale for scale in affine if scale.placement.parameter == 'weight' and scale.module.weight.dim() == 1]
 
 
 @torch.no_grad()

@@ -150,7 +150,7 @@ def channels_of(graph: ChannelGraph, names: set[str]) -> Tensor:
 def after(site: Site, index: Tensor) -> Placement:
     """A gate behind a norm or layer: on a mini-batch of output if direct and smaller than the weight, else affine."""
     if site.weight_size <= BATCH * site.output_size or not site.direct:
-        return Placement(site.module, AFFINE, site.weight_dim, site.weight_dim, index)
+        return Placement(site.module, AFFINE, site.weight_dim, site.weight_dim, index, site.parameter)
     return Placement(site.module, OUTPUT, site.out_dim, site.weight_dim, index)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.channels.groups import Group
 from mmprune_gates.channels.index import places, product_at
+from mmprune_gates.channels.layers import bias_of
 from mmprune_gates.gates.full_width import scale_input
 from mmprune_gates.gates.gate import Gate, laid
 from mmprune_gates.gates.placement import BEHIND, INPUT, OUTPUT, Placement
@@ -83,8 +84,9 @@ class Scale:
             return []
         path, _, attribute = self.placement.parameter.rpartition('.')
         found = [(module.get_submodule(path), attribute, self.placement.weight_dim)]
-        if self.placement.kind in BEHIND and isinstance(getattr(module, 'bias', None), Tensor):
-            found.append((module, 'bias', 0))
+        bias = bias_of(attribute)
+        if self.placement.kind in BEHIND and isinstance(getattr(module, bias, None), Tensor):
+            found.append((module, bias, 0))
         return found
 
     def before(self, module: nn.Module, args: tuple):

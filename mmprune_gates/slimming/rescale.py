@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group
 from mmprune_gates.channels.index import inside, touches
 from mmprune_gates.channels.kept import Kept
+from mmprune_gates.channels.layers import bias_of
 from mmprune_gates.gates.gate import laid
 from mmprune_gates.gates.placement import readers_of, sites_suffice
 
@@ -109,10 +109,11 @@ def places_of(model: nn.Module, graph: ChannelGraph, group: Group) -> Iterator[P
     used = used_sites(graph, group)
     for site in graph.sites:
         if site.module in used:
-            module: Any = model.get_submodule(site.module)
-            yield Place(site.module, module.weight, site.weight_dim, site.index, makes=True)
-            if getattr(module, 'bias', None) is not None:
-                yield Place(site.module, module.bias, 0, site.index, makes=True)
+            module = model.get_submodule(site.module)
+            weight, bias = getattr(module, site.parameter), getattr(module, bias_of(site.parameter), None)
+            yield Place(site.module, weight, site.weight_dim, site.index, makes=True)
+            if bias is not None:
+                yield Place(site.module, bias, 0, site.index, makes=True)
     for read in readers_of(graph):
         if read.weight is not None and read.in_dim is not None and touches(read.index, group):
             weight = model.get_submodule(read.layer).get_parameter(read.parameter)

@@ -14,7 +14,12 @@ class NarrowAttention(nn.MultiheadAttention):
     """An ``nn.MultiheadAttention`` that takes its widths from its parameters and its number of heads.
 
     :func:`allow_any_width` turns a module into one; parameters, keys and calls are those of the base class.
+
+    Attributes:
+        whole_head: Channels of a head before any went: the scale of the scores depends on it.
     """
+
+    whole_head: int
 
     def forward(
         self,
@@ -44,11 +49,11 @@ class NarrowAttention(nn.MultiheadAttention):
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+            scores = q * sqrt(1.0 / self.whole_head) @ k.transpose(-2, -1)
             weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
             sums = weights @ v
         else:
-            sums = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=1 / sqrt(q.shape[-1]))
+            sums = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=1 / sqrt(self.whole_head))
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         order = (0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)
@@ -105,6 +110,7 @@ def allow_any_width(module: nn.Module) -> None:
         return
     if module.bias_k is None and not module.add_zero_attn:
         module.__class__ = NarrowAttention
+        module.whole_head = module.head_dim
         module.register_forward_pre_hook(_keep_off)
 
 

@@ -147,10 +147,10 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Mapping]) -> None:
             keep_full_width(module, like, **attributes[FULL_WIDTH])
             continue
         following, sizes = split_following(module, attributes)
-        for name, value in following.items():
-            set_following(module, name, value)
         if sizes:
             resize(module, path, sizes)
+        for name, value in following.items():
+            set_following(module, name, value)
     for holders in tied:
         first, attribute = holders[0]
         parameter = getattr(first, attribute)
