@@ -682,3 +682,23 @@ def test_a_reader_is_gated_if_one_of_its_calls_needs_it(sigmoid_last):
     attach_gates(model, graph, PolarizationGate)
     model.gates.close(graph.kept(kept))
     assert relative_error(call(model, x), call(slim, x)) < 1e-12
+
+
+class ByKeyword(Around):
+    """Calls its attention with a keyword argument."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.attn(x=self.norm(x)))
+
+
+@pytest.mark.parametrize('kind', ['mmpretrain window', 'mmseg window'])
+def test_the_input_may_be_given_by_keyword(kind):
+    torch.manual_seed(0)
+    model, x = randomize_(ByKeyword(KINDS[kind][0]()).double()).eval(), example((TOKENS, 5))
+    graph = trace_channels(model, (x,))
+    assert graph.prunable_macs() == graph.macs()
+    kept = random_kept(graph) | {'attn.qkv': torch.tensor([True, False, True])}
+    error, distance, slim, spec = removal_errors(model, graph, x, kept)
+    assert error < 1e-12 and distance > 1e-3 and spec['widths']['attn']['shown_width'] == 8
+    check_gated(model, graph, x, kept, slim)

@@ -7,7 +7,7 @@ permutation, or a view to a shape that has that number. Every op that computes g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from types import MethodType
 from typing import Any, cast
@@ -139,19 +139,19 @@ SHOWN: dict[Any, Callable[..., Any]] = {  # functions that a stand-in handles it
 
 
 def show_width(module: Any, width: int) -> None:
-    """From now on, call a module with a stand-in of the given width for its first argument, (..., C).
+    """From now on, call a module with a stand-in of the given width for its first tensor, (..., C).
 
     Args:
         module: The module.
         width: Size of the last dimension that the stand-in shows.
     """
     if shown_width(module) is None:
-        module.register_forward_pre_hook(_show)
+        module.register_forward_pre_hook(_show, with_kwargs=True)
         # torch.compile does not know stand-ins; a bound method is copied with its module
         module.forward = MethodType(torch.compiler.disable(type(module).forward), module)
         for layer in module.modules():  # their hooks, also backward ones, must get the tensor itself
             if layer is not module:
-                layer.register_forward_pre_hook(_hand_over, prepend=True)
+                layer.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
     setattr(module, WIDTH, width)
 
 
@@ -165,12 +165,32 @@ def given(args: Any) -> Any:
     return tree_map_only(StandIn, lambda shown: shown.given, args)
 
 
-def _show(module: nn.Module, args: tuple) -> tuple:
+def named(args: tuple, kwargs: Mapping[str, Any]) -> dict[int | str, Any]:
+    """Arguments by position or name."""
+    arguments: dict[int | str, Any] = dict(enumerate(args))
+    arguments.update(kwargs)
+    return arguments
+
+
+def first_tensor(arguments: Mapping[int | str, Any]) -> int | str | None:
+    """Position or name of the first argument that is a tensor; None if there is none."""
+    for place, value in arguments.items():
+        if isinstance(value, Tensor):
+            return place
+    return None
+
+
+def _show(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
     """Forward pre-hook: replace the input by a stand-in."""
-    x, *rest = args
-    return (StandIn.of(x, x.dim() - 1, getattr(module, WIDTH)), *rest)
+    arguments = named(args, kwargs)
+    place = first_tensor(arguments)
+    if place is None:
+        return None
+    x = arguments[place]
+    arguments[place] = StandIn.of(x, x.dim() - 1, getattr(module, WIDTH))
+    return tuple(arguments[number] for number in range(len(args))), {name: arguments[name] for name in kwargs}
 
 
-def _hand_over(layer: nn.Module, args: tuple) -> tuple:
+def _hand_over(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
     """Forward pre-hook of a layer: replace stand-ins by the tensors they stand for."""
-    return given(args)
+    return given(args), given(kwargs)

@@ -24,7 +24,7 @@ from mmprune_gates.channels.graph import ChannelGraph
 from mmprune_gates.channels.groups import Group, common_path
 from mmprune_gates.channels.heads import Follow, Seen
 from mmprune_gates.channels.index import has_pairs, touches, unpaired
-from mmprune_gates.gates.stand_in import shown_width
+from mmprune_gates.gates.stand_in import first_tensor, named, shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
 from mmprune_gates.slimming.part import part_of
@@ -195,10 +195,14 @@ def following(model: nn.Module, scope: Scope, way: Way) -> Iterator[Follow]:
 
 
 def input_width(call: Options | None) -> int:
-    """Last size of the first argument of a call; 0 if that is not a tensor of several dimensions."""
-    args = () if call is None else call[0]
-    is_tensor = bool(args) and isinstance(args[0], Tensor) and args[0].dim() > 1
-    return args[0].shape[-1] if is_tensor else 0
+    """Last size of the first tensor that a call is given; 0 if there is none of several dimensions."""
+    if call is None:
+        return 0
+    arguments = named(*call)
+    place = first_tensor(arguments)
+    if place is None or arguments[place].dim() < 2:
+        return 0
+    return arguments[place].shape[-1]
 
 
 class Trial:
