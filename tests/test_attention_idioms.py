@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmprune_gates import slim_model, trace_channels
+from mmprune_gates.gates import DecoratorGate, attach_gates, fold_gates
 
 HEADS = 4
 
@@ -211,3 +212,104 @@ def test_rows_of_a_parameter_do_not_keep_the_stream(net):
     error, distance, slim, _ = removal_errors(model, graph, x, kept)
     assert error < 1e-12 and distance > 1e-3
     check_gated(model, graph, x, kept, slim)
+
+
+class TiedWords(nn.Module):
+    """A language model whose head has the weights of its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.words = nn.Linear(C, 7), nn.Embedding(7, C)
+        self.words.weight = self.head.weight
+        self.norm, self.up, self.down = nn.LayerNorm(C), nn.Linear(C, 9), nn.Linear(9, C)
+
+    def forward(self, numbers):
+        x = self.words(numbers)
+        return self.head(self.norm(x + self.down(self.up(x).relu())))
+
+
+class TiedCoder(nn.Module):
+    """What a layer has made is read by its own weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.code, self.up, self.head = nn.Linear(5, C), nn.Linear(C, 9), nn.Linear(C, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.up(self.code(self.stem(x)).relu() @ self.code.weight).relu())
+
+
+@pytest.mark.parametrize('net', [TiedWords, TiedCoder])
+def test_gates_that_are_half_open_are_folded_where_weights_are_shared(net):
+    torch.manual_seed(0)
+    model = randomize_(net().double()).eval()
+    x = torch.tensor([[0, 3, 6, 2]]) if net is TiedWords else example((TOKENS, 5))
+    attach_gates(model, trace_channels(model, x), DecoratorGate)
+    with torch.no_grad():
+        for gate in model.gates.by_group.values():
+            gate.theta.uniform_(0.5, 1.5)
+    before = call(model, x)
+    fold_gates(model)
+    assert relative_error(call(model, x), before) < 1e-12
+
+
+class SpecialHead(nn.Module):
+    """One head attends in another way than the others, or as its inputs say."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.stem, self.head, self.how = nn.Linear(5, C), nn.Linear(C, 3), how
+        self.attn = SpecialAttention(how)
+
+    def forward(self, x, given):
+        return self.head(self.attn(self.stem(x), given))
+
+
+class SpecialAttention(Written):
+    def forward(self, x, given):
+        b, n, _ = x.shape
+        q, k, v = (one.reshape(b, n, self.num_heads, -1).transpose(1, 2) for one in self.qkv(x).chunk(3, -1))
+        places = torch.arange(n, device=x.device)
+        if self.how == 'built':
+            is_second = (torch.arange(self.num_heads, device=x.device) == 1)[:, None, None]
+            mask = torch.where(is_second, torch.eye(n, dtype=torch.bool, device=x.device), True)
+        elif self.how == 'mask':
+            mask = given[:, : self.num_heads]
+        else:
+            mask = (places[:, None] - places).abs() <= given[:, : self.num_heads, None, None]
+        y = F.scaled_dot_product_attention(q, k, v, mask)
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+
+@pytest.mark.parametrize('how', ['built', 'mask', 'distance'])
+def test_heads_that_are_not_alike_stay(how):
+    torch.manual_seed(0)
+    masks = (torch.rand(2, HEADS, TOKENS, TOKENS) < 0.6) | torch.eye(TOKENS, dtype=torch.bool)
+    given = torch.tensor([[0, 1, 2, 3]]).expand(2, -1) if how == 'distance' else masks
+    model = randomize_(SpecialHead(how).double()).eval()
+    graph = trace_channels(model, (example((TOKENS, 5)), given))
+    assert 'number of heads' in graph.group('attn.qkv').frozen or 'fewer heads' in graph.group('attn.qkv').frozen
+
+
+class TwoSums(nn.Module):
+    """Some channels are in two products, each divided by the square root of another number."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, C), nn.Linear(C, 3)
+        self.qa, self.ka, self.qb, self.kb = (nn.Linear(C, size) for size in (4, 4, 8, 8))
+        self.v, self.w = nn.Linear(C, C), nn.Linear(C, C)
+
+    def forward(self, x):
+        x = self.stem(x)
+        qa, ka = self.qa(x), self.ka(x)
+        q, k = torch.cat([qa, self.qb(x)], -1), torch.cat([ka, self.kb(x)], -1)
+        sums = F.scaled_dot_product_attention(q, k, self.v(x)) + F.scaled_dot_product_attention(qa, ka, self.w(x))
+        return self.head(sums)
+
+
+def test_channels_in_several_products_stay_where_these_are_divided():
+    torch.manual_seed(0)
+    graph = trace_channels(randomize_(TwoSums().double()).eval(), (example((TOKENS, 5)),))
+    for name in ('qa', 'qb'):
+        assert graph.group(name).frozen == 'divided by the square root of their number'

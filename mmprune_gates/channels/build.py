@@ -61,6 +61,7 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
         factors = [numbering.channels(ids) for ids in term.factors]
         terms.append((term.layer, term.positions, factors))
     cost = Cost.of(terms)
+    shared = [name for name, users in flow.users.items() if len(users) > 1]
     return ChannelGraph(
         groups=(*numbering.groups, *numbering.gates),
         slots=slots,
@@ -71,6 +72,7 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
         blocks=blocks,
         filters=_count_filters(flow, numbering, blocks),
         tainted=_find_tainted(flow, numbering),
+        shared=frozenset(shared),
         unreached=_unreached_modules(flow),
         cost=cost,
         workload=workload_of(inference, numbering, blocks, batch),

@@ -217,6 +217,7 @@ class Flow:
         seen: (module path, ids) of each channel dimension of the operand and the result of every view.
         guessed: Ids along the dimension taken to shrink where a view cuts channels and does not say which does.
         scout: Collects views that cut channels; None in a walk that makes use of its findings.
+        users: Name of a parameter or buffer -> paths of the modules whose code uses it.
     """
 
     model: nn.Module
@@ -240,6 +241,7 @@ class Flow:
     seen: list[tuple[str, Ids]] = field(default_factory=list)
     guessed: list[Ids] = field(default_factory=list)
     scout: Scout | None = None
+    users: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def canonical(self, name: str) -> str:
         """The first name of a module or tensor."""

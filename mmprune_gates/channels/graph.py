@@ -70,6 +70,7 @@ class ChannelGraph:
         blocks: Residual blocks in order of execution, with or without gates of their own.
         filters: (num_channels,) filters that go with each channel: rows of weights that make it or pass it on.
         tainted: Module path of a site -> channels in its output that are also used where they do not scale with a gate.
+        shared: Names of parameters and buffers that the code of several modules uses.
         unreached: Paths of modules with parameters of their own that no traced pass uses.
         cost: Multiply-accumulates of inference as a function of the kept channels.
         workload: The ops of inference, for other kinds of cost.
@@ -87,6 +88,7 @@ class ChannelGraph:
     blocks: tuple[Block, ...]
     filters: Tensor
     tainted: Mapping[str, Tensor]
+    shared: frozenset[str]
     unreached: tuple[str, ...]
     cost: Cost
     workload: Workload

@@ -26,7 +26,7 @@ from mmprune_gates.channels.heads import BOTH, heads_of, tie_cuts
 from mmprune_gates.channels.inline import inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names
-from mmprune_gates.channels.op import Op, as_list, is_inplace, op_name, operands, shapes
+from mmprune_gates.channels.op import Op, as_list, is_inplace, module_path, op_name, operands, shapes
 from mmprune_gates.channels.rules import Trait, apply_rule, has_trait
 from mmprune_gates.channels.walked import Walked
 from mmprune_gates.checks import checked, one_of
@@ -236,6 +236,7 @@ def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[Node, Any]
         if spec is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and node.users:
             names[node] = flow.canonical(spec.target.removeprefix('model.'))
             values[node] = flow.tensor(names[node], shape)
+            flow.users[names[node]].update(module_path(user) for user in node.users if user.op == 'call_function')
     return values, names
 
 

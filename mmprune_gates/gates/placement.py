@@ -9,6 +9,7 @@ smaller.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,6 +89,8 @@ def unread(graph: ChannelGraph) -> dict[str, str]:
 def read_in_several_ways(graph: ChannelGraph) -> dict[str, str]:
     """Groups that need a gate before a weight used by several modules or along several dimensions, and why they stay.
 
+    The modules may use it in other ways than as a weight, as an embedding does.
+
     Gates scale a weight once, in one module and along one dimension. A gate on what comes before helps with the
     former only: a weight used along several dimensions makes channels in one call that it reads in another.
     """
@@ -97,14 +100,23 @@ def read_in_several_ways(graph: ChannelGraph) -> dict[str, str]:
         ways[read.weight].add(way)
     reasons: dict[str, str] = {}
     for read in graph.reads:
-        if read.weight is None or len(ways[read.weight]) == 1:
+        if read.weight is None or len(ways[read.weight]) == 1 and read.weight not in graph.shared:
             continue
         reason = f'{read.weight} reads them in several ways'
         along_several = len({in_dim for _, in_dim in ways[read.weight]}) > 1
         for group in graph.free_channels:
             if touches(read.index, group) and (along_several or not sites_suffice(graph, group)):
                 reasons[group.name] = reason
+    for group in graph.free_channels:
+        needed = {site for product in graph.products(group) for site in product.sites}
+        for weight in graph.shared.intersection(weights_of(graph, needed)):
+            reasons[group.name] = f'{weight} makes them, and is used in several ways'
     return reasons
+
+
+def weights_of(graph: ChannelGraph, sites: Container[str]) -> list[str]:
+    """Names of the weights of sites."""
+    return [f'{site.module}.{site.parameter}' for site in graph.sites if site.module in sites]
 
 
 def relying(graph: ChannelGraph, site: Site) -> Tensor:
@@ -125,7 +137,9 @@ def sites_suffice(graph: ChannelGraph, group: Group) -> bool:
         named |= read.sites
         is_read = True
     used_otherwise = [graph.tainted[site] for site in named if site in graph.tainted]
-    return is_read and not any(touches(index, group) for index in used_otherwise)
+    if any(touches(index, group) for index in used_otherwise):
+        return False
+    return is_read and graph.shared.isdisjoint(weights_of(graph, named))
 
 
 def readers_of(graph: ChannelGraph) -> list[Read]:

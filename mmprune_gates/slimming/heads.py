@@ -275,15 +275,17 @@ class Trial:
 
 
 def fewer_heads(groups: Sequence[Group]) -> list[Masks]:
-    """Masks that remove one, two or three channels of the groups in turn, and masks that keep only those."""
+    """Masks that remove one, two or three channels of the groups in turn, keep only those, or keep every other one."""
     few_less = {}
     few = {}
+    odd = {}
     for number, group in enumerate(groups):
         place = (torch.arange(group.size) - group.size // 2) % group.size
         chosen = place < min(1 + number % 3, group.size - 1)
         few_less[group.name] = ~chosen
         few[group.name] = chosen
-    return [few_less, few]
+        odd[group.name] = torch.arange(group.size) % 2 == 1
+    return [few_less, few, odd]
 
 
 def randomized(module: nn.Module) -> nn.Module:
@@ -304,14 +306,18 @@ def random_inputs(options: Options) -> Options:
 
 
 def random_like(generator: torch.Generator, leaf: Any) -> Any:
-    """Random numbers for a floating-point tensor, zeros for one of integers; other leaves unchanged.
+    """Random numbers for a floating-point tensor; one of integers as it is, if its values are known, else 0 and 1.
 
-    A bool tensor is True at every other place: a mask, whichever value hides, must neither hide all nor nothing.
+    In each row of a bool tensor every other place is True: a mask, whichever value hides, must neither hide all nor
+    nothing. Rows begin at random, since those of several heads may differ.
     """
     if not isinstance(leaf, Tensor):
         return leaf
     if leaf.dtype == torch.bool:
-        return (torch.arange(leaf.numel()) % 2 == 0).view(leaf.shape)
+        begins = torch.randint(2, leaf.shape, generator=generator)[..., :1]
+        places = torch.arange(leaf.shape[-1]) if leaf.dim() else 0
+        return ((places + begins) % 2 == 0).view(leaf.shape)
     if not leaf.is_floating_point():
-        return torch.zeros(leaf.shape, dtype=leaf.dtype)
+        numbers = torch.randint(2, leaf.shape, generator=generator)  # those are valid indices of most tables
+        return numbers.to(leaf.dtype) if leaf.is_meta else leaf.cpu()
     return torch.randn(leaf.shape, generator=generator, dtype=torch.double)

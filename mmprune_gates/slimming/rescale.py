@@ -52,9 +52,18 @@ def cannot_be_rescaled(graph: ChannelGraph) -> dict[str, str]:
             continue
         has_weights = all(isinstance(read, Summed) or read.weight is not None for read in graph.reads_of(group))
         times = {times_scaled(graph, group, product) for product in products}
-        if not has_weights or not sites_suffice(graph, group) or len(times) > 1:
+        is_alone = all(sums_over(product, group) for product in products)
+        if not has_weights or not is_alone or not sites_suffice(graph, group) or len(times) > 1:
             reasons[group.name] = SCALED
     return reasons
+
+
+def sums_over(product: Summed, group: Group) -> bool:
+    """Whether a product sums over the channels of a group, each equally often, and over nothing else."""
+    if not inside(product.index, group).all():
+        return False
+    times = torch.bincount(product.index - group.start, minlength=group.size)
+    return bool((times == times[0]).all())
 
 
 def used_sites(graph: ChannelGraph, group: Group) -> set[str]:
