@@ -18,6 +18,7 @@ from mmprune_gates.channels.narrowed import narrowed
 from mmprune_gates.gates import DecoratorGate, PolarizationGate, attach_gates, detach_gates
 from mmprune_gates.gates.stand_in import StandIn, show_width, shown_width
 from mmprune_gates.slimming import apply_widths
+from mmprune_gates.slimming.heads import random_like
 from mmprune_gates.slimming.torch_attention import NarrowAttention, allow_any_width
 
 C, HEADS, TOKENS = 12, 3, 4
@@ -682,6 +683,13 @@ def test_a_reader_is_gated_if_one_of_its_calls_needs_it(sigmoid_last):
     attach_gates(model, graph, PolarizationGate)
     model.gates.close(graph.kept(kept))
     assert relative_error(call(model, x), call(slim, x)) < 1e-12
+
+
+@pytest.mark.parametrize('shape', [(), (1,), (3,), (2, 1), (2, 3, 4)])
+def test_a_bool_argument_of_any_shape_is_tried_with_rows_that_alternate(shape):
+    drawn = random_like(torch.Generator().manual_seed(0), torch.ones(shape, dtype=torch.bool))
+    assert drawn.shape == shape and drawn.dtype == torch.bool
+    assert not shape or (drawn[..., 1:] != drawn[..., :-1]).all()
 
 
 class ByKeyword(Around):

@@ -314,10 +314,11 @@ def random_like(generator: torch.Generator, leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     if leaf.dtype == torch.bool:
-        begins = torch.randint(2, leaf.shape, generator=generator)[..., :1]
+        begins = torch.randint(2, (*leaf.shape[:-1], 1), generator=generator)
         places = torch.arange(leaf.shape[-1]) if leaf.dim() else 0
         return ((places + begins) % 2 == 0).view(leaf.shape)
     if not leaf.is_floating_point():
-        numbers = torch.randint(2, leaf.shape, generator=generator)  # those are valid indices of most tables
-        return numbers.to(leaf.dtype) if leaf.is_meta else leaf.cpu()
+        if not leaf.is_meta:
+            return leaf.cpu()
+        return torch.randint(2, leaf.shape, generator=generator, dtype=leaf.dtype)  # valid indices of most tables
     return torch.randn(leaf.shape, generator=generator, dtype=torch.double)
