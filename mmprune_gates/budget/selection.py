@@ -326,14 +326,14 @@ class Candidates:
 
     def share_of(self, stays: Tensor) -> float:
         """Cost of the channels that stay, (num_channels,) bool within the limits / cost of the whole model."""
-        kept = self.graph.keeping(stays).vector if self.empties else stays
-        price = self.cost.price(kept.double())
+        if self.empties:
+            stays = self.graph.keeping(stays).vector
+        price = self.cost.price(stays.double())
         return float(price) / self.total
 
     def share(self, kept: Kept) -> float:
         """Cost of the kept channels / cost of the whole model."""
-        price = self.cost.price(kept.vector.double())
-        return float(price) / self.total
+        return self.share_of(kept.vector)
 
     def per_cost(self, score: Tensor, kept: Tensor, exponent: float) -> Tensor:
         """(num_channels,) scores divided by a power of the cost that closing each channel alone would save.

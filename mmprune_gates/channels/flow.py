@@ -323,23 +323,17 @@ class Flow:
             return []
         _, first, second = map(np.concatenate, zip(*self.crossed, strict=True))
         for heads, dims in (axes, axes[::-1]):
-            is_first = np.isin(heads.ids, first)
-            is_second = np.isin(dims.ids, second)
-            if is_first.all() and is_second.all():
+            if heads.is_among([first]) and dims.is_among([second]):
                 return [heads, dims]
         return []
 
     def are_heads(self, axis: Axis) -> bool:
         """Whether the channels of an axis are heads, which are tried one module at a time."""
-        heads = [cut.ids for cut in self.cuts if cut.kind == HEADS]
-        return any(np.isin(axis.ids, ids).all() for ids in heads)
+        return any(axis.is_among([cut.ids]) for cut in self.cuts if cut.kind == HEADS)
 
     def is_frozen(self, axis: Axis) -> bool:
         """Whether all channels of an axis are frozen so far."""
-        frozen: set[int] = set()
-        for ids, _ in self.frozen:
-            frozen.update(ids.tolist())
-        return frozen.issuperset(axis.ids.tolist())
+        return axis.is_among(ids for ids, _ in self.frozen)
 
     def weaken(self, axis: Axis, at_most: int | np.ndarray) -> Axis:
         """``axis`` with its states capped at ``at_most``; sites whose gate no longer scales the result are tainted."""

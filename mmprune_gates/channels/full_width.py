@@ -143,10 +143,7 @@ def _are_rows(flow: Flow, axis: Axis) -> bool:
     for name, value in flow.tensors.items():
         if name not in flow.layers:
             known += [own.ids for own in value.axes]
-    if not known:
-        return False
-    stays = np.isin(axis.ids, np.concatenate(known))
-    return bool(stays.all())
+    return axis.is_among(known)
 
 
 def keep_whole(flow: Flow, call: Call, values: dict[Node, Value], batch: int) -> None:

@@ -7,6 +7,7 @@ axis is rigid: its size never changes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +41,11 @@ class Axis:
     def take(self, index) -> Axis:
         """The axis restricted to, or repeated at, the positions ``index``."""
         return replace(self, ids=self.ids[index], state=self.state[index])
+
+    def is_among(self, vectors: Iterable[Ids]) -> bool:
+        """Whether all its channels are in the given vectors of ids."""
+        known = [*vectors]
+        return bool(known) and bool(np.isin(self.ids, np.concatenate(known)).all())
 
     def known(self, state: int, *sites: str) -> Axis:
         """The axis with all its channels in ``state``, scaled by gates at ``sites``."""

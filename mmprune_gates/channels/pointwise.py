@@ -236,29 +236,19 @@ def softmax(op: Op) -> Result:
 
 
 def layer_norm(op: Op) -> Result:
-    """``aten.layer_norm``: statistics over the trailing dimensions; removing a channel would change them."""
-    dims = range(-len(op.arg(1)), 0)
-    weight, bias = op.arg(2), op.arg(3)
-    return _statistics(op, dims, 'normalised over channels', weight, bias)
-
-
-def rms_norm(op: Op) -> Result:
-    """``aten.rms_norm``: as ``layer_norm``, without a bias."""
-    dims = range(-len(op.arg(1)), 0)
-    weight = op.arg(2)
-    return _statistics(op, dims, 'normalised over channels', weight)
+    """``aten.layer_norm``, ``rms_norm``: statistics over trailing dimensions; removing a channel would change them."""
+    trailing = len(op.arg(1))
+    return _statistics(op, range(-trailing, 0), 'normalised over channels')
 
 
 def group_norm(op: Op) -> Result:
     """``aten.group_norm``: statistics over groups of channels; removing one would change them."""
-    dims = range(1, op.rank)
-    weight, bias = op.arg(2), op.arg(3)
-    return _statistics(op, dims, 'normalised over groups of channels', weight, bias)
+    return _statistics(op, range(1, op.rank), 'normalised over groups of channels')
 
 
-def _statistics(op: Op, dims: Iterable[int], reason: str, *parameters: Value | None) -> Result:
-    """A norm over ``dims``, with the given weight and bias."""
-    for own in parameters:
-        if own is not None:
+def _statistics(op: Op, dims: Iterable[int], reason: str) -> Result:
+    """A norm over ``dims``; ``args[2]`` and ``args[3]`` are its weight and bias, as far as it has them."""
+    for own in (op.arg(2), op.arg(3)):
+        if isinstance(own, Value):
             op.freeze(own.axes, reason)
     return op.spoilt(dims, reason, LOST)

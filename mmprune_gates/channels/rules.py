@@ -12,7 +12,7 @@ from enum import Flag, auto
 from functools import partial
 from operator import getitem
 
-from mmprune_gates.channels import layers, moving, pointwise, products
+from mmprune_gates.channels import layers, moving, pointwise, products, views
 from mmprune_gates.channels.labels import GATED, LOST, ZERO
 from mmprune_gates.channels.op import NO_RULE, Op, Result, op_name
 
@@ -87,14 +87,13 @@ TABLE: dict[str, Rule] = {
     # over a dimension
     **rows('sum mean amax amin linalg_vector_norm', pointwise.reduction),
     **rows('softmax log_softmax', pointwise.softmax),
-    **rows('layer_norm', pointwise.layer_norm),
-    **rows('rms_norm', pointwise.rms_norm),
+    **rows('layer_norm rms_norm', pointwise.layer_norm),
     **rows('group_norm', pointwise.group_norm),
     # moving elements
     **rows('permute', moving.permute, REORDERING),
     **rows('transpose t', moving.transpose, REORDERING),
     **rows('mT', moving.matrix_transpose, REORDERING),
-    **rows('view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view', moving.view),
+    **rows('view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view', views.view),
     **rows('expand expand_as', moving.expand),
     **rows('repeat', moving.repeat),
     **rows('repeat_interleave', moving.repeat_interleave),

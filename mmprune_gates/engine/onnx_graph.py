@@ -301,10 +301,7 @@ def run_session(session: Session, images: Tensor) -> Tensor:
     try:
         (found,) = session.run(None, {IMAGES: images.numpy()})
     except Exception as error:  # of classes that onnxruntime does not name
-        raise ValueError(
-            f'onnxruntime cannot run the model for images of {tuple(images.shape)}: {error}; nothing was written. '
-            'Export without --dynamic-size if you gave it'
-        ) from error
+        raise ValueError(f'onnxruntime cannot run the model for images of {tuple(images.shape)}: {error}') from error
     return torch.from_numpy(found)
 
 

@@ -174,9 +174,13 @@ def before(read: Read, index: Tensor, graph: ChannelGraph) -> Placement:
     Only the weight will do if it does not read the input directly; only the input, if the weight has no such channels.
     """
     dim = read.in_dim
-    of_weight = None if read.weight is None or dim is None else graph.slots.get(read.weight, {}).get(dim)
-    on_weight = read.weight_size < BATCH * read.input_size or not read.direct
-    if dim is None or of_weight is None or not on_weight:
-        return Placement(read.layer, INPUT, read.dim, dim, index)
+    on_input = Placement(read.layer, INPUT, read.dim, dim, index)
+    if dim is None or read.weight is None:
+        return on_input
+    of_weight = graph.slots.get(read.weight, {}).get(dim)
+    is_smaller = BATCH * read.input_size <= read.weight_size
+    if of_weight is None or (is_smaller and read.direct):
+        return on_input
     gated = graph.holding([index])
-    return Placement(read.layer, WEIGHT, dim, dim, only(of_weight, gated), read.parameter)
+    own = only(of_weight, gated)
+    return Placement(read.layer, WEIGHT, dim, dim, own, read.parameter)

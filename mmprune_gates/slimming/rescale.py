@@ -76,6 +76,8 @@ def used_sites(graph: ChannelGraph, group: Group) -> set[str]:
 
 def times_scaled(graph: ChannelGraph, group: Group, product: Summed) -> int:
     """How many operands of a product are scaled with the sites of a group; 0 if it is not divided."""
+    if not product.operands:
+        return 0
     sites = used_sites(graph, group)
     scaled = [operand for operand in product.operands if operand & sites]
     return len(scaled)
@@ -90,7 +92,8 @@ def rescale(model: nn.Module, graph: ChannelGraph, kept: Kept, stays: Callable[[
         kept: What was kept.
         stays: Whether a module or tensor of that name is in no block that goes.
     """
-    for group in graph.free_channels:
+    narrower = [group for group in graph.free_channels if not kept[group.name].all()]
+    for group in narrower:
         factor = factor_of(graph, group, kept)
         if factor == 1:
             continue
@@ -105,8 +108,8 @@ def rescale(model: nn.Module, graph: ChannelGraph, kept: Kept, stays: Callable[[
 def factor_of(graph: ChannelGraph, group: Group, kept: Kept) -> float:
     """What the channels of a group are multiplied by where they are made."""
     for product in graph.products(group):
-        times = times_scaled(graph, group, product)
         stays = kept.at(product.index)
+        times = times_scaled(graph, group, product)
         if times and stays.any():
             left = stays.sum().item() / len(stays)
             return left ** (0.5 / times)
