@@ -91,9 +91,11 @@ class Gradient(Polarizer):
         """One step of the dual ascent: up while the relaxed cost is above the current target, else down."""
         if self.price == 0:
             self.price = FIRST_PRICE * float(self.root().mean())
-        share = float(self.candidates.cost.price(self.value())) / self.candidates.total
+        cost = float(self.candidates.cost.price(self.value()))
+        share = cost / self.candidates.total
         distance = math.log(share / target) / SLACK
-        self.price *= math.exp(self.price_step * min(1.0, max(-1.0, distance)))
+        direction = min(1.0, max(-1.0, distance))
+        self.price *= math.exp(self.price_step * direction)
 
     @torch.no_grad()
     def direction(self) -> Tensor:

@@ -77,8 +77,10 @@ class TickTock(Controller):
         super().__init__(gates, target, limits, cost, criterion or Taylor().bind(gates))
         self.cycle, self.exponent = cycle, checked('macs_exponent', exponent, NUMBER)
         counted = gates.graph.free_channels or gates.graph.channel_groups  # all, if only blocks may go
-        self.filters = sum(int(gates.graph.filters[group.span].sum()) for group in counted)
-        self.phase, self.done, self.length, self.ticks, self.scored = TOCK, 0, cycle.tock, 0, 0
+        filters = [int(gates.graph.filters[group.span].sum()) for group in counted]
+        self.filters = sum(filters)
+        self.phase, self.length = TOCK, cycle.tock
+        self.done = self.ticks = self.scored = 0
         self.wasted = 0  # Ticks without a finite mini-batch
         self.kept = gates.graph.kept()
 

@@ -65,8 +65,11 @@ def blocks_report(graph: ChannelGraph, kept: Kept) -> dict[str, Any]:
     can_go = [block.name for block in graph.blocks if block.gate is not None or block.last is not None]
     closed = [block.name for block in kept.closed]
     constant = [block.name for block in kept.emptied if block.name not in closed]
-    gone = [name for name in can_go if name in closed or name in constant]
-    return {'before': len(can_go), 'after': len(can_go) - len(gone), 'removed': gone, 'constant': constant}
+    removed = {*closed, *constant}
+    gone = [name for name in can_go if name in removed]
+    before = len(can_go)
+    after = before - len(gone)
+    return {'before': before, 'after': after, 'removed': gone, 'constant': constant}
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -28,8 +28,11 @@ def subset_loader(runner, dataset, share: float) -> DataLoader:
     if not isinstance(config := runner.cfg.get('train_dataloader'), dict):
         raise ValueError('GateDecoratorHook: subset needs a train_dataloader in the config')
     config = copy.deepcopy(dict(config))
-    count = min(len(dataset), max(round(share * len(dataset)), config.get('batch_size') or 1))
-    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count]
+    size = len(dataset)
+    one_batch = config.get('batch_size') or 1
+    count = min(size, max(round(share * size), one_batch))
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(size, generator=generator)[:count]
     config['dataset'] = Subset(dataset, sorted(chosen.tolist()))
     return runner.build_dataloader(config, seed=runner.seed)
 
