@@ -182,7 +182,7 @@ class Hidden(nn.Module):
 @pytest.mark.parametrize(('gamma', 'scale'), [(1.0, 1.0), (0.0, 1.0), (1.0, 1e-6)])
 def test_a_wrong_guess_of_a_view_shows_behind_weights_of_zero(gamma, scale):
     graph = trace_channels(Hidden(gamma, scale), X)
-    assert graph.group('a.0').frozen == 'a view cuts its channels in another way than can be told'
+    assert graph.group('a.0').frozen == 'the code cuts its channels in another way than can be told'
 
 
 class Attends(nn.Module):

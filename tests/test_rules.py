@@ -141,6 +141,30 @@ SAME = {  # homogeneous: everything passes, a gate on the norm included
     'unflatten': lambda x: x.flatten(2).unflatten(2, (4, 4)),
     'matmul': lambda x: x @ torch.linspace(-1, 1, 16).to(x).view(4, 4),
     'index': lambda x: x[:, :, torch.tensor([0, 2, 3])],
+    'flip': lambda x: x.flip(2, -1),
+    'std': lambda x: x.std((2, 3), keepdim=True),
+    'max': lambda x: x.max(2)[0].unsqueeze(2),
+    'max(other)': lambda x: torch.max(x, 2 * x),
+    'min': lambda x: x.min(-1, keepdim=True).values,
+    'adaptive_max_pool1d': lambda x: F.adaptive_max_pool1d(x.flatten(2), 3).unsqueeze(-1),
+    'adaptive_max_pool3d': lambda x: F.adaptive_max_pool3d(x.unsqueeze(-1), (2, 2, 1)).squeeze(-1),
+    '_upsample_nearest_exact1d': lambda x: F.interpolate(x.flatten(2), size=9, mode='nearest-exact').unsqueeze(-1),
+    '_upsample_nearest_exact2d': lambda x: F.interpolate(x, size=9, mode='nearest-exact'),
+    '_upsample_nearest_exact3d': lambda x: F.interpolate(x[..., None], size=(9, 9, 1), mode='nearest-exact').squeeze(
+        -1
+    ),
+    '_upsample_bilinear2d_aa': lambda x: F.interpolate(x, size=3, mode='bilinear', antialias=True),
+    '_upsample_bicubic2d_aa': lambda x: F.interpolate(x, size=3, mode='bicubic', antialias=True),
+    'pixel_unshuffle': lambda x: F.pixel_unshuffle(x, 2),
+    'pad(channels)': lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)),
+    # composed of other ops
+    'movedim': lambda x: torch.movedim(x, 1, -1).movedim(-1, 1),
+    'swapaxes': lambda x: x.swapaxes(2, 3),
+    'multiply': lambda x: torch.multiply(x, 2),
+    'narrow': lambda x: x.narrow(2, 1, 2),
+    'hstack': lambda x: torch.hstack([x, 2 * x]),
+    'tile': lambda x: torch.tile(x, (1, 2, 1, 1)),
+    'hsplit': lambda x: torch.cat(torch.dsplit(x, 2), 3),
 }
 ZERO = {  # zero stays zero, but a gate does not pass
     'silu': F.silu,
@@ -162,6 +186,14 @@ ZERO = {  # zero stays zero, but a gate does not pass
     'log1p': lambda x: torch.log1p(x.abs()),
     'pow': lambda x: x**2,
     'clamp(-1, 1)': lambda x: x.clamp(-1, 1),
+    'hardshrink': lambda x: F.hardshrink(x, 0.1),
+    'softshrink': lambda x: F.softshrink(x, 0.1),
+    'erf': torch.erf,
+    'atan': torch.atan,
+    'asinh': torch.asinh,
+    'sinh': torch.sinh,
+    'tan': lambda x: torch.tan(x / 20),
+    'var': lambda x: x.var((2, 3), keepdim=True),
     'mul(itself)': lambda x: x * F.relu(x),
     # what is LOST
     'sigmoid': torch.sigmoid,
@@ -189,6 +221,16 @@ ZERO = {  # zero stays zero, but a gate does not pass
     'ge': lambda x: (x >= 0.1).to(x),
     'div(length)': lambda x: F.normalize(x, dim=-1),
     'div(by positive)': lambda x: torch.ones(1, 4, 4).to(x) / x.clamp(min=0.5).expand_as(x),
+    'div(itself)': lambda x: x / (x.abs() + 1),
+    'div(deviation)': lambda x: x / (x.std((2, 3), keepdim=True) + 0.1),
+    'div(root)': lambda x: x / torch.sqrt(x.pow(2).mean((2, 3), keepdim=True) + 0.1),
+    'log': lambda x: torch.log(x.abs() + 1),
+    'log2': lambda x: torch.log2(1 + x.square()),
+    'log10': lambda x: torch.log10(F.relu(x) + 1),
+    'reciprocal': lambda x: (x.sigmoid() + 1).reciprocal(),
+    'rsqrt': lambda x: x * torch.rsqrt(x.var((2, 3), keepdim=True) + 0.1),
+    'pow(-1)': lambda x: (x.abs() + 1) ** -1,
+    'pow(tensor)': lambda x: x.clamp(min=0.1) ** torch.full((1,), 3.0).to(x),
     'softmax': lambda x: x.softmax(-1),
     'log_softmax': lambda x: x.log_softmax(2),
     'zeros_like': lambda x: torch.zeros_like(x) + x.sigmoid(),
@@ -219,6 +261,12 @@ FLAT = {  # in front of a linear layer
 PAIRS = {  # channels i and i + 3, or 2 i and 2 i + 1, go together
     'chunk': lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
     'tensor_split': lambda x: torch.cat(x.tensor_split(2, 1)[::-1], 1),
+    'tensor_split(place)': lambda x: torch.cat(x.tensor_split([x.shape[1] // 2], 1)[::-1], 1),
+    'split': lambda x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1),
+    'split_with_sizes': lambda x: torch.cat(x.split([x.shape[1] // 2] * 2, 1)[::-1], 1),
+    'slice(halves)': lambda x: torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1),
+    'slice(half)': lambda x: x[:, -(x.shape[1] // 2) :],
+    'slice(step)': lambda x: torch.cat([2 * x[:, ::2], x[:, 1::2]], 1),
     'view(pairs)': lambda x: pairs(x).sum(1),
     'view(shuffle)': lambda x: pairs(x).transpose(1, 2).reshape(x.shape),
     'view(-1)': lambda x: x.view(x.shape[0], -1, 2, *x.shape[2:]).sum(2),
@@ -227,15 +275,27 @@ PAIRS = {  # channels i and i + 3, or 2 i and 2 i + 1, go together
     'conv_groups': nn.Conv2d(6, 4, 1, groups=2, bias=False),
     'pixel_shuffle': lambda x: F.pixel_shuffle(torch.stack([x, x], 2).flatten(1, 2), 2),
 }
+HALVES = {'glu': lambda x: F.glu(x, 1)}  # as pairs, but a gate does not pass
 SUMMED = {  # a product sums over them: both factors lose the same ones
     'matmul(channels)': lambda x: torch.matmul(x.flatten(2).transpose(1, 2), x.flatten(2))[..., None],
     'bmm(channels)': lambda x: torch.bmm(x.flatten(2).transpose(1, 2), x.flatten(2))[..., None],
     'mm': lambda x: torch.mm(x.flatten(1), x.flatten(1).t())[..., None, None],
     'einsum(channels)': lambda x: torch.einsum('nchw,nciw->nhi', x, x)[..., None],
 }
+CUT = 'the code cuts its channels'
 STAY = {  # nothing can go, for the reason
-    'split': (lambda x: torch.cat(x.split(3, 1), 1), 'split at sizes'),
-    'split_with_sizes': (lambda x: torch.cat(x.split([2, 4], 1), 1), 'split at sizes'),
+    'split(3)': (lambda x: torch.cat(x.split(3, 1)[::-1], 1), CUT),
+    'split([2, 4])': (lambda x: torch.cat(x.split([2, 4], 1), 1), 'split at sizes'),
+    'tensor_split([3])': (lambda x: torch.cat(x.tensor_split([3], 1)[::-1], 1), CUT),
+    'tensor_split([2])': (lambda x: torch.cat(x.tensor_split([2], 1), 1), 'split at sizes'),
+    'slice(3)': (lambda x: torch.cat([x[:, 3:], x[:, :3]], 1), CUT),
+    'slice(first 3)': (lambda x: F.pad(x[:, :3], (0, 0, 0, 0, 0, 1)), 'fixes its number of channels'),
+    'slice(middle)': (lambda x: x[:, 1:4], 'sliced at a size'),
+    'flip(channels)': (lambda x: x.flip(1), 'flipped along'),
+    'max(places)': (lambda x: x + x.max(2, keepdim=True)[1], 'the places that it is taken from are used'),
+    'max(all)': (lambda x: x + x.max(), 'reduced over channels'),
+    'std(unbiased)': (lambda x: x + x.std(False), 'reduced over channels'),
+    'take_along_dim': (lambda x: x.take_along_dim(torch.zeros(1, 1, 1, 1).long(), 2), 'no rule for this op'),
     'chunk(4)': (lambda x: torch.cat(torch.cat([x, x, x], 1).chunk(4, 1), 1), 'pieces of different sizes'),
     'chunk(6)': (lambda x: torch.cat(x.chunk(6, 1), 1), 'pieces of different sizes, or of one'),
     'slice(channels)': (lambda x: x[:, :4], 'sliced at a size'),
@@ -254,16 +314,18 @@ STAY = {  # nothing can go, for the reason
     'roll(channels)': (lambda x: x.roll(1, 1), 'rolled along channels'),
     'unbind(channels)': (lambda x: torch.stack(x.unbind(1), 1), 'taken apart along channels'),
     'cumsum': (lambda x: x.cumsum(1), 'no rule for this op (aten.cumsum'),
-    'pow(-1)': (lambda x: (x.abs() + 1) ** -1, 'no rule for this op (aten.pow'),
-    'log': (lambda x: torch.log(x.abs() + 1), 'no rule for this op (aten.log'),
-    'max(dim)': (lambda x: x.max(2)[0].unsqueeze(2), 'no rule for this op (aten.max'),
+    'pow(-1)': (lambda x: x**-1, 'no rule for this op (aten.pow'),
+    'log': (lambda x: torch.log(x.abs()), 'no rule for this op (aten.log'),
+    'rsqrt': (lambda x: torch.rsqrt(x.abs() + x), 'no rule for this op (aten.rsqrt'),
     'clamp(tensor)': (lambda x: x.clamp(torch.zeros(())), 'no rule for this op'),
     'clamp(max=tensor)': (lambda x: x.clamp(max=torch.zeros(())), 'no rule for this op'),
     'div(clamp)': (lambda x: x / x.clamp(min=0), 'divides'),
-    'div(itself)': (lambda x: x / (x.abs() + 1), 'divides'),
+    'div(shifted)': (lambda x: x / (x + 30), 'divides'),
+    'div(nothing added)': (lambda x: x / (x.abs() + x.abs()), 'divides'),
     'add(rigid)': (lambda x: x + torch.ones(6, 1, 1), 'no removable channels there'),
     'pool(channels)': (lambda x: F.max_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1)[..., None], 'resampled along'),
-    'pad(channels)': (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1)), 'padded along'),
+    'pad(ones)': (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0), 'padded along'),
+    'pad(-1)': (lambda x: F.pad(x, (0, 0, 0, 0, 0, -1)), 'padded along'),
     'matmul(vector)': (lambda x: (x.flatten(2) @ torch.ones(16).to(x))[..., None, None], 'as a matrix'),
     'matmul(rigid)': (lambda x: x @ torch.ones(6, 4, 4).to(x), 'no removable channels there'),
     'einsum(one)': (lambda x: torch.einsum('nchw->nhwc', x), 'as a matrix'),
@@ -274,6 +336,7 @@ STAY = {  # nothing can go, for the reason
         lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(6, 4, 4).to(x)),
         'no removable channels there',
     ),
+    'embedding(channels)': (lambda x: x + F.embedding((x > 0).long(), torch.ones(2, 4).to(x)).sum(-1), 'chosen by'),
     'index(channels)': (lambda x: x[:, torch.tensor([0, 2, 3])], 'indexed along channels'),
     'index(two)': (lambda x: x[:, :, torch.tensor([0, 2]), torch.tensor([1, 3])][..., None], 'no rule for this op'),
     'cat(input)': (lambda x: torch.cat([x, torch.ones_like(x[:, :1])], 2 - 1), 'sliced at a size'),
@@ -332,6 +395,11 @@ def test_pairs_of_channels_go_together(name):
     check(PAIRS[name], TIED, GATE)
 
 
+@pytest.mark.parametrize('name', HALVES)
+def test_halves_go_together_and_send_the_gate_to_the_reader(name):
+    check(HALVES[name], TIED, READER)
+
+
 @pytest.mark.parametrize('name', SUMMED)
 def test_channels_that_are_summed_over_go_from_both_factors(name):
     check(SUMMED[name], FREE, GATE)
@@ -346,7 +414,8 @@ def test_frozen_for_a_reason(name):
 
 
 def test_every_row_of_the_table_is_tested():
-    names = {name.partition('(')[0].rstrip('_') for cases in (SAME, ZERO, FLAT, PAIRS, SUMMED, STAY) for name in cases}
+    tables = (SAME, ZERO, FLAT, PAIRS, HALVES, SUMMED, STAY)
+    names = {name.partition('(')[0].rstrip('_') for cases in tables for name in cases}
     elsewhere = {'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'}  # toy nets
     assert set(TABLE) - names - elsewhere == set()
 

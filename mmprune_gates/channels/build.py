@@ -54,8 +54,8 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
             flow.freeze(value.axes, BLOCKS_ONLY)
     numbering = number_channels(flow, branches)
     slots = _find_slots(flow, numbering)
-    full_width = {path: _resolved(calls[0], numbering) for path, calls in flow.full_width.items()}
-    blocks = _describe_blocks(flow, branches, numbering, slots, full_width)
+    reads = _find_reads(flow, numbering)
+    blocks = _describe_blocks(flow, branches, numbering, slots, reads)
     terms = []
     for term in flow.terms:
         factors = [numbering.channels(ids) for ids in term.factors]
@@ -66,9 +66,8 @@ def build_graph(inference: Walked, branches: Sequence[Branch], batch: int, prune
         groups=(*numbering.groups, *numbering.gates),
         slots=slots,
         layers=_coverage(flow, numbering, cost),
-        reads=_find_reads(flow, numbering),
+        reads=reads,
         sites=_find_sites(flow, numbering),
-        full_width=full_width,
         blocks=blocks,
         filters=_count_filters(flow, numbering, blocks),
         tainted=_find_tainted(flow, numbering),
@@ -145,10 +144,11 @@ def _describe_blocks(
     branches: Sequence[Branch],
     numbering: Numbering,
     slots: Slots,
-    full_width: Mapping[str, FullWidth[Tensor]],
+    reads: Sequence[Read[Tensor]],
 ) -> tuple[Block, ...]:
     """All residual blocks, with inner and last groups where they can be emptied."""
-    holders = {path: set(numbering.groups_in(module.index)) for path, module in full_width.items()}
+    full_width = [read for read in reads if isinstance(read, FullWidth)]
+    holders = {read.layer: set(numbering.groups_in(read.index)) for read in full_width}
     for name, dims in slots.items():
         holders[name] = set(numbering.groups_in(torch.cat([*dims.values()])))
     blocks = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmprune_gates.channels.index import Vectors, product_at
+from mmprune_gates.channels.index import Distinct, Vectors, product_at
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,14 @@ class Cost:
     @classmethod
     def of(cls, terms: Sequence[tuple[str, float, Sequence[Tensor]]]) -> Cost:
         """The cost of ops given as (module path, positions, channel vectors); equal vectors are counted once."""
-        vectors: list[Tensor] = []
-        number_of: dict[tuple[int, ...], int] = {}
+        vectors = Distinct()
+        layers = []
         extents = []
-        for _, positions, factors in terms:
-            numbers = []
-            for vector in factors:
-                number = number_of.setdefault(tuple(vector.tolist()), len(vectors))
-                if number == len(vectors):
-                    vectors.append(vector)
-                numbers.append(number)
+        for layer, positions, factors in terms:
+            numbers = [vectors.number(factor) for factor in factors]
             extents.append(Extent(positions, tuple(numbers)))
-        layers = [layer for layer, _, _ in terms]
-        return cls(tuple(layers), Vectors(tuple(vectors)), Widths(extents))
+            layers.append(layer)
+        return cls(tuple(layers), Vectors(tuple(vectors.each)), Widths(extents))
 
     def per_op(self, value: Tensor) -> Tensor:
         """(T,) cost of each op when channel i counts by ``value[i]``; differentiable, linear in each channel."""

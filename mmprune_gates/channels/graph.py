@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,7 +67,6 @@ class ChannelGraph:
         layers: Coverage of every convolution and linear layer, in order of execution, then the unused ones.
         reads: Where channels are read: by layers and products in order of execution, then by full-width modules.
         sites: Norms and layers whose output a gate can scale, in order of execution.
-        full_width: Module path -> its read, for each module that computes across channels and keeps its full width.
         blocks: Residual blocks in order of execution, with or without gates of their own.
         filters: (num_channels,) filters that go with each channel: rows of weights that make it or pass it on.
         tainted: Module path of a site -> channels in its output that are also used where they do not scale with a gate.
@@ -75,7 +75,7 @@ class ChannelGraph:
         cost: Multiply-accumulates of inference as a function of the kept channels.
         workload: The ops of inference, for other kinds of cost.
         seen: Channels, some of them heads, that modules view in another shape.
-        guessed: Channels along the dimension taken to shrink where a view cuts them and does not say which does.
+        guessed: Channels that a view, slice or split cuts, where the ops do not say whether or how they can shrink.
         follows: Module attributes that hold a number of channels, and follow when some go.
     """
 
@@ -84,7 +84,6 @@ class ChannelGraph:
     layers: tuple[Layer, ...]
     reads: tuple[Read[Tensor], ...]
     sites: tuple[Site[Tensor], ...]
-    full_width: Mapping[str, FullWidth[Tensor]]
     blocks: tuple[Block, ...]
     filters: Tensor
     tainted: Mapping[str, Tensor]
@@ -95,6 +94,11 @@ class ChannelGraph:
     seen: tuple[Seen, ...] = ()
     guessed: tuple[Tensor, ...] = ()
     follows: tuple[Follow, ...] = ()
+
+    @cached_property
+    def full_width(self) -> dict[str, FullWidth[Tensor]]:
+        """Module path -> its read, for each module that computes across channels and keeps its full width."""
+        return {read.layer: read for read in self.reads if isinstance(read, FullWidth)}
 
     @property
     def num_channels(self) -> int:

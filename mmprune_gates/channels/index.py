@@ -8,7 +8,7 @@ channels have values, such a position has the product of the two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -94,6 +94,26 @@ def inside(index: Tensor, group: Group) -> Tensor:
 def touches(index: Tensor, group: Group) -> bool:
     """Whether an index holds channels of a group."""
     return bool(inside(index, group).any())
+
+
+@dataclass
+class Distinct:
+    """Indices, equal ones once.
+
+    Attributes:
+        each: The indices.
+        numbers: The bytes of each -> its place.
+    """
+
+    each: list[Tensor] = field(default_factory=list)
+    numbers: dict[bytes, int] = field(default_factory=dict)
+
+    def number(self, index: Tensor) -> int:
+        """The place of an index, which is added unless there is an equal one."""
+        number = self.numbers.setdefault(index.numpy().tobytes(), len(self.each))
+        if number == len(self.each):
+            self.each.append(index)
+        return number
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,13 @@ class Value:
 
     def expanded(self, rank: int) -> Value:
         """The tensor with leading dimensions of size 1 added, up to ``rank`` dimensions."""
-        new = rank - self.rank
-        axes = [replace(axis, dim=axis.dim + new) for axis in self.axes]
-        return Value((1,) * new + self.shape, tuple(axes))
+        value = self
+        for _ in range(rank - self.rank):
+            value = value.unsqueezed(0)
+        return value
+
+    def unsqueezed(self, dim: int) -> Value:
+        """The tensor with a new dimension of size 1."""
+        before, behind = self.shape[:dim], self.shape[dim:]
+        axes = [replace(axis, dim=axis.dim + int(axis.dim >= dim)) for axis in self.axes]
+        return Value((*before, 1, *behind), tuple(axes))

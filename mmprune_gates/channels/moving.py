@@ -5,41 +5,29 @@ Most rules only state where each dimension of the result comes from, see :meth:`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
 import torch
 from torch.fx import Node
 
-from mmprune_gates.channels.labels import LOST, Axis, Value
+from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, Ids, Value
 from mmprune_gates.channels.op import NO_RULE, Op, Result, shapes
 from mmprune_gates.channels.pointwise import aligned
 from mmprune_gates.channels.views import line
 
 
-def permute(op: Op) -> Result:
-    """``aten.permute``."""
-    return op.moved([dim % op.rank for dim in op.arg(1)])
-
-
-def transpose(op: Op) -> Result:
-    """``aten.transpose`` and ``aten.t``."""
-    order = list(range(op.rank))
-    if order:
-        first = op.arg(1, 0) % op.rank
-        second = op.arg(2, 1) % op.rank
-        order[first] = second
-        order[second] = first
-    return op.moved(order)
-
-
-def matrix_transpose(op: Op) -> Result:
-    """``aten.mT``."""
-    order = list(range(op.rank))
-    order[-2:] = order[-1], order[-2]
-    return op.moved(order)
+def reordered(op: Op) -> Result:
+    """``aten.permute``, ``transpose``, ``t`` and ``mT``: strides tell where each dimension of the result comes from."""
+    rank = op.x.rank
+    marks = list(range(1, rank + 1))
+    sizes = [1] * rank
+    marked = torch.empty_strided(sizes, marks, device='meta')
+    call = cast(Callable[..., torch.Tensor], op.node.target)
+    result = call(marked, *op.node.args[1:], **op.node.kwargs)
+    sources = [marks.index(stride) for stride in result.stride()]
+    return op.moved(sources)
 
 
 def repeat(op: Op) -> Result:
@@ -78,6 +66,7 @@ def repeated(value: Value, dim: int, times: int) -> Value:
 
 def embedding(op: Op) -> Result:
     """``aten.embedding``: rows of a table, picked by integers; its columns may be channels."""
+    op.freeze(op.arg(1).axes, 'rows chosen by channels')
     sources: list[int | None] = [None] * op.rank
     sources[-1] = 1
     return op.moved(sources, 'looked up along channels')
@@ -90,11 +79,33 @@ def expand(op: Op) -> Result:
 
 
 def take_slice(op: Op) -> Result:
-    """``aten.slice``: whole dimensions pass; a part of a channel dimension is a size fixed in the code."""
+    """``aten.slice``: whole dimensions pass; a part of a channel dimension may be one of several equal pieces."""
     dim = op.arg(1, 0)
-    if op.shape[dim] == op.x.shape[dim]:
+    size, taken = op.x.shape[dim], op.shape[dim]
+    if taken == size:
         return op.result(op.x.axes)
-    return op.spoilt([dim], 'sliced at a size fixed in the code')
+    start = (op.arg(2) or 0) % size
+    step = op.arg(4, 1)
+    axis = op.x.along(dim)
+    pieces = None if axis is None else _pieces_like(axis.ids, taken, start, step)
+    if axis is None or pieces is None:
+        return op.spoilt([dim], 'sliced at a size fixed in the code')
+    op.flow.guess(pieces)
+    places = np.arange(start, size, step)
+    piece = axis.take(places[:taken])
+    return op.result([*op.x.without(dim), piece])
+
+
+def _pieces_like(ids: Ids, taken: int, start: int, step: int) -> Ids | None:
+    """The rows of equal pieces, one after the other or interleaved, of which a slice is one; None if there are none."""
+    pieces, rest = divmod(len(ids), taken)
+    if rest or taken == 1:
+        return None
+    if step == 1 and start % taken == 0:
+        return ids.reshape(pieces, taken)
+    if step == pieces:
+        return ids.reshape(taken, pieces).T
+    return None
 
 
 def select(op: Op) -> Result:
@@ -108,14 +119,25 @@ def unbind(op: Op) -> Result:
 
 
 def split(op: Op) -> Result:
-    """split: consecutive pieces along ``args[2]`` of given sizes, which the code may fix.
+    """split: consecutive pieces along ``args[2]``. Equal ones may shrink alike, if the code computes their sizes.
 
     Pieces of a parameter pass: only a rehearsal tells whether the code computes their sizes.
     """
     axis = op.x.along(op.arg(2, 0))
-    if op.parameter(0) is not None and axis is not None:
+    if axis is None:
+        return op.result(op.x.axes)
+    if op.parameter(0) is not None:
         return _pieces(op, axis)
-    return op.spoilt([op.arg(2, 0)], 'split at sizes that the code may fix')
+    sizes = {shape[axis.dim] for shape in shapes(op.node)}
+    if len(sizes) > 1 or sizes == {1}:
+        return op.spoilt([axis.dim], 'split at sizes that the code may fix')
+    op.flow.guess(axis.ids.reshape(-1, *sizes))
+    return _pieces(op, axis)
+
+
+def tensor_split(op: Op) -> Result:
+    """``aten.tensor_split``: as many pieces as given, or pieces that begin at given places."""
+    return chunk(op) if isinstance(op.arg(1), int) else split(op)
 
 
 def index(op: Op) -> Result:
@@ -155,19 +177,30 @@ def roll(op: Op) -> Result:
     return op.spoilt(dims, 'rolled along channels')
 
 
+def flip(op: Op) -> Result:
+    """``aten.flip`` over dimensions that hold no channel."""
+    return op.spoilt(op.arg(1), 'flipped along channels')
+
+
 def pad(op: Op) -> Result:
-    """``aten.pad`` with a constant: exact over dimensions that hold no channel."""
+    """``aten.pad`` and the like: exact over dimensions that hold no channel; zeros beside channels are more of them."""
     fill = op.arg(3)
     if op.name == 'aten.constant_pad_nd':
         fill = op.arg(2)
-    reason = 'padded along channels'
-    padded = []
-    for number, width in enumerate(op.arg(1)):
-        if width:
-            padded.append(-1 - number // 2)  # widths are given in pairs, from the last dimension on
-    if fill:
-        return op.spoilt(padded, reason, LOST)
-    return op.spoilt(padded, reason)
+    is_constant = op.name == 'aten.constant_pad_nd' or op.name == 'aten.pad' and op.arg(2, 'constant') == 'constant'
+    at_most = LOST if fill else GATED
+    axes = []
+    for axis in op.x.axes:
+        place = 2 * (op.rank - 1 - axis.dim)  # widths are given in pairs, from the last dimension on
+        widths = op.arg(1)[place : place + 2]
+        if any(widths):
+            if not is_constant or fill or min(widths) < 0:
+                op.freeze([axis], 'padded along channels')
+                continue
+            before, after = (op.rigid(axis.dim, width, 'zeros beside channels') for width in widths)
+            axis = _joined([before, axis, after])
+        axes.append(op.flow.weaken(axis, at_most))
+    return op.result(axes)
 
 
 def getitem(op: Op) -> Value:
@@ -177,7 +210,7 @@ def getitem(op: Op) -> Value:
 
 
 def chunk(op: Op) -> Result:
-    """``aten.chunk``, ``tensor_split``: as many consecutive pieces along ``args[2]``. Equal pieces shrink alike."""
+    """``aten.chunk``: as many consecutive pieces along ``args[2]``. Equal pieces shrink alike."""
     dim = op.arg(2, 0)
     axis = op.x.along(dim)
     if axis is None:
@@ -190,14 +223,34 @@ def chunk(op: Op) -> Result:
     return _pieces(op, axis)
 
 
-def unfold(op: Op) -> Result:
-    """``aten.im2col``: (N, C, H, W) -> (N, C k, L); each channel is repeated for the k places of a window."""
-    moved = cast(Value, op.moved([*range(op.x.rank - 2), None], 'unfolded along channels'))
-    axis = moved.along(-2)
-    if axis is None:
-        return moved
-    places = op.shape[-2] // len(axis.ids)
-    return op.result(repeated(moved, -2, places).axes)
+def unfold(op: Op, spatial: int) -> Result:
+    """Each channel is repeated for the k places of a window that are moved into its dimension.
+
+    ``aten.im2col``: (N, C, H, W) -> (N, C k, L); ``aten.pixel_unshuffle``: (*, C, H r, W r) -> (*, C r^2, H, W).
+
+    Args:
+        op: The call.
+        spatial: Dimensions of the result after that of the channels.
+    """
+    dim = op.x.rank - 3
+    sources = [*range(dim + 1), *[None] * spatial]
+    moved = cast(Value, op.moved(sources, 'unfolded along channels'))
+    places = op.shape[dim] // op.x.shape[dim]
+    result = repeated(moved, dim, places)
+    return op.result(result.axes)
+
+
+def glu(op: Op) -> Result:
+    """``aten.glu``: the first half of a dimension, times a function of the second."""
+    dim = op.arg(1, -1)
+    axes = [op.flow.weaken(axis, ZERO) for axis in op.x.without(dim)]
+    axis = op.x.along(dim)
+    if axis is not None:
+        halves = axis.ids.reshape(2, -1)
+        op.flow.tie(halves)
+        places = np.arange(halves.shape[1])
+        axes.append(op.flow.weaken(axis, ZERO).take(places))
+    return op.result(axes)
 
 
 def pixel_shuffle(op: Op) -> Result:
@@ -216,19 +269,9 @@ def pixel_shuffle(op: Op) -> Result:
 def stack(op: Op) -> Result:
     """``aten.stack``: a new dimension; channels along the others are united."""
     new = op.arg(1, 0) % op.rank
-    values = [_unsqueezed(value, new) for value in op.tensors]
+    values = [value.unsqueezed(new) for value in op.tensors]
     axes = aligned(op, values, range(op.rank), 'stacked with a tensor without removable channels')
     return op.result(axes)
-
-
-def _unsqueezed(value: Value, dim: int) -> Value:
-    """A tensor with a new dimension of size one."""
-    before, behind = value.shape[:dim], value.shape[dim:]
-    axes = []
-    for axis in value.axes:
-        new = axis.dim + 1 if axis.dim >= dim else axis.dim
-        axes.append(replace(axis, dim=new))
-    return Value((*before, 1, *behind), tuple(axes))
 
 
 def cat(op: Op) -> Result:
@@ -237,20 +280,21 @@ def cat(op: Op) -> Result:
     others = [dim for dim in range(op.rank) if dim != joined]
     axes = aligned(op, op.tensors, others, 'concatenated with a tensor without removable channels')
     if any(part.along(joined) for part in op.tensors):
-        axes.append(_join(op, joined))
+        pieces = [_piece_along(op, part, joined) for part in op.tensors]
+        axes.append(_joined(pieces))
     return op.result(axes)
 
 
-def _join(op: Op, dim: int) -> Axis:
-    """The axis along the concatenated dimension; pieces without labels are frozen."""
-    ids = []
-    state = []
+def _joined(pieces: Sequence[Axis]) -> Axis:
+    """The axis along which several are concatenated."""
+    ids = [piece.ids for piece in pieces]
+    state = [piece.state for piece in pieces]
     sites: set[str] = set()
-    for part in op.tensors:
-        piece = part.along(dim)
-        if piece is None:
-            piece = op.rigid(dim, part.shape[dim], 'a piece without removable channels')
-        ids.append(piece.ids)
-        state.append(piece.state)
+    for piece in pieces:
         sites |= piece.sites
-    return Axis(dim, np.concatenate(ids), np.concatenate(state), frozenset(sites))
+    return Axis(pieces[0].dim, np.concatenate(ids), np.concatenate(state), frozenset(sites))
+
+
+def _piece_along(op: Op, part: Value, dim: int) -> Axis:
+    """The axis of a tensor along a dimension; one without channels is frozen."""
+    return part.along(dim) or op.rigid(dim, part.shape[dim], 'a piece without removable channels')

@@ -42,7 +42,6 @@ def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> Channel
         if left.stays(name):
             slots[name] = {dim: left.index(index) for dim, index in dims.items()}
     cost = left.counted(graph.cost)
-    full_width = {path: left.read(read) for path, read in graph.full_width.items() if left.stays(path)}
     return replace(
         graph,
         groups=groups,
@@ -50,7 +49,6 @@ def narrowed(graph: ChannelGraph, kept: Kept, removed: Sequence[str]) -> Channel
         layers=left.layers(graph.layers, names, cost),
         reads=tuple(left.read(read) for read in graph.reads if left.stays(read.layer)),
         sites=tuple(left.entry(site) for site in graph.sites if left.stays(site.module)),
-        full_width=full_width,
         blocks=tuple(left.block(block) for block in graph.blocks if left.stays(block.modules[-1])),
         filters=graph.filters[kept.staying],
         tainted={path: left.index(index) for path, index in graph.tainted.items() if left.stays(path)},

@@ -154,12 +154,12 @@ class Op:
             origins[dim] = None
         return self.moved(origins, reason, at_most)
 
-    def dropped(self, dims: Iterable[int], reason: str) -> Result:
+    def dropped(self, dims: Iterable[int], reason: str, at_most: int = GATED) -> Result:
         """Labels of a result without dimensions ``dims`` of the first operand; channels along them are frozen."""
         rank = self.x.rank
         dropped = {dim % rank for dim in dims}
         origins = [dim for dim in range(rank) if dim not in dropped]
-        return self.moved(origins, reason)
+        return self.moved(origins, reason, at_most)
 
     def freeze(self, axes, reason: str) -> None:
         """Freeze ``axes``; the recorded reason names the op and the module."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-from torch.fx import Node
 
 from mmprune_gates.channels.labels import GATED, LOST, ZERO, Axis, State, Value
-from mmprune_gates.channels.op import NO_RULE, Op, Result, op_name
+from mmprune_gates.channels.op import NO_RULE, Op, Result
+from mmprune_gates.channels.signs import is_positive
 
 Side = tuple[Axis | None, int]  # what a tensor has along a dimension: its channels, if any, and its size
 Combine = Callable[[list[State]], State]  # states of channels that meet -> state of the result
@@ -52,11 +52,18 @@ def clamp(op: Op) -> Result:
 
 
 def power(op: Op) -> Result:
-    """pow with a constant exponent: keeps zero if the exponent is positive."""
+    """pow: keeps zero if the exponent is a positive constant; with another, its base must stay positive."""
     exponent = op.arg(1)
     if isinstance(exponent, (int, float)) and exponent > 0:
         return _passed(op, ZERO)
-    return op.give_up(NO_RULE)
+    if isinstance(exponent, Value) and is_positive(op.node.args[0]):
+        return _elementwise(op, _lost, broadcast=LOST)
+    return of_positive(op)
+
+
+def of_positive(op: Op) -> Result:
+    """log, rsqrt and the like: channels pass if they stay positive where closed ones are zero."""
+    return _passed(op, LOST) if is_positive(op.node.args[0]) else op.give_up(NO_RULE)
 
 
 def prelu(op: Op) -> Result:
@@ -88,20 +95,10 @@ def quotient(op: Op) -> Result:
     denominator = op.arg(1)
     if not isinstance(denominator, Value) or not denominator.axes:
         return _elementwise(op, weakest, broadcast=GATED)
-    if _stays_positive(op.node.args[1]):
+    if is_positive(op.node.args[1]):
         return _elementwise(op, _lost, broadcast=LOST)
     op.freeze(denominator.axes, 'divides')
     return _elementwise(op, weakest, broadcast=GATED)
-
-
-def _stays_positive(node: Any) -> bool:
-    """Whether a tensor is clamped to a lower bound above zero, like the norm that ``F.normalize`` divides by."""
-    while isinstance(node, Node) and op_name(node) in ('expand', 'expand_as'):
-        node = node.args[0]
-    if not isinstance(node, Node) or op_name(node) not in ('clamp', 'clamp_min'):
-        return False
-    low = node.args[1] if len(node.args) > 1 else node.kwargs.get('min')
-    return isinstance(low, (int, float)) and low > 0
 
 
 def comparison(op: Op) -> Result:
@@ -190,15 +187,19 @@ def meet(op: Op, sides: Sequence[Side], reason: str, combine: Combine = weakest,
 
 def resampling(op: Op) -> Result:
     """Pooling and interpolation over the trailing ``1d``, ``2d`` or ``3d`` dimensions: homogeneous per channel."""
-    window = int(op.name.removesuffix('d')[-1])
-    result = op.spoilt(range(-window, 0), 'resampled along a dimension that holds channels')
+    *_, window = re.findall(r'\d(?=d)', op.name)
+    return _without_places(op, op.spoilt(range(-int(window), 0), 'resampled along a dimension that holds channels'))
+
+
+def _without_places(op: Op, result: Result) -> Result:
+    """Labels of the first of several results; channels are frozen if the others, places in the operand, are used."""
     if isinstance(result, Value):
         return result
-    pooled, *others = result
+    first, *others = result
     if any(_place_is_read(op, number) for number in range(1, len(result))):
-        op.freeze(pooled.axes, 'the places that it is pooled from are used')
+        op.freeze(first.axes, 'the places that it is taken from are used')
     places = [Value(value.shape) for value in others]
-    return [pooled, *places]
+    return [first, *places]
 
 
 def _place_is_read(op: Op, number: int) -> bool:
@@ -217,17 +218,26 @@ def sampling(op: Op) -> Result:
     return op.spoilt(range(2, op.rank), reason)
 
 
-def reduction(op: Op) -> Result:
-    """sum, mean, amax, vector norm over dimensions: exact only over dimensions that hold no channel."""
-    place = 2 if op.name == 'aten.linalg_vector_norm' else 1
-    dims, keep = op.arg(place), op.arg(place + 1, False)
-    if isinstance(dims, int):
+def reduction(op: Op, at_most: int = GATED) -> Result:
+    """sum, mean, amax, std, vector norm over dimensions: exact only over dimensions that hold no channel.
+
+    Args:
+        op: The call.
+        at_most: Upper bound on the state of the channels.
+    """
+    dims = op.arg(2 if op.name == 'aten.linalg_vector_norm' else 1)
+    if isinstance(dims, int) and not isinstance(dims, bool):  # the bool of std(unbiased)
         dims = [dims]
     gone = dims or range(op.x.rank)  # all if none are given
-    reason = 'reduced over channels'
-    if keep:
-        return op.spoilt(gone, reason)
-    return op.dropped(gone, reason)
+    reduce = op.spoilt if op.rank == op.x.rank else op.dropped
+    return reduce(gone, 'reduced over channels', at_most)
+
+
+def extreme(op: Op) -> Result:
+    """max, min: of two tensors, or over a dimension."""
+    if isinstance(op.arg(1), Value):
+        return additive(op)
+    return _without_places(op, reduction(op))
 
 
 def softmax(op: Op) -> Result:

@@ -64,11 +64,14 @@ TABLE: dict[str, Rule] = {
     # functions of one element: positively homogeneous, those that keep zero, any others
     **rows('relu leaky_relu abs neg dropout feature_dropout', pointwise.passing(GATED), FUNCTION),
     **rows('clone contiguous detach alias to _to_copy type_as lift_fresh_copy', pointwise.passing(GATED), FUNCTION),
-    **rows('relu6 silu gelu hardswish tanh elu selu celu mish', pointwise.passing(ZERO), FUNCTION),
-    **rows('sin sqrt square sign expm1 log1p', pointwise.passing(ZERO), FUNCTION),
+    **rows(
+        'relu6 silu gelu hardswish tanh elu selu celu mish hardshrink softshrink', pointwise.passing(ZERO), FUNCTION
+    ),
+    **rows('sin sqrt square sign expm1 log1p erf atan asinh sinh tan', pointwise.passing(ZERO), FUNCTION),
     **rows('sigmoid hardsigmoid exp cos softplus log_sigmoid alpha_dropout', pointwise.passing(LOST), FUNCTION),
     **rows('zeros_like ones_like full_like rand_like randn_like', pointwise.passing(LOST), FUNCTION),
-    # Not here: log, reciprocal, rsqrt and the like, which are infinite where a closed channel is zero.
+    # infinite where a closed channel is zero, unless something positive is added first
+    **rows('log log2 log10 reciprocal rsqrt', pointwise.of_positive, FUNCTION),
     **rows('clamp clamp_min hardtanh', pointwise.clamp, FUNCTION),
     **rows('pow', pointwise.power, FUNCTION),
     **rows('prelu', pointwise.prelu),
@@ -80,19 +83,22 @@ TABLE: dict[str, Rule] = {
     **rows('eq ne lt gt le ge masked_fill where', pointwise.comparison, Trait.ELEMENTWISE),
     # within a channel
     **rows('max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d', pointwise.resampling),
-    **rows('adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d', pointwise.resampling),
+    **rows('adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d', pointwise.resampling),
+    **rows('adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d', pointwise.resampling),
     **rows('upsample_nearest1d upsample_nearest2d upsample_nearest3d', pointwise.resampling),
     **rows('upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d', pointwise.resampling),
+    **rows('_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d', pointwise.resampling),
+    **rows('_upsample_bilinear2d_aa _upsample_bicubic2d_aa', pointwise.resampling),
     **rows('grid_sampler', pointwise.sampling),
     # over a dimension
-    **rows('sum mean amax amin linalg_vector_norm', pointwise.reduction),
+    **rows('sum mean amax amin std linalg_vector_norm', pointwise.reduction),
+    **rows('var', partial(pointwise.reduction, at_most=ZERO)),
+    **rows('max min', pointwise.extreme),
     **rows('softmax log_softmax', pointwise.softmax),
     **rows('layer_norm rms_norm', pointwise.layer_norm),
     **rows('group_norm', pointwise.group_norm),
     # moving elements
-    **rows('permute', moving.permute, REORDERING),
-    **rows('transpose t', moving.transpose, REORDERING),
-    **rows('mT', moving.matrix_transpose, REORDERING),
+    **rows('permute transpose t mT', moving.reordered, REORDERING),
     **rows('view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view', views.view),
     **rows('expand expand_as', moving.expand),
     **rows('repeat', moving.repeat),
@@ -100,15 +106,19 @@ TABLE: dict[str, Rule] = {
     **rows('embedding', moving.embedding),
     **rows('cat concat', moving.cat),
     **rows('stack', moving.stack),
-    **rows('chunk tensor_split', moving.chunk),
+    **rows('chunk', moving.chunk),
+    **rows('tensor_split', moving.tensor_split),
     **rows('split split_with_sizes', moving.split),
     **rows('unbind', moving.unbind),
     **rows('slice', moving.take_slice),
     **rows('select', moving.select),
     **rows('roll', moving.roll),
+    **rows('flip', moving.flip),
     **rows('index', moving.index),
     **rows('pixel_shuffle', moving.pixel_shuffle),
-    **rows('im2col', moving.unfold),
+    **rows('im2col', partial(moving.unfold, spatial=1)),
+    **rows('pixel_unshuffle', partial(moving.unfold, spatial=2)),
+    **rows('glu', moving.glu),
     **rows('pad constant_pad_nd reflection_pad2d replication_pad2d', moving.pad),
 }
 

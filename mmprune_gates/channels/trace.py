@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram, export
-from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
@@ -23,7 +22,7 @@ from mmprune_gates.channels.flow import DIMS, HEADS, Flow, Scout
 from mmprune_gates.channels.full_width import Call, computed_across, find_calls, keep_whole, settle
 from mmprune_gates.channels.graph import OUTPUT, ChannelGraph
 from mmprune_gates.channels.heads import BOTH, heads_of, tie_cuts
-from mmprune_gates.channels.inline import inline_contexts
+from mmprune_gates.channels.inline import inline_composites, inline_contexts
 from mmprune_gates.channels.labels import Value
 from mmprune_gates.channels.numbering import with_own_names
 from mmprune_gates.channels.op import Op, as_list, is_inplace, module_path, op_name, operands, shapes
@@ -151,6 +150,7 @@ def _capture(flow: Flow, forward: Forward | None, options: Options, training: bo
             'and returns its tensors; inputs by keyword go into a dict.'
         ) from error
     inline_contexts(program.graph_module)
+    inline_composites(program.graph_module)
     return program
 
 
@@ -225,16 +225,16 @@ def _is_dead(node: Node) -> bool:
 
 def _placeholders(flow: Flow, program: ExportedProgram) -> tuple[dict[Node, Any], dict[Node, str]]:
     """Labels of the inputs, parameters and buffers of a graph, and names of its parameters and buffers."""
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    signature = program.graph_signature
+    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     values, names = {}, {}
     for node in program.graph.nodes:
         if node.op in ('call_function', 'output'):
             continue
         shape = shapes(node)[0]
-        spec = specs.get(node.name)
         values[node] = Value(shape)
-        if spec is not None and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and node.users:
-            names[node] = flow.canonical(spec.target.removeprefix('model.'))
+        if node.name in targets and node.users:
+            names[node] = flow.canonical(targets[node.name].removeprefix('model.'))
             values[node] = flow.tensor(names[node], shape)
             flow.users[names[node]].update(module_path(user) for user in node.users if user.op == 'call_function')
     return values, names

@@ -13,13 +13,12 @@ from operator import getitem
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from mmprune_gates.channels.groups import Block
-from mmprune_gates.channels.index import Vectors
+from mmprune_gates.channels.index import Distinct, Vectors
 from mmprune_gates.channels.labels import Shape, Value
 from mmprune_gates.channels.numbering import Numbering
 from mmprune_gates.channels.op import base_name
@@ -104,7 +103,7 @@ def workload_of(walked: Walked, numbering: Numbering, blocks: Sequence[Block], b
             reader.pass_on(node)
         else:
             reader.read(node, blocks)
-    return Workload(tuple(reader.works), Vectors(tuple(reader.vectors)))
+    return Workload(tuple(reader.works), Vectors(tuple(reader.vectors.each)))
 
 
 class _Reader:
@@ -119,8 +118,7 @@ class _Reader:
     def __init__(self, walked: Walked, numbering: Numbering, batch: int) -> None:
         self.walked, self.numbering, self.batch = walked, numbering, batch
         self.works: list[Work] = []
-        self.vectors: list[Tensor] = []
-        self.numbers: dict[bytes, int] = {}
+        self.vectors = Distinct()
         self.makers: dict[Node, int] = {}
 
     def pass_on(self, node: Node) -> None:
@@ -131,7 +129,11 @@ class _Reader:
     def read(self, node: Node, blocks: Sequence[Block]) -> None:
         """Add a call to the works."""
         layer = next(reversed(self.walked.paths[node]), '')
-        gates = [self.number(torch.tensor([block.gate])) for block in blocks if _closes(block, layer)]
+        gates = []
+        for block in blocks:
+            if _closes(block, layer):
+                gate = torch.tensor([block.gate])
+                gates.append(self.vectors.number(gate))
         argument = partial(self.argument, is_whole=node in self.walked.whole)
         results = tree_leaves(argument(node))
         kwargs = map_arg(dict(node.kwargs), argument)
@@ -154,18 +156,10 @@ class _Reader:
         for axis in () if is_whole else value.axes:
             index = self.numbering.channels(axis.ids)
             if (index >= 0).any():
-                factors[axis.dim] = self.number(index)
+                factors[axis.dim] = self.vectors.number(index)
         constant = node in self.walked.names or (node.op != 'placeholder' and node not in self.walked.paths)
         shape = value.shape if constant else one_sample(value.shape, self.batch)
         return Operand(shape, factors, self.makers.get(node), constant)
-
-    def number(self, index: Tensor) -> int:
-        """Number of a vector of channels; equal vectors share one."""
-        key = index.numpy().tobytes()
-        if key not in self.numbers:
-            self.numbers[key] = len(self.vectors)
-            self.vectors.append(index)
-        return self.numbers[key]
 
 
 def one_sample(shape: Shape, batch: int) -> Shape:

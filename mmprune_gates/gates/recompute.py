@@ -105,7 +105,7 @@ class Recompute:
             return active[0] is pack
         if not autograd._saved_tensors_hooks_is_enabled():  # noqa: SLF001 (torch.func allows no hooks)
             return False
-        self.hooks = saved_tensors_hooks(pack, unpack)
+        self.hooks = saved_tensors_hooks(pack, Saved.restored)
         self.hooks.__enter__()
         return True
 
@@ -131,8 +131,3 @@ def pack(tensor: Tensor) -> Saved:
             layout = tensor.shape, tensor.stride(), tensor.storage_offset()
             return Saved.of(product.tensor, product.factor, layout=layout)
     return Saved.of(tensor.detach())
-
-
-def unpack(saved: Saved) -> Tensor:
-    """The tensor that autograd saved."""
-    return saved.restored()

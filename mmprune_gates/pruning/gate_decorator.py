@@ -118,12 +118,12 @@ class GateDecorator(Pruner):
         self.settings, self.total_steps = GateDecoratorSettings(**settings), total_steps
         checked('total_steps', total_steps, optional(COUNT))
         own = self.settings
-        super().__init__(model, example_inputs, optimizer, exclude=own.limits.exclude, **(trace or {}))
+        super().__init__(model, example_inputs, optimizer, exclude=own.exclude, **(trace or {}))
         with self.released_if_it_fails():
             cost, criterion = self.bound(own.cost, own.criterion or Taylor(), mean_over_ranks)
             cycle = cycle or own.cycle
             share = own.goal.share(cost)
-            self.controller = TickTock(self.gates, share, own.limits, cycle, cost, criterion, own.macs_exponent)
+            self.controller = TickTock(self.gates, share, own, cycle, cost, criterion, own.macs_exponent)
             self.trained = trained_parameters(model)
             self.learning = self.learning_sets()
         base = base_rate(optimizer)

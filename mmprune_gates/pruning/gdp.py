@@ -91,7 +91,7 @@ class GDP(Pruner):
     ) -> None:
         self.settings, self.phase = GDPSettings(**settings), 0
         self.total_steps = checked('total_steps', total_steps, COUNT)
-        super().__init__(model, example_inputs, optimizer, exclude=self.settings.limits.exclude, **(trace or {}))
+        super().__init__(model, example_inputs, optimizer, exclude=self.settings.exclude, **(trace or {}))
         own, update = self.settings, UPDATES[self.settings.update]
         with self.released_if_it_fails():
             cost, criterion = self.bound(own.cost, own.criterion)
@@ -99,7 +99,7 @@ class GDP(Pruner):
             if criterion is not None:
                 options['criterion'] = criterion
             schedule = own.schedule(own.goal.share(cost))
-            self.controller = update(self.gates, schedule, own.limits, cost, **options)
+            self.controller = update(self.gates, schedule, own, cost, **options)
         take_out(optimizer, self.gates)
 
     def altered(self, name: str, grad: Tensor) -> Tensor:

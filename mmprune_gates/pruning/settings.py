@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,13 +13,12 @@ RULES = {'cost': optional(instance_of(Cost)), 'criterion': optional(instance_of(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Settings of a run, checked at once; the methods add their own.
+class Settings(Limits):
+    """Settings of a run, the limits on what may close among them, checked at once; the methods add their own.
 
     Attributes:
         rules: Name -> what the method's own settings must be.
         target_macs, target, target_ms: How much is kept; one of them, see :class:`~mmprune_gates.budget.Goal`.
-        floor, divisor, exclude: Limits on what may close; see :class:`~mmprune_gates.budget.Limits`.
         cost: The cost that the target is a share of; multiply-accumulates by default.
         criterion: Scores channels; each method has a default of its own.
 
@@ -31,23 +30,15 @@ class Settings:
     target_macs: float | None = None
     target: float | None = None
     target_ms: float | None = None
-    floor: float = Limits.floor
-    divisor: int | str = Limits.divisor
-    exclude: str | Sequence[str] = ()
     cost: Cost | None = None
     criterion: Criterion | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_all(vars(self), {**RULES, **self.rules})
         self.goal.check_cost(self.cost)
-        _ = self.limits  # refuses values out of range
 
     @property
     def goal(self) -> Goal:
         """How much of the model is kept."""
         return Goal.of(vars(self))
-
-    @property
-    def limits(self) -> Limits:
-        """Limits on what may close."""
-        return Limits(self.floor, self.divisor, self.exclude)

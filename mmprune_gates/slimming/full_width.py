@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -38,7 +39,7 @@ def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelG
         graph: Its channel graph.
         stage: A way to run it.
     """
-    full_width = dict(graph.full_width)
+    ways = {}
     known: dict[bytes | None, str] = {}
     for path, wide in graph.full_width.items():
         can_shrink = any(touches(wide.index, group) for group in graph.free_channels)
@@ -48,8 +49,18 @@ def place_zeros(model: nn.Module, graph: ChannelGraph, stage: Stage) -> ChannelG
             trial = written(module, wide, call)
             if trial is None or trial not in known:
                 known[trial] = fastest_way(module, wide, call)
-            full_width[path] = replace(wide, zeros=known[trial])
-    return replace(graph, full_width=full_width)
+            ways[path] = known[trial]
+    return with_zeros(graph, ways)
+
+
+def with_zeros(graph: ChannelGraph, ways: Mapping[str, str]) -> ChannelGraph:
+    """The graph with the ways in which some full-width modules, by path, handle removed channels."""
+    reads = []
+    for read in graph.reads:
+        if isinstance(read, FullWidth) and read.layer in ways:
+            read = replace(read, zeros=ways[read.layer])
+        reads.append(read)
+    return replace(graph, reads=tuple(reads))
 
 
 def written(module: nn.Module, wide: FullWidth[Tensor], call: Options) -> bytes | None:

@@ -27,9 +27,8 @@ from mmprune_gates.channels.index import has_pairs, touches, unpaired
 from mmprune_gates.gates.stand_in import first_tensor, named, shown_width
 from mmprune_gates.slimming.attributes import COUNTS, INNER, SHOWN_WIDTH, SIZES, whole_attributes
 from mmprune_gates.slimming.parity import TOLERANCE, relative_error
-from mmprune_gates.slimming.part import part_of
 from mmprune_gates.slimming.stage import ERRORS, Stage, line_of_model_code
-from mmprune_gates.slimming.surgery import masked_copy, slim_model
+from mmprune_gates.slimming.surgery import is_inside, masked_copy, slim_model
 
 Masks = dict[str, Tensor]
 Way = tuple[str, ...]  # kinds of attributes that follow
@@ -215,31 +214,32 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, scope: Scope) -> None:
-        self.options = scope.calls[scope.path]
+        self.path, self.options = scope.path, scope.calls[scope.path]
         self.masks = fewer_heads(scope.groups)
         self.original = model.get_submodule(scope.path)
-        self.part = partial(part_of, graph, scope.path)
+        inside = [read for read in graph.reads if is_inside(read.layer, scope.path)]
+        self.graph = replace(graph, reads=tuple(inside), follows=(), blocks=())
 
     @cached_property
-    def module(self) -> nn.Module:
-        """The module with random parameters."""
-        return randomized(self.original)
+    def model(self) -> nn.Module:
+        """The module with random parameters, in a model that holds nothing else."""
+        return placed(randomized(self.original), self.path)
 
-    def outputs(self, module: nn.Module) -> list[Tensor]:
-        """Outputs of a copy of the module, for the same inputs and random draws each time."""
+    def outputs(self, model: nn.Module) -> list[Tensor]:
+        """Outputs of the module in a copy of that model, for the same inputs and random draws each time."""
+        module = model.get_submodule(self.path)
         with same_draws(module):
             return run(module, None, random_inputs(self.options))
 
     @cached_property
     def whole(self) -> list[Tensor]:
         """Outputs of the whole module."""
-        return self.outputs(copy.deepcopy(self.module))
+        return self.outputs(copy.deepcopy(self.model))
 
     @cached_property
     def expected(self) -> list[list[Tensor]]:
         """Its outputs with heads at zero, for each choice of masks."""
-        part = self.part([])
-        return [self.outputs(masked_copy(self.module, part, masks)) for masks in self.masks]
+        return [self.outputs(masked_copy(self.model, self.graph, masks)) for masks in self.masks]
 
     def failure(self, follows: Sequence[Follow]) -> str | None:
         """Why a module with fewer heads does not compute what it computes with those at zero; None if it does.
@@ -247,23 +247,23 @@ class Trial:
         Raises:
             RuntimeError: It does not run, or another of :data:`ERRORS`.
         """
-        part = self.part(follows)
+        graph = replace(self.graph, follows=tuple(follows))
         with torch.compiler.set_stance('force_eager'), torch.no_grad():
-            for place, masks in enumerate(self.masks):
-                failed = self.difference(part, masks, self.expected[place])
+            for masks, expected in zip(self.masks, self.expected, strict=True):
+                failed = self.difference(graph, masks, expected)
                 if failed is not None:
                     return failed
         return None
 
-    def difference(self, part: ChannelGraph, masks: Masks, expected: list[Tensor]) -> str | None:
+    def difference(self, graph: ChannelGraph, masks: Masks, expected: list[Tensor]) -> str | None:
         """How a module with fewer heads differs from the same module with those heads at zero; None if it does not.
 
         If those heads make no difference to the whole module, the trial proves nothing, and fails as well.
         """
-        slim = copy.deepcopy(self.module)
-        slim_model(slim, part, masks)
+        slim = copy.deepcopy(self.model)
+        slim_model(slim, graph, masks)
         found = self.outputs(slim)
-        kind = type(self.module).__name__
+        kind = type(self.original).__name__
         if [one.shape for one in expected] != [one.shape for one in found]:
             return f'the shape of an output of {kind} depends on its number of heads'
         error = relative_error(expected, found)
@@ -272,6 +272,15 @@ class Trial:
         if not relative_error(self.whole, expected) > TOLERANCE:
             return f'what heads do in {kind} does not show when it is tried'
         return None
+
+
+def placed(module: nn.Module, path: str) -> nn.Module:
+    """A model that holds a module at a path, and nothing else."""
+    for name in reversed(path.split('.') if path else []):
+        holder = nn.Module()
+        holder.add_module(name, module)
+        module = holder
+    return module
 
 
 def fewer_heads(groups: Sequence[Group]) -> list[Masks]:

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from mmprune_gates.channels.op import base_name
 from mmprune_gates.channels.rules import Trait, has_trait
+from mmprune_gates.checks import is_number
 from mmprune_gates.compat import passes_control_flow
 from mmprune_gates.slimming.without_data import WithoutData
 
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
+MAKERS = frozenset((torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.Tensor.new_tensor))
 FILLING = frozenset('full full_like new_full fill scalar_tensor'.split())
 Step = tuple[str, tuple[float, ...]]
 
@@ -81,12 +84,26 @@ class SameNumbers(Numbers):
         return self.expected is None or len(self.found) == len(self.expected)
 
 
-class OneScale(TorchFunctionMode):
-    """Gives attention without a scale one that does not depend on its number of channels: weights make up for it."""
+class Calls(TorchFunctionMode):
+    """What a rehearsal does with calls of torch, before they become ops.
+
+    Numbers that the code puts into tensors (``torch.tensor(C ** -0.5)``) are recorded. Attention without a scale gets
+    one that does not depend on its number of channels: weights make up for it.
+
+    Args:
+        numbers: Records the numbers.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        super().__init__()
+        self.numbers = numbers
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """One call, with the scale if it needs one."""
+        """One call."""
         kwargs = kwargs or {}
+        if func in MAKERS:
+            given = [leaf for leaf in tree_leaves((args, kwargs)) if is_number(leaf)]
+            self.numbers.note((func.__name__, tuple(given)))
         if func is ATTENTION and kwargs.get('scale') is None:
             kwargs = {**kwargs, 'scale': 1.0}
         return func(*args, **kwargs)

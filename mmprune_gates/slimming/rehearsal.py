@@ -23,7 +23,7 @@ from mmprune_gates.channels.index import touches
 from mmprune_gates.gates.full_width import lay_among_zeros
 from mmprune_gates.slimming.full_width import place_zeros
 from mmprune_gates.slimming.heads import follow_heads, random_inputs, randomized
-from mmprune_gates.slimming.numbers import Deviation, Numbers, OneScale, SameNumbers, Step
+from mmprune_gates.slimming.numbers import Calls, Deviation, Numbers, SameNumbers, Step
 from mmprune_gates.slimming.parity import exact_outputs, relative_error, tolerance
 from mmprune_gates.slimming.stage import ERRORS, Failure, Stage, line_of_model_code, stages
 from mmprune_gates.slimming.surgery import masked_copy, slim_model
@@ -57,7 +57,7 @@ class Rehearsal:
         slim_model(slim, graph, masks)
         compared = SameNumbers(self.numbers if same_numbers else None)
         try:
-            with compared, OneScale():
+            with compared, Calls(compared):
                 shapes = self.stage.run(slim)
         except Deviation as error:
             return Failure(line_of_model_code(error), 'computes with')
@@ -103,7 +103,7 @@ def rehearse(
             reasons[name] = f'{failed.line} {failed.how} its number of channels'
             del fewer[name]
     for name in wrong_guesses(model, graph, fewer, passes[0], options):
-        reasons[name] = 'a view cuts its channels in another way than can be told'
+        reasons[name] = 'the code cuts its channels in another way than can be told'
         del fewer[name]
     graph = rehearse_blocks(rehearsal, graph.with_frozen(reasons), fewer)
     return place_zeros(model, graph, rehearsal.stage)
@@ -112,7 +112,7 @@ def rehearse(
 def wrong_guesses(
     model: nn.Module, graph: ChannelGraph, fewer: Masks, forward: Forward | None, options: Options
 ) -> list[str]:
-    """The groups that a view cuts along another dimension than it was taken for.
+    """The groups that a view, slice or split cuts in another way than it was taken for.
 
     The shapes of a narrower copy can be right all the same; what it computes is not.
 
@@ -143,7 +143,7 @@ def wrong_guesses(
             except ERRORS as failed:
                 return Failure(line_of_model_code(failed), 'fixes')
             if not error <= tolerance(expected):
-                return Failure('a view', 'cuts')
+                return Failure('the code', 'cuts')
         return None
 
     return list(culprits(suspects, differs))
@@ -266,7 +266,7 @@ def first_that_runs(ways: Iterable[Stage], name: str) -> Rehearsal:
     for stage in ways:
         lay_among_zeros(stage.model)  # in the other ways, a narrower copy would compute with other numbers
         try:
-            with Numbers() as numbers, OneScale():
+            with Numbers() as numbers, Calls(numbers):
                 shapes = stage.run(stage.model)
         except ERRORS as error:
             refused = error

@@ -172,7 +172,12 @@ def narrow_full_width(model: nn.Module, modules: Mapping[str, FullWidth[Tensor]]
 
 def has_changed(masks: Mapping[str, Mapping[int, Tensor]], path: str) -> bool:
     """Whether masks cut a tensor in the module at a path."""
-    return any(not path or within(name, (path,)) for name in masks)
+    return any(is_inside(name, path) for name in masks)
+
+
+def is_inside(name: str, path: str) -> bool:
+    """Whether a module or tensor is in the module at a path, or is that module; all are in the model itself."""
+    return not path or within(name, (path,))
 
 
 def grouped_modules(model: nn.Module, graph: ChannelGraph) -> set[nn.Module]:

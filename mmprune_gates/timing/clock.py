@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import torch
@@ -11,7 +12,7 @@ import torch
 Call = Callable[[], None]
 Clock = Callable[[], float]
 REPEATS = (3, 40)  # at least and at most
-ENOUGH_MS = 300  # total time of a call, after which it is repeated only the least number of times
+ENOUGH_S = 0.3  # total time of a call, after which it is repeated only the least number of times
 
 
 def clock_of(device: str, threads: int) -> Clock:
@@ -36,14 +37,28 @@ def medians(calls: Sequence[Call], now: Clock) -> list[float]:
         calls: The calls.
         now: The clock.
     """
-    took: list[list[float]] = [[] for _ in calls]
-    for call in calls:
+
+    def seconds(call: Call) -> float:
+        begin = now()
         call()
-    for repeat in range(REPEATS[1]):
-        for call, own in zip(calls, took, strict=True):
-            if repeat >= REPEATS[0] and sum(own) > ENOUGH_MS:
-                continue
-            begin = now()
-            call()
-            own.append(1e3 * (now() - begin))
-    return [median(own) for own in took]
+        return now() - begin
+
+    return in_turn([partial(seconds, call) for call in calls], REPEATS, ENOUGH_S)
+
+
+def in_turn(timed: Sequence[Callable[[], float]], repeats: tuple[int, int], enough_s: float) -> list[float]:
+    """Median milliseconds of several calls that time themselves, made in turn, after a warm-up.
+
+    Args:
+        timed: Functions that return the seconds of one call.
+        repeats: How often each is called, at least and at most.
+        enough_s: Total seconds of a function, after which it is called only the least number of times.
+    """
+    took: list[list[float]] = [[] for _ in timed]
+    for call in timed:
+        call()
+    for repeat in range(repeats[1]):
+        for call, own in zip(timed, took, strict=True):
+            if repeat < repeats[0] or sum(own) <= enough_s:
+                own.append(call())
+    return [1e3 * median(own) for own in took]

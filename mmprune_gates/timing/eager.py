@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
-from statistics import median
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mmprune_gates.budget.latency_table import Target
 from mmprune_gates.engine.forwards import inference_forward
-from mmprune_gates.timing.clock import Call, clock_of
+from mmprune_gates.timing.clock import Call, clock_of, in_turn
 from mmprune_gates.timing.narrowing import Narrowed
 
 BUDGET_S = 0.15  # seconds for one op at one width
@@ -38,22 +38,9 @@ class Eager:
             keep_memory()
 
     @torch.inference_mode()
-    def ms(self, ops: Sequence[Narrowed]) -> list[float | None]:
-        """Median milliseconds of each op, measured in turn; None for those that do not run at their width."""
-        seconds: list[list[float]] = [[] for _ in ops]
-        broken = set()
-        for repeat in range(REPEATS[1] + 1):
-            for number, op in enumerate(ops):
-                if number in broken or (repeat > REPEATS[0] and sum(seconds[number]) > BUDGET_S):
-                    continue
-                try:
-                    took = self.once(op)
-                except (RuntimeError, ValueError, TypeError, IndexError):  # the op does not accept the width
-                    broken.add(number)
-                    continue
-                if repeat:  # the first is a warm-up
-                    seconds[number].append(took)
-        return [1e3 * median(own) if own else None for own in seconds]
+    def ms(self, ops: Sequence[Narrowed]) -> list[float]:
+        """Median milliseconds of each op, measured in turn."""
+        return in_turn([partial(self.once, op) for op in ops], REPEATS, BUDGET_S)
 
     def once(self, op: Narrowed) -> float:
         """Seconds of one call on tensors that have just been written, as those of a model are."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
+import torch
 from torch.utils._pytree import tree_map
 
 from mmprune_gates.budget.latency import channel_dim, is_layer, largest_of
@@ -17,7 +18,7 @@ SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of the full width, at which an op is m
 GROUPS = 6  # position of the number of groups among a convolution's arguments
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Narrowed:
     """An op at a width.
 
@@ -60,6 +61,16 @@ def is_depthwise(work: Work) -> bool:
     """Whether a convolution has a group for each channel that it reads, and more than one."""
     groups = conv_groups(work)
     return groups > 1 and groups == work.operands[0].shape[1]
+
+
+def runs(op: Narrowed) -> bool:
+    """Whether an op accepts tensors of its shapes."""
+    args, kwargs = op.arguments([torch.empty(shape, device='meta') for shape in op.shapes])
+    try:
+        op.work.target(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return True
 
 
 def at_widths(work: Work, step: int, batch: int = 1) -> list[list[Narrowed]]:

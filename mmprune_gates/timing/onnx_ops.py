@@ -7,7 +7,6 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import compress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -57,14 +56,11 @@ class Onnxruntime:
         return run
 
     def ms(self, ops: Sequence[Narrowed]) -> list[float | None]:
-        """Milliseconds of each op, measured in turn; None for those that do not run at their width."""
-        run = [runs(op) for op in ops]
-        running = list(compress(ops, run))
+        """Milliseconds of each op, measured in turn; None for those that cannot be translated."""
         took: list[float | None] = []
-        for part in parts(running):
+        for part in parts(ops):
             took += self.of_graph(part)
-        left = iter(took)
-        return [next(left) if does else None for does in run]
+        return took
 
     def of_graph(self, ops: Sequence[Narrowed]) -> list[float | None]:
         """Milliseconds of ops that fit into one graph; None for those that cannot be translated."""
@@ -97,16 +93,6 @@ class Onnxruntime:
             events = json.loads(profile.read_text())
             owners = owners_of(onnx.load(optimized))
         return fastest(events, owners, len(session.get_outputs()))
-
-
-def runs(op: Narrowed) -> bool:
-    """Whether an op accepts tensors of its shapes."""
-    args, kwargs = op.arguments([torch.empty(shape, device='meta') for shape in op.shapes])
-    try:
-        op.work.target(*args, **kwargs)
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False
-    return True
 
 
 def translated(side: Side) -> Proto:

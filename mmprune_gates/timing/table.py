@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from mmprune_gates.channels.workload import Work
 from mmprune_gates.slimming import slim_model
 from mmprune_gates.timing.clock import Call, Clock, medians
 from mmprune_gates.timing.eager import Eager
-from mmprune_gates.timing.narrowing import Narrowed, at_widths
+from mmprune_gates.timing.narrowing import Narrowed, at_widths, runs
 from mmprune_gates.timing.onnx_ops import Onnxruntime
 from mmprune_gates.timing.probe import INPUT, ON_GPU, step_of
 
@@ -35,8 +35,8 @@ class Backend(Protocol):
 
     now: Clock
 
-    def ms(self, ops: Sequence[Narrowed]) -> list[float | None]:
-        """Milliseconds of each op; None for those that do not run at their width."""
+    def ms(self, ops: Sequence[Narrowed]) -> Sequence[float | None]:
+        """Milliseconds of each op; None for those that cannot be measured."""
 
     def call(self, model: nn.Module, images: Tensor) -> Call:
         """A function that runs a model on (N, C, H, W) images."""
@@ -84,31 +84,27 @@ def curves_of(works: Sequence[Work], backend: Backend, step: int, batch: int) ->
     """
     grids = [at_widths(work, step, batch) for work in works]
     rows = chain.from_iterable(grids)
-    ops = list(chain.from_iterable(rows))
-    took = iter(backend.ms(ops))
-    curves = []
-    for grid in grids:
-        measured = [list(islice(took, len(row))) for row in grid]
-        curves.append(curve_of(grid, measured))
-    return curves
+    ops = [op for op in chain.from_iterable(rows) if runs(op)]
+    took = dict(zip(ops, backend.ms(ops), strict=True))
+    return [curve_of(grid, took) for grid in grids]
 
 
-def curve_of(grid: Sequence[Sequence[Narrowed]], took: Sequence[Sequence[float | None]]) -> Curve:
+def curve_of(grid: Sequence[Sequence[Narrowed]], took: Mapping[Narrowed, float | None]) -> Curve:
     """A curve from measured times; where the op did not run, its time is taken to be proportional to reads times makes.
 
     Args:
         grid: The op at several widths.
-        took: Milliseconds, None where it did not run.
+        took: Milliseconds; None, or nothing, for those that did not run.
     """
     widest = grid[-1][-1]
-    longest = took[-1][-1] or 0.0
+    longest = took.get(widest) or 0.0
     per_pair = longest / (widest.reads * widest.makes)
     ms = []
-    for ops, row in zip(grid, took, strict=True):
+    for row in grid:
         own = []
-        for op, measured in zip(ops, row, strict=True):
-            proportional = per_pair * op.reads * op.makes
-            own.append(proportional if measured is None else measured)
+        for op in row:
+            measured = took.get(op)
+            own.append(per_pair * op.reads * op.makes if measured is None else measured)
         ms.append(own)
     reads = [row[0].reads for row in grid]
     makes = [op.makes for op in grid[0]]
@@ -135,8 +131,7 @@ def fit(
         cost: Looks up ops; its fit is changed.
         show: Shows progress.
     """
-    kinds = [kind_of(work) for work in graph.workload.works]
-    cost.look_up(graph, table, kinds)
+    cost.look_up(graph, table)
     chosen = [*random_selections(graph, table.step, SELECTIONS, seed=0), graph.kept()]
     measured = torch.tensor(latencies(model, graph, chosen, images, backend, show)).double()
     sums = prices(cost.fitted(SUM), chosen)
@@ -148,7 +143,8 @@ def fit(
     predicted = scale * sums + overhead * numbers
     pairs = zip(predicted.tolist(), measured.tolist(), strict=True)
     found = Fit(scale, overhead, list(pairs))
-    table.fits[digest_of([kind.signature for kind in kinds])] = found
+    signatures = [kind_of(work).signature for work in graph.workload.works]
+    table.fits[digest_of(signatures)] = found
     cost.fitted(found)
     return found
 

@@ -23,6 +23,7 @@ from mmprune_gates import cli  # cures come before the imports below
 
 # isort: split
 import torch
+from latency_picture import latency_picture
 from rich.console import Console
 from rich.progress import track
 
@@ -32,7 +33,6 @@ from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.kept import Kept
 from mmprune_gates.checks import IMAGE, checked
 from mmprune_gates.engine.coverage import model_of_config
-from mmprune_gates.report.latency_picture import latency_picture
 from mmprune_gates.report.pictures import png_of
 from mmprune_gates.timing.table import SELECTIONS, backend_of, fit, latencies, measure, prices, random_selections
 
