@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import inf
 from numbers import Integral, Real
 from typing import Any
@@ -118,6 +119,19 @@ def check_all(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     for name, rule in rules.items():
         if name in values:
             checked(name, values[name], rule)
+
+
+def refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse arguments that nothing takes.
+
+    Raises:
+        ValueError: There is one; the message has the most similar name, and all.
+    """
+    for name in names:
+        if name not in known:
+            similar = get_close_matches(name, known, n=1)
+            meant = f' (did you mean {similar[0]!r}?)' if similar else ''
+            raise ValueError(f'no argument {name!r}{meant}; it takes {sorted(known)}')
 
 
 def patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:

@@ -39,7 +39,11 @@ COMPLEXITY_SYMPTOM = '"input_shape" and "inputs" cannot be both set'
 
 # Names under which pickled numpy data finds its constructors: numpy 2 writes the first, numpy 1 the second.
 NUMPY_MULTIARRAY_MODULES = ('numpy._core.multiarray', 'numpy.core.multiarray')
-HISTORY_BUFFER_METHODS = ('min', 'max', 'current', 'mean')
+# What checkpoints of mmengine's Runner take with ``getattr``, by the module and name of the class.
+METHODS = {
+    ('mmengine.logging', 'HistoryBuffer'): ('min', 'max', 'current', 'mean'),
+    ('mmengine.optim', 'OneCycleParamScheduler'): ('_annealing_cos', '_annealing_linear'),
+}
 
 
 def has_package(name: str) -> bool:
@@ -111,7 +115,8 @@ def load_missing_operators(name: str, funcs: list[str]) -> SimpleNamespace:
 def allow_checkpoint_classes() -> bool:
     """Let ``torch.load(weights_only=True)`` read the checkpoints that mmengine's own Runner writes.
 
-    They hold log histories (mmengine's HistoryBuffer over numpy arrays) and metrics that are numpy numbers.
+    They hold log histories (mmengine's HistoryBuffer over numpy arrays), metrics that are numpy numbers, and the
+    annealing function of OneCycleLR.
     """
     allowed = torch.serialization.get_safe_globals()
     missing: list[Any] = [item for item in _checkpoint_classes() if item not in allowed]
@@ -293,9 +298,8 @@ def _checkpoint_classes() -> list[tuple[Any, str]]:
     """
     import numpy as np
 
-    history_buffer = importlib.import_module('mmengine.logging').HistoryBuffer
     numbers = (type(np.dtype(code)) for code in '?bBhHiIlLqQefd')
-    classes = (history_buffer, np.ndarray, np.dtype, *dict.fromkeys(numbers))
+    classes = (*_methods(), np.ndarray, np.dtype, *dict.fromkeys(numbers))
     constructors = {
         '_reconstruct': np.zeros(1).__reduce__()[0],
         'scalar': np.float64(0).__reduce__()[0],
@@ -307,20 +311,30 @@ def _checkpoint_classes() -> list[tuple[Any, str]]:
             for name, constructor in constructors.items()
             for module in NUMPY_MULTIARRAY_MODULES
         ),
-        (_history_buffer_method, 'builtins.getattr'),
+        (_method, 'builtins.getattr'),
     ]
 
 
-def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
-    """The one use that mmengine's checkpoints make of ``getattr``: the statistics of a HistoryBuffer.
+def _methods() -> dict[type, tuple[str, ...]]:
+    """Class -> its methods that checkpoints of mmengine's Runner hold."""
+    found = {}
+    for (module, name), methods in METHODS.items():
+        owner = getattr(importlib.import_module(module), name)
+        found[owner] = methods
+    return found
+
+
+def _method(owner: type, name: str) -> Callable[..., Any]:
+    """The one use that mmengine's checkpoints make of ``getattr``: methods of a few classes.
 
     Allowing ``getattr`` itself would let a crafted file reach any function, so this takes its place.
     """
-    history_buffer = importlib.import_module('mmengine.logging').HistoryBuffer
-    if owner is not history_buffer or name not in HISTORY_BUFFER_METHODS:
+    allowed = _methods()
+    if not isinstance(owner, type) or name not in allowed.get(owner, ()):
+        classes = ' and '.join(name for _, name in METHODS)
         raise ValueError(
-            f'the checkpoint asks for getattr({owner!r}, {name!r}), but only {HISTORY_BUFFER_METHODS} of '
-            "mmengine's HistoryBuffer are allowed. Do not load it otherwise unless you trust its source; if "
-            'you do, save it anew with tensors and plain values only.'
+            f"the checkpoint asks for getattr({owner!r}, {name!r}), but only some methods of mmengine's {classes} are "
+            'allowed. Do not load it otherwise unless you trust its source; if you do, save it anew with tensors and '
+            'plain values only.'
         )
-    return getattr(history_buffer, name)
+    return getattr(owner, name)

@@ -236,6 +236,17 @@ def test_leaving_a_foreign_safe_globals_context_keeps_the_cure(tmp_path):
     assert torch.load(path, weights_only=True).mean() == 3.0
 
 
+@needs_mmengine
+@pytest.mark.parametrize('strategy', ['cos', 'linear'])
+def test_a_schedule_in_one_cycle_can_be_loaded(strategy, tmp_path):
+    from mmengine.optim import OneCycleLR
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    states = OneCycleLR(optimizer, 0.1, total_steps=10, anneal_strategy=strategy).state_dict()
+    torch.save(states, tmp_path / 'schedule.pth')
+    assert torch.load(tmp_path / 'schedule.pth', weights_only=True) == states
+
+
 class ReachesForGlobals:
     """Pickles to getattr(HistoryBuffer.mean, '__globals__'), the first step out of the safe list."""
 
@@ -249,7 +260,7 @@ class ReachesForGlobals:
 def test_a_crafted_checkpoint_does_not_get_getattr(tmp_path):
     path = tmp_path / 'crafted.pth'
     torch.save(ReachesForGlobals(), path)
-    with pytest.raises((ValueError, pickle.UnpicklingError), match="only .* of mmengine's HistoryBuffer"):
+    with pytest.raises((ValueError, pickle.UnpicklingError), match="only some methods of mmengine's HistoryBuffer"):
         torch.load(path, weights_only=True)
 
 

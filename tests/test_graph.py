@@ -155,7 +155,7 @@ def test_coverage_says_why():
     layer = next(layer for layer in graph.layers if layer.name == 'a.0')
     assert not layer.prunable
     assert layer.in_frozen == 'reads an input without removable channels (aten.conv2d in a.0)'
-    assert layer.out_frozen == 'split at sizes that the code may fix (aten.split in the model itself)'
+    assert layer.out_frozen.startswith('toy_nets.py:') and layer.out_frozen.endswith(' fixes its number of channels')
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,7 @@ def test_coverage_says_why():
     [
         ({'nobody': torch.ones(8)}, r"unknown channel group 'nobody'; groups: a\.0, b\.0, head"),
         ({'a.0': torch.ones(7)}, r"'a\.0' has shape \(7,\), expected \(8,\)"),
+        ({'a.0': torch.arange(8)}, r"'a\.0' must be a mask, True or 1 where a channel stays"),
         ({'a.0': torch.zeros(8)}, r"'a\.0' removes all of its 8 channels; keep at least one"),
         (
             {'head': torch.tensor([1, 1, 1, 0])},

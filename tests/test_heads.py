@@ -454,7 +454,7 @@ def test_channels_that_attention_divides_by_leave_in_training():
     model, x = randomize_(Around(Pretrain(C, HEADS)).double()).train(), example((TOKENS, 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     options = dict(total_steps=20, target_macs=0.6, divisor=1, options=dict(steps=2))
-    pruner = GDP(model, (x,), optimizer, trace=dict(attention='dims'), **options)
+    pruner = GDP(model, (x,), optimizer, attention='dims', **options)
     for step in range(20):
         model(example((TOKENS, 5), seed=step)).square().mean().backward()
         optimizer.step()
@@ -614,7 +614,7 @@ def test_training_goes_on_without_the_heads_and_channels_that_have_left(method):
         model = randomize_(Around(KINDS['mmseg window'][0]()).double()).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         limits = dict(target_macs=0.3, divisor=1)
-        pruner = make(model, (example((TOKENS, 5)),), optimizer, trace=dict(attention='both'), **limits, **options)
+        pruner = make(model, (example((TOKENS, 5)),), optimizer, attention='both', **limits, **options)
         own = []
         for step in range(60):
             if shrink and pruner.controller.settled and not pruner.gates.shrunk:

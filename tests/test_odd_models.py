@@ -156,7 +156,7 @@ class OtherPass(Parts):
 def test_both_passes_are_compared():
     model = OtherPass()
     passes = dict(forward=lambda model, x: model(x), train_forward=lambda model, x: model.loss(x))
-    pruner = trained(model, loss=lambda model: model.loss(X).square().mean(), trace=passes, target_macs=0.3)
+    pruner = trained(model, loss=lambda model: model.loss(X).square().mean(), **passes, target_macs=0.3)
     with pytest.raises(RuntimeError, match='differs from the gated one'):
         pruner.finish()
 

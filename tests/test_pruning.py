@@ -248,7 +248,7 @@ def test_what_was_not_given_is_asked_for():
     ('settings', 'message'),
     [
         (dict(update='fast'), "update must be one of \\['gradient', 'waterline'\\], got 'fast'"),
-        (dict(options=dict(speed=1)), r"no argument \['speed'\] with update='waterline', which takes \['exponent'"),
+        (dict(options=dict(speed=1)), r"no argument 'speed'; it takes \['exponent'"),
         (dict(update='gradient', options={}, criterion=Random()), "update='gradient' ranks by the gates themselves"),
         (dict(target_macs=0), 'target_macs'),
     ],
@@ -258,6 +258,52 @@ def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         pruner_on(GDP, model, sgd(model), **{**SETTINGS[GDP], **settings})
     assert not hasattr(model, 'gates')
+
+
+def test_a_misspelt_argument_is_told_from_those_of_the_trace():
+    model = models()['dict outputs']
+    with pytest.raises(
+        ValueError, match=r"no argument 'unit' \(did you mean 'units'\?\); it takes \['attention', 'begin'"
+    ):
+        pruner_on(GDP, model, sgd(model), **SETTINGS[GDP], unit='both')
+    assert pruner_on(GDP, model, sgd(model), **SETTINGS[GDP], units='both').gates.graph.blocks
+
+
+@BOTH
+def test_an_optimiser_or_a_model_that_cannot_be_is_refused_before_gates_are_attached(method):
+    model = models()['dict outputs']
+    with pytest.raises(ValueError, match=r'optimizer must be a torch.optim.Optimizer, got None'):
+        pruner_on(method, model, None, **SETTINGS[method])
+    with pytest.raises(ValueError, match=r'in a OptimizedModule: give the pruner the \w+ itself'):
+        pruner_on(method, torch.compile(model), sgd(model), **SETTINGS[method])
+    assert not hasattr(model, 'gates')
+
+
+def test_rates_in_proportion_to_nothing_are_refused():
+    model = models()['dict outputs']
+    with pytest.raises(ValueError, match='the learning rate of SGD is 0; the rates of the phases'):
+        pruner_on(GateDecorator, model, torch.optim.SGD(model.parameters(), lr=0), **SETTINGS[GateDecorator])
+    assert not hasattr(model, 'gates')
+    pruner_on(GateDecorator, model, sgd(model), **SETTINGS[GateDecorator])
+
+
+def test_a_state_of_another_method_is_refused_before_anything_changes():
+    states = {}
+    for update in ('waterline', 'gradient'):
+        model = models()['dict outputs']
+        pruner = pruner_on(GDP, model, sgd(model), **{**SETTINGS[GDP], 'options': {}}, update=update)
+        states[update] = pruner.state_dict()
+    with pytest.raises(ValueError, match="one of GDP with update='waterline', not of GDP with update='gradient'"):
+        pruner.load_state_dict({**states['waterline'], 'step': 9})
+    assert pruner.done == 0
+
+
+def test_gates_of_a_copy_have_no_owner():
+    model = models()['dict outputs']
+    pruner = pruner_on(GDP, model, sgd(model), **SETTINGS[GDP])
+    copied = copy.deepcopy(model)
+    assert pruner.gates.owner == 'GDP' and copied.gates.owner is None
+    pruner_on(GDP, copied, sgd(copied), **SETTINGS[GDP])
 
 
 def test_gates_of_gdp_have_no_part_in_the_gradient_norm():

@@ -223,7 +223,7 @@ def test_parameters_that_lose_nothing_stay_the_same_objects_and_gradients_follow
 
 
 def test_the_optimisers_names_of_parameters_follow():
-    run = Run(Blocks, 'gdp', 'sgd', trace=dict(units='blocks'))
+    run = Run(Blocks, 'gdp', 'sgd', units='blocks')
     (group,) = run.optimizer.param_groups
     names = {id(parameter): name for name, parameter in run.model.named_parameters()}
     group['param_names'] = [names[id(parameter)] for parameter in group['params']]
@@ -309,6 +309,24 @@ def go_and_leave(run, steps):
     return times
 
 
+def test_a_run_resumes_where_some_channels_have_left_and_others_are_closed():
+    run = ramp('waterline', target_macs=0.3)
+    while not run.pruner.gates.shrunk:
+        run.go(1)
+        if run.pruner.leaving() >= 0.1:
+            run.pruner.shrink()
+    run.until_settled()
+    assert not run.pruner.controller.kept.vector.all()  # what closed since then has not left
+    parts = [run.pruner, run.model, run.optimizer]
+    states = copy.deepcopy([part.state_dict() for part in parts])
+    resumed = ramp('waterline', target_macs=0.3)
+    for part, state in zip([resumed.pruner, resumed.model, resumed.optimizer], states, strict=True):
+        part.load_state_dict(state)
+    x = example(Residual.shape)
+    assert relative_error(call(resumed.model.eval(), x), call(run.model.eval(), x)) == 0
+    resumed.pruner.finish()
+
+
 @UPDATES
 @pytest.mark.parametrize('limits', [dict(floor=0.3, target_macs=0.4), dict(divisor=2, target_macs=0.3)], ids=str)
 def test_channels_leave_while_the_target_falls_and_limits_are_those_of_the_whole_model(update, limits):
@@ -343,7 +361,7 @@ def test_a_run_resumes_between_two_times_that_channels_leave(update):
 @EITHER
 def test_blocks_leave_as_well_with_all_that_is_only_in_them(method, units):
     more = {} if units == 'blocks' else dict(criterion=Random(seed=0))  # blocks and channels alike
-    whole, narrow = pair(Blocks, method, 'sgd', trace=dict(units=units), **more)
+    whole, narrow = pair(Blocks, method, 'sgd', units=units, **more)
     removed = narrow.pruner.gates.spec['removed']
     assert removed and not any(group.name.startswith(tuple(removed)) for group in narrow.pruner.gates.graph.free)
     whole.go(AFTER), narrow.go(AFTER)
@@ -355,7 +373,7 @@ def test_blocks_leave_as_well_with_all_that_is_only_in_them(method, units):
 
 @EITHER
 def test_a_run_goes_on_once_all_its_gates_have_left_with_their_blocks(method):
-    whole, narrow = pair(Blocks, method, 'sgd', trace=dict(units='blocks'), target_macs=0.15)
+    whole, narrow = pair(Blocks, method, 'sgd', units='blocks', target_macs=0.15)
     assert not narrow.pruner.gates.graph.free
     whole.go(3), narrow.go(3)
     assert whole.losses == pytest.approx(narrow.losses, rel=1e-9)
@@ -367,7 +385,7 @@ def test_a_run_goes_on_once_all_its_gates_have_left_with_their_blocks(method):
 
 @pytest.mark.parametrize('units', ['channels', 'both'])
 def test_nothing_leaves_while_a_block_is_emptied_and_more_may_close(units):
-    run = ramp('waterline', floor=0, target_macs=0.3, net=Blocks, trace=dict(units=units))
+    run = ramp('waterline', floor=0, target_macs=0.3, net=Blocks, units=units)
     run.go(3)
     gates = run.pruner.gates
     theta = gates.theta()

@@ -119,7 +119,7 @@ class Run:
         without_drops(self.model.train())
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
         forward = dict(train_forward=training_forward)
-        self.pruner = kind(self.model, example(family.shape), self.optimizer, trace=forward, **{**defaults, **options})
+        self.pruner = kind(self.model, example(family.shape), self.optimizer, **{**forward, **defaults, **options})
 
     def go(self, steps):
         for _ in range(steps):

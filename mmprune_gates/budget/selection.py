@@ -358,7 +358,10 @@ def excluded_channels(graph: ChannelGraph, pattern: str) -> Tensor:
     owned = [name for name in graph.slots if fnmatch(name.rpartition('.')[0], pattern)]
     indices = [module.index for path, module in graph.full_width.items() if fnmatch(path, pattern)]
     if not owned and not indices and not any(fnmatch(path, pattern) for path in graph.unreached):
-        raise ValueError(f'exclude pattern {pattern!r} matches no module with channels')
+        inner = f'{pattern}.'
+        has_parts = any(name.startswith(inner) for name in (*graph.slots, *graph.full_width))
+        meant = f": it has none of its own; '{inner}*' matches the modules in it" if has_parts else ''
+        raise ValueError(f'exclude pattern {pattern!r} matches no module with channels{meant}')
     for name in owned:
         indices += graph.slots[name].values()
     found = graph.holding(indices)

@@ -122,9 +122,12 @@ def _checked(group: Group, mask: Tensor) -> Tensor:
     """``mask`` as a bool vector on the CPU.
 
     Raises:
-        ValueError: The mask has the wrong size, or removes channels of a frozen group.
+        ValueError: The mask has other values or the wrong size, or removes channels of a frozen group.
     """
-    mask = torch.as_tensor(mask).bool().cpu()
+    mask = torch.as_tensor(mask).cpu()
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f'kept of group {group.name!r} must be a mask, True or 1 where a channel stays: it has others')
+    mask = mask.bool()
     if mask.shape != (group.size,):
         raise ValueError(f'kept of group {group.name!r} has shape {tuple(mask.shape)}, expected ({group.size},)')
     if group.frozen is not None and not mask.all():

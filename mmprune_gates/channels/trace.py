@@ -146,8 +146,9 @@ def _capture(flow: Flow, forward: Forward | None, options: Options, training: bo
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(options) if isinstance(leaf, torch.Tensor)]
         raise RuntimeError(
             f'torch.export cannot capture {type(model).__name__} with inputs {shapes}: {error}\n'
-            'Give `forward` a function that runs the part of the model to be pruned without data-dependent branches '
-            'and returns its tensors; inputs by keyword go into a dict.'
+            'If the model does not run on such inputs either, correct their shape or type (in a config: '
+            'model.input_shape). Give `forward` a function that runs the part of the model to be pruned without '
+            'data-dependent branches and returns its tensors; inputs by keyword go into a dict.'
         ) from error
     inline_contexts(program.graph_module)
     inline_composites(program.graph_module)

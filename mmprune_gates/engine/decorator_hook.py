@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from mmengine.model import is_model_wrapper
@@ -10,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from mmprune_gates.budget import Cycle
 from mmprune_gates.budget.tick_tock import TICK
-from mmprune_gates.checks import SHARE, SWITCH, checked
+from mmprune_gates.checks import SHARE, SWITCH, checked, refuse_unknown
 from mmprune_gates.engine.pruning_hook import PruningHook
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.running import has_static_graph, unwrapped
@@ -59,11 +59,9 @@ class GateDecoratorHook(PruningHook):
         super().__init__(criterion, cost, shrink, export)
         self.by_epoch = checked('GateDecoratorHook: by_epoch', by_epoch, SWITCH)
         self.subset = checked('GateDecoratorHook: subset', subset, SHARE)
-        known = {field.name for field in fields(GateDecoratorSettings)}
-        if unknown := sorted(settings.keys() - known):
-            raise ValueError(f'GateDecoratorHook: no argument {unknown}; it takes {sorted(known)}')
         self.settings |= dict(target_macs=target_macs, **settings)
         with self.own_errors():
+            refuse_unknown(settings, {*GateDecoratorSettings.names(), 'by_epoch', 'subset', 'shrink', 'export'})
             self.cycle = GateDecoratorSettings(**self.settings).cycle  # refuses bad values before anything is built
 
     def make_pruner(self, runner) -> GateDecorator:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
+from mmprune_gates.checks import checked, one_of, refuse_unknown
 from mmprune_gates.engine.pruning_hook import PruningHook
 from mmprune_gates.engine.registry import HOOKS
 from mmprune_gates.engine.running import unwrapped
 from mmprune_gates.pruning import GDP, GDPSettings
+from mmprune_gates.pruning.gdp import UPDATES
 
 
 @HOOKS.register_module()
@@ -44,10 +45,12 @@ class PolarizationHook(PruningHook):
         **settings: Any,
     ) -> None:
         super().__init__(criterion, cost, shrink, export)
-        known = {field.name for field in fields(GDPSettings)} - {'options'}
+        known = GDPSettings.names() - {'options'}
         options = {name: settings.pop(name) for name in list(settings) if name not in known}
         self.settings |= dict(target_macs=target_macs, update=update, options=options, **settings)
         with self.own_errors():
+            rules = UPDATES[checked('update', update, one_of(UPDATES))].rules
+            refuse_unknown(options, {*known, *rules, 'shrink', 'export'})
             GDPSettings(**self.settings)  # refuses bad values before anything is built
 
     def make_pruner(self, runner) -> GDP:

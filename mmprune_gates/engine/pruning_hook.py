@@ -58,11 +58,13 @@ class PruningHook(Hook):
         pruner: The pruner; None before training.
         loaded: State from a checkpoint, until it is known whether the run resumes.
         left_at: Iteration in which channels last left the model; None once the log has said what that gained.
+        saved_at: Iterations done when the run last saved a checkpoint, or those of the checkpoint that it resumed from.
     """
 
     pruner: Pruner = None  # type: ignore[assignment]  # what a run calls while it trains may rely on it
     loaded: dict[str, Any] | None = None
     left_at: int | None = None
+    saved_at: int | None = None
     too_short = 'Train longer'  # what to do about a run that ends too early
     figures: dict[str, float] | None = None  # as of the last iteration
 
@@ -151,6 +153,7 @@ class PruningHook(Hook):
             self.begin(runner)
         else:
             self.restore(runner, self.loaded)
+            self.saved_at = runner.iter
         self.check(runner)
 
     def restore(self, runner, state: dict[str, Any]) -> None:
@@ -238,9 +241,11 @@ class PruningHook(Hook):
         if not self.export or not is_main_process():
             return
         last, work_dir = find_latest_checkpoint(runner.work_dir), Path(runner.work_dir)
-        if last is None:
+        if last is None or self.saved_at is None:  # what the folder holds may be of another run
             self.warn('export=True, but the run has saved no checkpoint to export')
             return
+        if self.saved_at < runner.iter:
+            self.warn(f'what is exported was saved in iteration {self.saved_at} of {runner.iter}: set save_last=True')
         export_slim(runner.cfg, last, work_dir / 'slim')
         for checkpoint in best_checkpoints(runner):
             if read_checkpoint(checkpoint).get(STATE, {}).get('settled'):
@@ -301,6 +306,7 @@ class PruningHook(Hook):
         if self.pruner is not None:
             self.check(runner)
             checkpoint[STATE] = self.pruner.state_dict()
+            self.saved_at = checkpoint['meta']['iter']
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Give the model the checkpoint's shape, and keep the saved state until it is known whether the run resumes.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseAveragedModel, is_model_wrapper
 from torch import nn
@@ -15,6 +14,7 @@ from mmprune_gates.engine.model_config import model_config_of
 from mmprune_gates.engine.running import resumes, unwrapped
 from mmprune_gates.gates import gates_of, has_gates
 from mmprune_gates.pruning import Pruner
+from mmprune_gates.pruning.pruner import has_left, shrunk_in
 from mmprune_gates.pruning.shrink import shrink, still_to_leave
 
 
@@ -61,19 +61,13 @@ def reshape_run(runner, pruner: Pruner | None, state: Mapping[str, Any]) -> None
     if pruner is None:
         reshape_model(model, state)
     else:
-        settled = resumes(runner) and bool(state.get('settled'))  # a new run moves the gates that are left
+        settled = resumes(runner) and has_left(state)  # a new run moves the gates that are left
         pruner.reshape(shrunk_in(state), settled)
     for averaged in averaged_models(runner):
         reshape_model(averaged.module, state)
         follow_module(averaged)
     if len(gates_of(model).shrunk) > before:
         wrap_again(runner)
-
-
-def shrunk_in(state: Any) -> list[torch.Tensor]:
-    """The removals recorded in a saved state; empty if it is not a state of this package."""
-    shrunk = state.get('shrunk') if isinstance(state, Mapping) else None
-    return shrunk if isinstance(shrunk, list) else []
 
 
 def reshape_model(model: nn.Module, state: Mapping[str, Any]) -> None:

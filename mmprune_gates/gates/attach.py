@@ -85,6 +85,10 @@ class GateSet(nn.Module):
         gate: Any = self.by_group[key(group)]  # for torch's types just a Module
         return gate
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, has no owner: nothing moves its gates yet."""
+        return {**self.__dict__, 'owner': None}
+
     def claim(self, owner: str) -> None:
         """Make one pruner or hook the owner of the gates, who alone moves them.
 
@@ -93,8 +97,8 @@ class GateSet(nn.Module):
         """
         if self.owner is not None:
             raise ValueError(
-                f'{owner}: the gates of this model are moved by {self.owner} already; keep one of the two (in a config '
-                'both stand in custom_hooks)'
+                f'{owner}: the gates of this model are moved by {self.owner} already; keep one of the two (in a '
+                'config: one pruning hook in custom_hooks)'
             )
         self.owner = owner
 

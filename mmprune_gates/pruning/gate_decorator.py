@@ -30,6 +30,7 @@ from mmprune_gates.gates import DecoratorGate, gated_norms, take_over_affine
 from mmprune_gates.pruning.gate_params import matching_modules, own_param_group
 from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
+from mmprune_gates.pruning.refusals import refuse_other
 from mmprune_gates.pruning.settings import Settings
 from mmprune_gates.pruning.threads import one_thread
 
@@ -94,10 +95,10 @@ class GateDecorator(Pruner):
     Args:
         model, example_inputs, optimizer: As in :class:`Pruner`.
         total_steps: Length of the run; None if each :meth:`step` is told how many are left.
-        trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``, ``attention``.
         cycle: Lengths of the phases in steps, if they are not those of the settings.
         begin: Whether the gates take over the affine of norms now; if not, call :meth:`begin` before training.
-        **settings: Fields of :class:`GateDecoratorSettings`.
+        **settings: Fields of :class:`GateDecoratorSettings`, and ``forward``, ``train_forward``, ``units``,
+            ``attention`` as in :class:`Pruner`.
     """
 
     gate = DecoratorGate
@@ -110,15 +111,14 @@ class GateDecorator(Pruner):
         optimizer: torch.optim.Optimizer,
         *,
         total_steps: int | None = None,
-        trace: dict[str, Any] | None = None,
         cycle: Cycle | None = None,
         begin: bool = True,
         **settings: Any,
     ) -> None:
-        self.settings, self.total_steps = GateDecoratorSettings(**settings), total_steps
-        checked('total_steps', total_steps, optional(COUNT))
-        own = self.settings
-        super().__init__(model, example_inputs, optimizer, exclude=own.exclude, **(trace or {}))
+        self.settings, traced = GateDecoratorSettings.split(settings)
+        self.total_steps = checked('total_steps', total_steps, optional(COUNT))
+        own, base = self.settings, base_rate(optimizer)
+        super().__init__(model, example_inputs, optimizer, exclude=own.exclude, **traced)
         with self.released_if_it_fails():
             cost, criterion = self.bound(own.cost, own.criterion or Taylor(), mean_over_ranks)
             cycle = cycle or own.cycle
@@ -126,11 +126,10 @@ class GateDecorator(Pruner):
             self.controller = TickTock(self.gates, share, own, cycle, cost, criterion, own.macs_exponent)
             self.trained = trained_parameters(model)
             self.learning = self.learning_sets()
-        base = base_rate(optimizer)
-        own_param_group(optimizer, self.gates, base)
-        self.multipliers = [group.get('initial_lr', group['lr']) / base for group in optimizer.param_groups]
-        if begin:
-            self.begin()
+            own_param_group(optimizer, self.gates, base)
+            self.multipliers = [group.get('initial_lr', group['lr']) / base for group in optimizer.param_groups]
+            if begin:
+                self.begin()
 
     @property
     def phase(self) -> str:
@@ -261,7 +260,18 @@ def trained_parameters(model: nn.Module) -> set[str]:
 
 
 def base_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate that the rates of the phases replace: the optimiser's own; the largest if no group has that."""
+    """The learning rate that the rates of the phases replace: the optimiser's own; the largest if no group has that.
+
+    Raises:
+        ValueError: It is not positive.
+    """
+    refuse_other(optimizer)
     rates = [group.get('initial_lr', group['lr']) for group in optimizer.param_groups]
     own = optimizer.defaults['lr']
-    return own if own in rates else max(rates)
+    rate = own if own in rates else max(rates)
+    if rate is None or not rate > 0:
+        raise ValueError(
+            f'the learning rate of {type(optimizer).__name__} is {rate}; the rates of the phases are set in proportion '
+            'to it: give it a positive one'
+        )
+    return rate

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.budget import Gradient, Polarizer, Schedule, Taylor, Waterline
 from mmprune_gates.channels.calls import Inputs
-from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, one_of, optional
+from mmprune_gates.checks import COUNT, MAPPING, check_all, checked, one_of, optional, refuse_unknown
 from mmprune_gates.pruning.gate_params import take_out
 from mmprune_gates.pruning.pruner import Pruner
 from mmprune_gates.pruning.ranks import mean_over_ranks
@@ -50,8 +50,7 @@ class GDPSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         options, rules = self.options or {}, UPDATES[self.update].rules
-        if unknown := sorted(options.keys() - rules.keys()):
-            raise ValueError(f'no argument {unknown} with update={self.update!r}, which takes {sorted(rules)}')
+        refuse_unknown(options, rules)
         if isinstance(self.criterion, Taylor):
             raise ValueError('criterion=Taylor needs gates with an importance; use MeanGradient, the default, here')
         if self.criterion is not None and 'momentum' in options:
@@ -72,8 +71,8 @@ class GDP(Pruner):
     Args:
         model, example_inputs, optimizer: As in :class:`Pruner`. The gates are taken out of the optimiser.
         total_steps: Length of the run.
-        trace: Further arguments of :class:`Pruner`: ``forward``, ``train_forward``, ``units``, ``attention``.
-        **settings: Fields of :class:`GDPSettings`.
+        **settings: Fields of :class:`GDPSettings`, and ``forward``, ``train_forward``, ``units``, ``attention`` as in
+            :class:`Pruner`.
     """
 
     ends_at_one = True
@@ -86,12 +85,12 @@ class GDP(Pruner):
         optimizer: torch.optim.Optimizer,
         *,
         total_steps: int,
-        trace: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        self.settings, self.phase = GDPSettings(**settings), 0
+        self.settings, traced = GDPSettings.split(settings)
+        self.phase = 0
         self.total_steps = checked('total_steps', total_steps, COUNT)
-        super().__init__(model, example_inputs, optimizer, exclude=self.settings.exclude, **(trace or {}))
+        super().__init__(model, example_inputs, optimizer, exclude=self.settings.exclude, **traced)
         own, update = self.settings, UPDATES[self.settings.update]
         with self.released_if_it_fails():
             cost, criterion = self.bound(own.cost, own.criterion)
@@ -101,6 +100,11 @@ class GDP(Pruner):
             schedule = own.schedule(own.goal.share(cost))
             self.controller = update(self.gates, schedule, own, cost, **options)
         take_out(optimizer, self.gates)
+
+    @property
+    def method(self) -> str:
+        """Name of the method, and of its update."""
+        return f'GDP with update={self.settings.update!r}'
 
     def altered(self, name: str, grad: Tensor) -> Tensor:
         """Zero: no optimiser moves the gates, so they have no part in the gradient norm that a loop clips by."""

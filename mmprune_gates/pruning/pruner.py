@@ -37,7 +37,14 @@ from mmprune_gates.gates import (
 from mmprune_gates.gates.attach import NAME, merged
 from mmprune_gates.pruning.divergence import Divergence
 from mmprune_gates.pruning.ranks import check_ranks
-from mmprune_gates.pruning.refusals import check_kind, check_reached, check_trainable, check_whole, refuse_hidden_groups
+from mmprune_gates.pruning.refusals import (
+    check_kind,
+    check_reached,
+    check_trainable,
+    check_whole,
+    refuse_hidden_groups,
+    refuse_wrapped,
+)
 from mmprune_gates.pruning.shrink import shrink, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import copied, exact_outputs, relative_error, tolerance
@@ -86,6 +93,7 @@ class Pruner:
         exclude: str | Sequence[str] = (),
     ) -> None:
         refuse_hidden_groups(optimizer)
+        refuse_wrapped(model)
         self.model, self.optimizer = model, optimizer
         self.forwards: tuple[Forward | None, ...] = (forward,)
         self.inputs = None if example_inputs is None else call_options(example_inputs)
@@ -323,7 +331,8 @@ class Pruner:
         if self.inputs is None:
             raise ValueError(f'{type(self).__name__}.finish compares outputs: give example_inputs')
         if not self.controller.settled:
-            raise RuntimeError(f'{type(self).__name__}: the gates have not settled: {self.controller.summary()}')
+            summary = self.controller.summary()
+            raise RuntimeError(f'{type(self).__name__}: the gates have not settled after {self.done} steps: {summary}')
         self.check()
         graph, kept = self.gates.graph, self.controller.staying()
         expected = self.outputs(self.model)
@@ -347,9 +356,15 @@ class Pruner:
             **merged(gates.spec, spec),
         }
 
+    @property
+    def method(self) -> str:
+        """Name of the method; its state fits no other."""
+        return type(self).__name__
+
     def state_dict(self) -> dict[str, Any]:
         """State to resume from, apart from those of model and optimiser; tensors and plain values only."""
         return {
+            'method': self.method,
             'step': self.done,
             'shrunk': [kept.vector for kept in self.gates.shrunk],
             **self.controller.state_dict(),
@@ -364,9 +379,22 @@ class Pruner:
             ValueError: Channels have left this model that the saved one still had.
         """
         state = tree_map_only(Tensor, Tensor.cpu, state)  # as it was saved, wherever it was loaded
-        self.reshape(state.get('shrunk', []), state['settled'])
+        if state.get('method', self.method) != self.method:
+            raise ValueError(f'the state is one of {state["method"]}, not of {self.method}')
+        self.reshape(shrunk_in(state), has_left(state))
         self.done = int(state['step'])
         self.controller.load_state_dict(state)
+
+
+def shrunk_in(state: Any) -> list[Tensor]:
+    """What was kept each time that channels left, as a saved state has it; empty if it is no state of a pruner."""
+    shrunk = state.get('shrunk') if isinstance(state, Mapping) else None
+    return shrunk if isinstance(shrunk, list) else []
+
+
+def has_left(state: Mapping[str, Any]) -> bool:
+    """Whether a method had settled when its state was saved, and all that it had closed had left the model."""
+    return bool(state.get('settled')) and bool(state['kept'].all())
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mmprune_gates.channels import ChannelGraph
-from mmprune_gates.checks import listed
+from mmprune_gates.checks import listed, shown
 from mmprune_gates.gates import Gate, GateSet
+
+WRAPPERS = ('OptimizedModule', 'DistributedDataParallel', 'DataParallel')
 
 
 def check_kind(gates: GateSet, gate: type[Gate], method: str) -> None:
@@ -78,8 +80,33 @@ def check_reached(model: nn.Module, graph: ChannelGraph, exclude: Sequence[str])
         raise ValueError(
             f'the traced passes do not reach {listed(missed)}, which hold parameters that train, so nothing is known '
             'of what depends on them. If the model does not use them either, freeze them (requires_grad=False) or '
-            f'exclude them by name: exclude={missed[:1]!r}; tools/channels.py lists all'
+            f'exclude them by name: exclude={missed!r}'
         )
+
+
+def refuse_other(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse anything but an optimiser.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f'optimizer must be a torch.optim.Optimizer, got {shown(optimizer)}')
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse a model in the wrapper of ``torch.compile`` or of distributed training.
+
+    Raises:
+        ValueError: It is in one.
+    """
+    for name in ('_orig_mod', 'module'):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module) and type(model).__name__ in WRAPPERS:
+            raise ValueError(
+                f'the model is in a {type(model).__name__}: give the pruner the {type(inner).__name__} itself, and '
+                'compile or wrap it after that'
+            )
 
 
 def refuse_hidden_groups(optimizer: torch.optim.Optimizer) -> None:
@@ -88,6 +115,7 @@ def refuse_hidden_groups(optimizer: torch.optim.Optimizer) -> None:
     Raises:
         ValueError: It does.
     """
+    refuse_other(optimizer)
     for inner in inner_optimizers(optimizer):
         if inner.param_groups is not optimizer.param_groups:
             raise ValueError(

@@ -29,7 +29,7 @@ class Pruned(Method):
             (training.data.example,),
             training.optimizer,
             total_steps=training.recipe.steps,
-            trace=PASSES,
+            **PASSES,
             target_macs=self.share,
             **self.settings(),
         )
