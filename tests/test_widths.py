@@ -5,11 +5,12 @@ import json
 
 import pytest
 import torch
-from helpers import call, flat, random_kept, relative_error, toy
+import torch.nn.functional as F
+from helpers import call, example, flat, random_kept, randomize_, relative_error, toy
 from torch import nn
 from toy_nets import Plain, TiedWeights, Transposed, conv, pruned
 
-from mmprune_gates import slim_model
+from mmprune_gates import masked_copy, slim_model, trace_channels
 from mmprune_gates.slimming import apply_widths
 
 
@@ -56,6 +57,32 @@ def test_tied_parameters_stay_tied():
     model = TiedWeights()
     apply_widths(model, {'b': {'in_channels': 4, 'out_channels': 4}, 'c': {'in_channels': 4, 'out_channels': 4}})
     assert model.b.weight is model.c.weight and model.b.weight.shape[:2] == (4, 4)
+
+
+class Leftovers(nn.Module):
+    """Its code uses the weight of a layer without its bias, and the statistics of a norm without its affine."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        x = F.conv2d(x, self.a.weight, padding=1)
+        return self.head(F.batch_norm(x, self.b.running_mean, self.b.running_var))
+
+
+def test_tensors_that_the_code_does_not_use_stay_as_they_are():
+    model, x = randomize_(Leftovers().double()).eval(), example((3, 8, 8))
+    graph = trace_channels(model, x)
+    kept = {'a': torch.arange(6) < 4}
+    expected = call(masked_copy(model, graph, kept), x)
+    widths = slim_model(model, graph, kept)['widths']
+    assert widths['a'] == {'out_channels': 4, 'bias': [6]}
+    assert widths['b'] == {'num_features': 4, 'weight': [6], 'bias': [6]}
+    fresh = Leftovers().double().eval()
+    apply_widths(fresh, json.loads(json.dumps(widths)))
+    fresh.load_state_dict(model.state_dict())
+    assert relative_error(call(fresh, x), expected) < 1e-12
 
 
 def test_a_single_depthwise_channel():

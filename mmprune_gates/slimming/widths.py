@@ -117,15 +117,20 @@ def sync_attributes(module: nn.Module, changed: list[str], grouped: bool) -> dic
         grouped: Whether it is a convolution that keeps its groups.
 
     Returns:
-        The attributes that changed, and the shapes of the changed tensors that they do not give.
+        The attributes that changed, and the shapes of tensors that these do not give: those of other modules, and
+        those that the code does not use, such as a bias left out, which stay as they were.
     """
     allow_any_width(module)
-    attributes, known = attributes_of(module, grouped), shapes_of(module)
-    found: dict[str, Any] = {name: list(getattr(module, name).shape) for name in changed if name not in known}
-    for name, value in attributes.items():
+    found: dict[str, Any] = {}
+    for name, value in attributes_of(module, grouped).items():
         if getattr(module, name) != value:
             setattr(module, name, value)
             found[name] = value
+    known = shapes_of(module)
+    for name in dict.fromkeys((*changed, *known)):
+        tensor = getattr(module, name, None)
+        if tensor is not None and tensor.shape != known.get(name):
+            found[name] = list(tensor.shape)
     return found
 
 
@@ -212,14 +217,13 @@ def check_full_width(path: str, given: Mapping) -> None:
 
 
 def width_rules(module: nn.Module) -> dict[str, Rule]:
-    """Rules for the widths of a module: attributes that hold a number of channels, and shapes of its other tensors."""
+    """Rules for the widths of a module: attributes that hold a number of channels, and shapes of its tensors."""
     counts: Iterable[str] = chain(*layout_of(module).values())
     if isinstance(module, Convolution):
         counts = conv_attributes(module, grouped=True)
     tensors = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-    known = shapes_of(module)
-    others = [name for name, _ in tensors if name not in known]
-    return dict.fromkeys(counts, COUNT) | dict.fromkeys(others, SHAPE)
+    names = [name for name, _ in tensors]
+    return dict.fromkeys(counts, COUNT) | dict.fromkeys(names, SHAPE)
 
 
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
@@ -241,7 +245,7 @@ def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
         if before % groups or after % groups:
             raise ValueError(f'widths of {path!r}: {before} and {after} channels are no multiples of {groups} groups')
     for name, shape in shapes_of(module).items():
-        if getattr(module, name, None) is not None:
+        if name not in attributes and getattr(module, name, None) is not None:
             replace_tensor(module, name, torch.ones(shape))
     reset = getattr(module, 'reset_parameters', None)
     if reset is not None:
