@@ -81,3 +81,10 @@ def test_what_keeps_its_full_width_is_counted(report):
     assert report['full_width'] == [] and not any('full width' in line for line in channels.table(report))
     lines = channels.table({**report, 'full_width': ['a.norm', 'b.norm']})
     assert '2 modules compute across channels and keep their full width' in lines
+
+
+def test_a_slim_model_that_would_be_gated_is_refused_as_in_training(tmp_path, capsys):
+    config = tmp_path / 'second.py'
+    config.write_text(f"_base_ = '{CONFIG}'\nmodel = dict(widths={{}})\n")
+    assert channels.main([str(config)]) == 1
+    assert 'model.widths: the base config is of a slim model, which is not pruned again' in capsys.readouterr().err

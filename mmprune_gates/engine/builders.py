@@ -24,7 +24,7 @@ from torch import nn
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.checks import MAPPING, SHARE, checked, optional
 from mmprune_gates.engine.forwards import inference_forward, training_forward
-from mmprune_gates.engine.model_config import default_input_shape, model_config_of, without_pretrained
+from mmprune_gates.engine.model_config import default_input_shape, model_config_of, refuse_slim, without_pretrained
 from mmprune_gates.engine.registry import MODELS
 from mmprune_gates.gates import DecoratorGate, Gate, PolarizationGate, attach_gates
 from mmprune_gates.gates.attach import NAME
@@ -60,11 +60,7 @@ def build_gated_model(
         ValueError: No input shape is known, no channel can be pruned, or the config is of a slim model.
     """
     checked('model.gates', gates, optional(MAPPING))
-    if 'widths' in config:
-        raise ValueError(
-            'model.widths: the base config is of a slim model, which is not pruned again; take the dense config, and a '
-            'smaller target'
-        )
+    refuse_slim(config)
     shape = default_input_shape({**config, 'input_shape': input_shape})
     model = build_architecture(architecture, config)
     graph = trace(model, shape, units, attention)

@@ -14,7 +14,7 @@ from torch import nn
 from mmprune_gates.channels import ChannelGraph
 from mmprune_gates.channels.groups import Block
 from mmprune_gates.engine.builders import trace
-from mmprune_gates.engine.model_config import GATED, default_input_shape, model_config_of, stock_model
+from mmprune_gates.engine.model_config import GATED, default_input_shape, model_config_of, refuse_slim, stock_model
 
 # What is told of a layer, besides its share of the MACs.
 LAYER = ('name', 'kind', 'macs', 'prunable', 'out_groups', 'in_groups', 'out_frozen', 'in_frozen')
@@ -33,13 +33,14 @@ def model_of_config(
         Model, graph, and the input shape it was traced with.
 
     Raises:
-        ValueError: No input shape is known.
+        ValueError: No input shape is known, or gates are to stand on a slim model.
     """
     init_default_scope(config.get('default_scope', 'mmengine'))
     model_config = model_config_of(config)
     shape = tuple(input_shape or default_input_shape(model_config))
     attention = 'heads'
     if model_config['type'] == GATED:
+        refuse_slim(model_config)
         attention = model_config.get('attention', attention)
         model_config = stock_model(model_config)
     elif 'architecture' in model_config:

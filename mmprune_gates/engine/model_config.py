@@ -29,6 +29,19 @@ def stock_model(model: Mapping[str, Any]) -> dict[str, Any]:
     return stock
 
 
+def refuse_slim(gated: Mapping[str, Any]) -> None:
+    """Refuse the config of a gated model whose base config is of a slim one.
+
+    Raises:
+        ValueError: It is.
+    """
+    if 'widths' in gated:
+        raise ValueError(
+            'model.widths: the base config is of a slim model, which is not pruned again; take the dense config, and a '
+            'smaller target'
+        )
+
+
 def slim_config(stock: Mapping[str, Any], **spec: Any) -> dict[str, Any]:
     """The config of a slim model: that of a stock one, and what :func:`~mmprune_gates.slim_model` returns."""
     own = {key: value for key, value in stock.items() if key != 'type'}
