@@ -11,6 +11,7 @@ from mmseg.apis import inference_model, init_model
 
 from mmprune_gates.engine.checkpoint import load_weights, read_checkpoint
 from mmprune_gates.engine.export import export_slim, outputs, relative_error
+from mmprune_gates.engine.model_config import stock_model
 from mmprune_gates.gates import gates_of
 from mmprune_gates.slimming import slim_model
 
@@ -114,9 +115,24 @@ def test_a_config_without_gates_is_refused(gated_run, tmp_path):
 def test_a_checkpoint_of_another_architecture_is_refused(gated_run, tmp_path):
     config = Config.fromfile(gated_run[0])
     config.model.decode_head.channels = 24
-    with pytest.raises(ValueError, match=r'does not fit EncoderDecoder: .*expected'):
+    with pytest.raises(ValueError, match=r'does not fit EncoderDecoder: .*expected.* It seems to be of '):
         export_slim(config, gated_run[1], tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_the_message_says_what_a_checkpoint_seems_to_be(gated_run, tmp_path):
+    config, checkpoint = Config.fromfile(gated_run[0]), torch.load(gated_run[1])
+    dense = {name: value for name, value in checkpoint['state_dict'].items() if not name.startswith('gates.')}
+    torch.save({**checkpoint, 'state_dict': dense}, tmp_path / 'dense.pth')
+    with pytest.raises(ValueError, match=r'gates\..* is missing.* It seems to be of a run without gates'):
+        export_slim(config, tmp_path / 'dense.pth', tmp_path / 'out')
+    with pytest.raises(ValueError, match=r'gates\..* is not expected.* It seems to be of a model with gates'):
+        load_weights(MODELS.build(stock_model(config.model)), checkpoint, gated_run[1])
+    gate = next(name for name in checkpoint['state_dict'] if name.startswith('gates.'))
+    checkpoint['state_dict'][gate] = torch.ones(3, 7)
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='a run with gates of another method or of other groups'):
+        export_slim(config, tmp_path / 'other.pth', tmp_path / 'out')
 
 
 def test_nothing_is_written_when_parity_fails(gated_run, tmp_path, monkeypatch):

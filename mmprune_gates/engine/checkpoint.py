@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmprune_gates.checks import listed
 from mmprune_gates.engine.shrinking import reshape_model
+from mmprune_gates.gates.attach import NAME
 
 STATE = 'mmprune_gates'  # key of the pruner's state in a checkpoint
 UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'  # with it set, torch refuses to be forced to load safely
@@ -121,7 +122,10 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path)
     unlike = [f'{name} {found}' for name in shared if (found := difference(own[name], given[name]))]
     problems = unlike + missing + unexpected
     if problems:
-        raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {listed(problems, "; ")}')
+        raise ValueError(
+            f'checkpoint {path} does not fit {type(model).__name__}: {listed(problems, "; ")}. It seems to be of '
+            f'{origin(unlike, missing, unexpected)}'
+        )
     wild = [name for name in shared if is_finite(own[name]) and not is_finite(given[name])]
     if wild:
         raise ValueError(
@@ -129,6 +133,21 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path)
             'saved it had diverged; take an earlier checkpoint, or train with a lower learning rate'
         )
     model.load_state_dict(given, strict=False)  # all is there; some stock models refuse tables they make themselves
+
+
+def origin(unlike: Sequence[str], missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """What a checkpoint that does not fit was probably saved from, by the tensors in which it differs, and the cure."""
+
+    def has_gates(names: Sequence[str]) -> bool:
+        return any(name.startswith(f'{NAME}.') for name in names)
+
+    if has_gates(unlike):
+        return 'a run with gates of another method or of other groups: give the config of that run'
+    if has_gates(missing):
+        return 'a run without gates: its weights are for load_from; give a checkpoint of the gated run here'
+    if has_gates(unexpected):
+        return 'a model with gates: give the config of that run, or slim it first'
+    return 'another model, or one of other widths (slim.pth belongs to slim.py)'
 
 
 def difference(own: Any, given: Any) -> str | None:
