@@ -295,3 +295,53 @@ def test_a_view_that_shrinks_where_it_was_expected_to_loses_channels(sizes):
     graph = trace_channels(model, example((3, 8, 8)))
     error, distance, *_ = removal_errors(model, graph, example((3, 8, 8)), random_kept(graph))
     assert graph.group('a.0').frozen is None and error < 1e-12 and distance > 1e-3
+
+
+def halves(x, first):
+    """Two pieces of channels, the first of them changed."""
+    return torch.cat([torch.tanh(x[:, :first]), x[:, first:]], 1)
+
+
+class Trained(nn.Module):
+    """What it computes in its training pass, and in training mode, is more than inference."""
+
+    def __init__(self, pieces, in_training_mode=None):
+        super().__init__()
+        self.a, self.b = conv_bn(3, 8), conv(8, 4)
+        self.pieces, self.in_training_mode = pieces, in_training_mode
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(self.in_training_mode(x) if self.training and self.in_training_mode else x)
+
+    def loss(self, x):
+        return self.b(self.pieces(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ('pieces', 'reason'),
+    [
+        (lambda x: halves(x, x.shape[1] // 2), None),
+        (lambda x: halves(x, 4), 'computes with its number of channels'),
+        (lambda x: x.view(len(x), x.shape[1] // 2, 2, 8, 8).flip(1).flatten(1, 2), 'the code cuts its channels'),
+    ],
+)
+def test_pieces_in_a_training_pass_are_tried_too(pieces, reason):
+    graph = trace_channels(Trained(pieces).eval(), example((3, 8, 8)).float(), train_forward=Trained.loss)
+    frozen = graph.group('a.0').frozen
+    assert frozen is None if reason is None else reason in frozen
+
+
+def test_a_training_pass_is_rehearsed_in_training_mode():
+    model = Trained(lambda x: x, lambda x: x.view(len(x), 2, 4, 8, 8).flatten(1, 2)).eval()
+    graph = trace_channels(model, example((3, 8, 8)).float(), train_forward=lambda model, x: model(x))
+    assert 'fixes its number of channels' in graph.group('a.0').frozen
+
+
+def test_infinite_outputs_do_not_hide_the_others():
+    class Masked(Trained):
+        def forward(self, x):
+            return self.loss(x), torch.full((2,), -torch.inf)
+
+    model = Masked(lambda x: x.view(len(x), x.shape[1] // 2, 2, 8, 8).flip(1).flatten(1, 2)).eval()
+    assert 'the code cuts its channels' in trace_channels(model, example((3, 8, 8)).float()).group('a.0').frozen

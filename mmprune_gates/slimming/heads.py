@@ -214,7 +214,8 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, scope: Scope) -> None:
-        self.path, self.options = scope.path, scope.calls[scope.path]
+        self.path = scope.path
+        self.options = scope.calls[scope.path]
         self.masks = fewer_heads(scope.groups)
         self.original = model.get_submodule(scope.path)
         inside = [read for read in graph.reads if is_inside(read.layer, scope.path)]

@@ -5,10 +5,11 @@ Code such as ``x / x.shape[1]`` runs with any number of channels, but computes s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,7 +22,8 @@ from mmprune_gates.slimming.without_data import WithoutData
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
 MAKERS = frozenset((torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.Tensor.new_tensor))
 FILLING = frozenset('full full_like new_full fill scalar_tensor'.split())
-Step = tuple[str, tuple[float, ...]]
+Shares = tuple[float, ...]
+Step = tuple[str, Shares]
 
 
 class Deviation(RuntimeError):
@@ -30,7 +32,10 @@ class Deviation(RuntimeError):
 
 @passes_control_flow
 class Numbers(WithoutData):
-    """Records the number arguments of ops: all of element-wise and filling ops, of others floats, never sizes."""
+    """Records the numbers that ops compute with: all of element-wise and filling ops, of others floats, never sizes.
+
+    Of slices and pieces it records which part of the dimension they are: equal pieces stay that when they shrink.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,13 +45,20 @@ class Numbers(WithoutData):
         """Record the numbers of one call, then run it."""
         kwargs = kwargs or {}
         name = base_name(func)
-        kinds = (int, float) if has_trait(name, Trait.ELEMENTWISE) or name in FILLING else float
+        any_number = has_trait(name, Trait.ELEMENTWISE) or name in FILLING
+        kinds = (int, float) if any_number else float
         given = (*args, *kwargs.values())
         without_data = any(isinstance(arg, Tensor) and arg.is_meta for arg in given)
         numbers = [number(arg, without_data) for arg in given]
-        if own := tuple(value for value in numbers if isinstance(value, kinds)):
+        own = tuple(value for value in numbers if isinstance(value, kinds))
+        if own:
             self.note((name, own))
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if name == 'slice':
+            self.note((name, part_of(result, *args)))
+        elif name in ('split', 'split_with_sizes') and not isinstance(args[0], nn.Parameter):
+            self.note((name, shares_of(result, *args)))
+        return result
 
     def note(self, step: Step) -> None:
         """Record a call with numbers."""
@@ -102,8 +114,9 @@ class Calls(TorchFunctionMode):
         """One call."""
         kwargs = kwargs or {}
         if func in MAKERS:
-            given = [leaf for leaf in tree_leaves((args, kwargs)) if is_number(leaf)]
-            self.numbers.note((func.__name__, tuple(given)))
+            leaves = tree_leaves((args, kwargs))
+            given = tuple(leaf for leaf in leaves if is_number(leaf))
+            self.numbers.note((func.__name__, given))
         if func is ATTENTION and kwargs.get('scale') is None:
             kwargs = {**kwargs, 'scale': 1.0}
         return func(*args, **kwargs)
@@ -120,3 +133,21 @@ def number(arg: Any, without_data: bool) -> Any:
         return None
     is_constant = without_data and isinstance(arg, Tensor) and arg.dim() == 0 and not arg.is_meta
     return arg.item() if is_constant else arg
+
+
+def part_of(taken: Tensor, x: Tensor, dim: int = 0, start: int | None = None, _: Any = None, step: int = 1) -> Shares:
+    """Which part of a dimension a slice is: where it begins, its step, and its share of the whole.
+
+    Interleaved pieces begin at the same place whatever their size, those side by side at the same share of the whole.
+    """
+    size = max(1, x.shape[dim])
+    begin, _, _ = slice(start, None).indices(size)
+    place = begin / size if step == 1 else begin
+    share = taken.shape[dim] / size
+    return place, step, share
+
+
+def shares_of(pieces: Sequence[Tensor], x: Tensor, _: Any, dim: int = 0) -> Shares:
+    """The share of a dimension that each of its pieces has."""
+    size = max(1, x.shape[dim])
+    return tuple(piece.shape[dim] / size for piece in pieces)

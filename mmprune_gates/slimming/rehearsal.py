@@ -102,7 +102,7 @@ def rehearse(
         for name, failed in stiff.items():
             reasons[name] = f'{failed.line} {failed.how} its number of channels'
             del fewer[name]
-    for name in wrong_guesses(model, graph, fewer, passes[0], options):
+    for name in wrong_guesses(model, graph, fewer, passes, options):
         reasons[name] = 'the code cuts its channels in another way than can be told'
         del fewer[name]
     graph = rehearse_blocks(rehearsal, graph.with_frozen(reasons), fewer)
@@ -110,9 +110,9 @@ def rehearse(
 
 
 def wrong_guesses(
-    model: nn.Module, graph: ChannelGraph, fewer: Masks, forward: Forward | None, options: Options
+    model: nn.Module, graph: ChannelGraph, fewer: Masks, passes: Sequence[Forward | None], options: Options
 ) -> list[str]:
-    """The groups that a view, slice or split cuts in another way than it was taken for.
+    """The groups that a view, slice or split cuts in another way than it was taken for, or of which nothing is known.
 
     The shapes of a narrower copy can be right all the same; what it computes is not.
 
@@ -120,7 +120,7 @@ def wrong_guesses(
         model: The model; it does not change.
         graph: Its channel graph.
         fewer: Masks of the groups that can shrink.
-        forward: The inference pass; None for a plain call.
+        passes: As in :func:`rehearse`.
         options: Positional and keyword arguments of a call.
     """
     suspects = {}
@@ -129,34 +129,45 @@ def wrong_guesses(
             suspects[name] = mask
     if not suspects:
         return []
-    trials = [(randomized(model), random_inputs(options)), (model, options)]  # zero weights hide what is behind them
+    kinds = [(randomized(model), random_inputs(options)), (model, options)]  # zero weights hide what is behind them
+    trials = [(own, inputs, forward) for own, inputs in kinds for forward in passes]
 
     def differs(masks: Masks) -> Failure | None:
-        for own, inputs in trials:
-            expected = finite_outputs(masked_copy(own, graph, masks), forward, inputs)
-            if expected is None:
-                continue  # nothing can be told
+        told = False
+        for own, inputs, forward in trials:
+            try:
+                expected = exact_outputs(masked_copy(own, graph, masks), forward, inputs)
+            except ERRORS:
+                continue  # it does not run with these inputs
             slim = copy.deepcopy(own)
             slim_model(slim, graph, masks)
-            try:
-                error = relative_error(expected, exact_outputs(slim, forward, inputs))
-            except ERRORS as failed:
-                return Failure(line_of_model_code(failed), 'fixes')
-            if not error <= tolerance(expected):
-                return Failure('the code', 'cuts')
-        return None
+            failed = difference(expected, slim, forward, inputs)
+            if failed is not None:
+                return failed
+            told = told or any(bool(output.isfinite().any()) for output in expected)
+        return None if told else Failure('the code', 'hides')
 
     return list(culprits(suspects, differs))
 
 
-def finite_outputs(model: nn.Module, forward: Forward | None, options: Options) -> list[Tensor] | None:
-    """Outputs of a model; None if they are not finite, or if it does not run with these inputs."""
+def difference(expected: list[Tensor], model: nn.Module, forward: Forward | None, options: Options) -> Failure | None:
+    """How the outputs of a model differ from those expected, where these are finite; None if they do not."""
     try:
-        outputs = exact_outputs(model, forward, options)
-    except ERRORS:
-        return None
-    is_finite = all(bool(output.isfinite().all()) for output in outputs)
-    return outputs if is_finite else None
+        found = exact_outputs(model, forward, options)
+        known = [output.isfinite() for output in expected]  # a mask of -inf is not
+        error = relative_error(where(known, expected), where(known, found))
+    except ERRORS as raised:
+        return Failure(line_of_model_code(raised), 'fixes')
+    is_equal = error <= tolerance(expected)
+    return None if is_equal else Failure('the code', 'cuts')
+
+
+def where(known: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs with zeros where they are not known."""
+    found = []
+    for places, output in zip(known, outputs, strict=True):
+        found.append(torch.where(places, output, 0))
+    return found
 
 
 def rehearse_blocks(rehearsal: Rehearsal, graph: ChannelGraph, fewer: Masks) -> ChannelGraph:

@@ -122,7 +122,8 @@ def places_of(model: nn.Module, graph: ChannelGraph, group: Group) -> Iterator[P
     for site in graph.sites:
         if site.module in used:
             module = model.get_submodule(site.module)
-            weight, bias = getattr(module, site.parameter), getattr(module, bias_of(site.parameter), None)
+            weight = getattr(module, site.parameter)
+            bias = getattr(module, bias_of(site.parameter), None)
             yield Place(site.module, weight, site.weight_dim, site.index, makes=True)
             if bias is not None:
                 yield Place(site.module, bias, 0, site.index, makes=True)
@@ -135,7 +136,9 @@ def places_of(model: nn.Module, graph: ChannelGraph, group: Group) -> Iterator[P
 @torch.no_grad()
 def multiply(place: Place, group: Group, kept: Kept, factor: float) -> None:
     """Multiply the channels of a group that were kept in a tensor by a factor."""
+    tensor = place.tensor
     left = place.index[kept.at(place.index)]
     ones = torch.ones(len(left), dtype=torch.double)
     factors = ones.masked_fill(inside(left, group), factor)
-    place.tensor.mul_(laid(factors, place.dim, place.tensor.dim()).to(place.tensor))
+    along = laid(factors, place.dim, tensor.dim())
+    tensor.mul_(along.to(tensor))

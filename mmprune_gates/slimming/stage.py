@@ -94,6 +94,7 @@ def stages(
     ways = list(product((True, False), (first_sample(options), options), modes_of_training))
     if own:
         rest = [inference]
+    if rest:
         ways.sort(key=lambda way: not way[2])
     for without_data, inputs, training in ways:
         modes = [(inference, False)]

@@ -150,10 +150,14 @@ def slim_model(model: nn.Module, graph: ChannelGraph, kept: Mapping[str, Tensor]
     rescale(model, graph, kept, stays)
     wide = {path: module for path, module in graph.full_width.items() if stays(path)}
     widths |= narrow_full_width(model, wide, kept)
-    for one in (one for one in graph.follows if has_changed(masks, one.module)):
+    for one in graph.follows:
+        if not has_changed(masks, one.module):
+            continue
+        module = model.get_submodule(one.module)
         value = int(kept.at(one.index).sum())
-        if set_following(model.get_submodule(one.module), one.attribute, value):
-            widths.setdefault(one.module, {})[one.attribute] = value
+        if set_following(module, one.attribute, value):
+            own = widths.setdefault(one.module, {})
+            own[one.attribute] = value
     return {'widths': widths, 'removed': replace_blocks(model, gone)}
 
 
