@@ -345,3 +345,18 @@ def test_infinite_outputs_do_not_hide_the_others():
 
     model = Masked(lambda x: x.view(len(x), x.shape[1] // 2, 2, 8, 8).flip(1).flatten(1, 2)).eval()
     assert 'the code cuts its channels' in trace_channels(model, example((3, 8, 8)).float()).group('a.0').frozen
+
+
+@pytest.mark.parametrize(
+    'op',
+    [
+        lambda x: x.roll(x.shape[1] // 4, 2),
+        lambda x: nn.functional.avg_pool2d(x, 3, 1, 1, divisor_override=x.shape[1]),
+        lambda x: nn.functional.max_pool2d(x, x.shape[1] // 4, 1)[..., :4, :4],
+        lambda x: nn.functional.pad(x, [x.shape[1] // 4] * 4)[..., :8, :8],
+        lambda x: nn.functional.pad(x, [x.shape[1] // 4] * 4, mode='reflect')[..., :8, :8],
+    ],
+)
+def test_windows_that_depend_on_the_width_are_noticed(op):
+    graph = trace_channels(Trained(op).eval(), example((3, 8, 8)).float(), lambda model, x: model.loss(x))
+    assert 'its number of channels' in graph.group('a.0').frozen

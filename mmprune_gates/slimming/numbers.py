@@ -21,6 +21,7 @@ from mmprune_gates.slimming.without_data import WithoutData
 
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
 MAKERS = frozenset((torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.Tensor.new_tensor))
+WINDOWS = ('max_pool', 'avg_pool', 'roll', 'im2col', 'constant_pad', 'reflection_pad', 'replication_pad')
 FILLING = frozenset('full full_like new_full fill scalar_tensor'.split())
 Shares = tuple[float, ...]
 Step = tuple[str, Shares]
@@ -32,7 +33,7 @@ class Deviation(RuntimeError):
 
 @passes_control_flow
 class Numbers(WithoutData):
-    """Records the numbers that ops compute with: all of element-wise and filling ops, of others floats, never sizes.
+    """Records the numbers that ops compute with: all of element-wise and filling ops and of windows, of others floats.
 
     Of slices and pieces it records which part of the dimension they are: equal pieces stay that when they shrink.
     """
@@ -45,9 +46,12 @@ class Numbers(WithoutData):
         """Record the numbers of one call, then run it."""
         kwargs = kwargs or {}
         name = base_name(func)
-        any_number = has_trait(name, Trait.ELEMENTWISE) or name in FILLING
+        has_window = name.startswith(WINDOWS)
+        any_number = has_trait(name, Trait.ELEMENTWISE) or name in FILLING or has_window
         kinds = (int, float) if any_number else float
         given = (*args, *kwargs.values())
+        if has_window:
+            given = tuple(tree_leaves(given))
         without_data = any(isinstance(arg, Tensor) and arg.is_meta for arg in given)
         numbers = [number(arg, without_data) for arg in given]
         own = tuple(value for value in numbers if isinstance(value, kinds))

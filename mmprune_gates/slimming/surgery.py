@@ -187,8 +187,12 @@ def is_inside(name: str, path: str) -> bool:
 def grouped_modules(model: nn.Module, graph: ChannelGraph) -> set[nn.Module]:
     """The layers that are known to be no depthwise convolutions."""
     modules = dict(model.named_modules())
-    names = {layer.name for layer in graph.layers if layer.kind == 'conv'}
-    return {modules[name] for name in names & modules.keys()}
+    convolutions = [layer.name for layer in graph.layers if layer.kind == 'conv']
+    found = set()
+    for name in convolutions:
+        if name in modules:
+            found.add(modules[name])
+    return found
 
 
 def shrink_tensors(model: nn.Module, masks: Mapping[str, Mapping[int, Tensor]], grouped: set[nn.Module]) -> Widths:
