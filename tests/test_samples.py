@@ -19,6 +19,7 @@ SCORES = dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=512)
 MODEL_OF = {
     'edges': ('mmseg', "_base_ = 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py'"),
     'two heads': ('mmseg', "_base_ = 'mmseg::point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py'"),
+    'a head in a head': ('mmseg', "_base_ = 'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py'"),
     'classes': ('mmpretrain', f'model = {CLASSIFIER | dict(head=dict(SCORES, type="LinearClsHead"))}'),
     'scores': ('mmpretrain', f'model = {CLASSIFIER | dict(head=SCORES)}'),
 }

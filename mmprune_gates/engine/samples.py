@@ -32,7 +32,7 @@ def random_labels(config: Mapping[str, Any], images: Tensor) -> list:
         size = images.shape[2:]
         return [
             SegDataSample(
-                gt_sem_seg=PixelData(data=drawn(last['num_classes'], 1, *size)),
+                gt_sem_seg=PixelData(data=drawn(classes_of(last), 1, *size)),
                 gt_edge_map=PixelData(data=drawn(2, 1, *size)),  # which PIDNet's head reads
             )
             for _ in images
@@ -40,9 +40,16 @@ def random_labels(config: Mapping[str, Any], images: Tensor) -> list:
     from mmpretrain.structures import DataSample
 
     head = config['head']
-    classes = head.get('num_classes', 10)
+    classes = classes_of(head)
     labels = [drawn(classes, 1) for _ in images]  # as numbers they would go to the CPU
     if MULTI_LABEL.search(head['type']):
         scores = torch.zeros(classes, device=images.device)
         return [DataSample().set_gt_score(scores.index_fill(0, label, 1)) for label in labels]
     return [DataSample().set_gt_label(label) for label in labels]
+
+
+def classes_of(head: Mapping[str, Any]) -> int:
+    """Number of classes that a head tells apart, or a head in it (K-Net); 10 where none says."""
+    parts = [head, *(part for part in head.values() if isinstance(part, Mapping))]
+    named = [part['num_classes'] for part in parts if 'num_classes' in part]
+    return named[0] if named else 10
