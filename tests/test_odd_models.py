@@ -143,11 +143,11 @@ def test_a_model_that_runs_over_its_children_is_refused_before_the_run():
 
 
 class OtherPass(Parts):
-    """The training pass leaves out what only inference does: it moves rows by a number that depends on a width."""
+    """The training pass leaves out what only inference does: it divides by a width, in a way that nothing sees."""
 
     def forward(self, x):
         x = self.a(x)
-        return self.out(self.b(x).roll(x.shape[1] // 2, 2))
+        return self.out(self.b(x) / torch.Tensor([x.shape[1]]))
 
     def loss(self, x):
         return self.out(self.b(self.a(x)))

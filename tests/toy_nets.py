@@ -132,7 +132,7 @@ class Split(Toy):
     """Pieces of a size fixed in the code (Res2Net): it would not follow, so the channels stay."""
 
     free = {'b.0': 5}
-    frozen = {'a.0': 'fixes its number of channels', 'c.0': 'sliced at a size', 'head': 'an output'}
+    frozen = {'a.0': 'computes with its number of channels', 'c.0': 'sliced at a size', 'head': 'an output'}
     macs = P * 9 * (8 * 3 + 5 * 4 + 6 * 9) + P * 3 * 4
 
     def __init__(self):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_gates.channels.calls import floating_tensor
-from mmprune_gates.checks import COUNT, MAPPING, SHAPE, SWITCH, WHOLE, Rule, checked, one_of
+from mmprune_gates.checks import COUNT, MAPPING, SWITCH, WHOLE, Rule, checked, is_shape, one_of
 from mmprune_gates.gates.full_width import keep_full_width
 from mmprune_gates.gates.zeros import WAYS
 from mmprune_gates.slimming.attributes import set_following, split_following
@@ -222,8 +222,16 @@ def width_rules(module: nn.Module) -> dict[str, Rule]:
     if isinstance(module, Convolution):
         counts = conv_attributes(module, grouped=True)
     tensors = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-    names = [name for name, _ in tensors]
-    return dict.fromkeys(counts, COUNT) | dict.fromkeys(names, SHAPE)
+    rules = dict.fromkeys(counts, COUNT)
+    for name, tensor in tensors:
+        rules[name] = shape_of(tensor.dim())
+    return rules
+
+
+def shape_of(rank: int) -> Rule:
+    """Rule for the shape of a tensor of so many dimensions."""
+    words = f'a list of {rank} positive whole numbers'
+    return Rule(words, lambda value: is_shape(value) and len(value) == rank)
 
 
 def resize(module: nn.Module, path: str, attributes: Mapping) -> None:
