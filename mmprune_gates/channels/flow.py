@@ -215,7 +215,7 @@ class Flow:
             that can shrink.
         cuts: The channels along those dimensions.
         seen: (module path, ids) of each channel dimension of the operand and the result of every view.
-        guessed: Ids that a view, slice or split cuts, where the graph does not say whether or how they can shrink.
+        guessed: Ids along the dimension taken to shrink where a view cuts channels and does not say which does.
         scout: Collects views that cut channels; None in a walk that makes use of its findings.
         users: Name of a parameter or buffer -> paths of the modules whose code uses it.
     """
@@ -307,11 +307,6 @@ class Flow:
     def tie(self, rows: Ids) -> None:
         """Keep or remove the channels at the same place of all rows together."""
         self.unite(rows[:1], rows[1:])
-
-    def guess(self, rows: Ids) -> None:
-        """Tie the channels of all rows where only a trial can tell whether the code lets them shrink."""
-        self.tie(rows)
-        self.guessed.append(rows.ravel())
 
     def cross(self, ids: Ids, first: Ids, second: Ids) -> None:
         """Keep the channels of ``ids`` if those of ``first`` and ``second`` are kept (broadcasting)."""

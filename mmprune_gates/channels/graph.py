@@ -75,7 +75,7 @@ class ChannelGraph:
         cost: Multiply-accumulates of inference as a function of the kept channels.
         workload: The ops of inference, for other kinds of cost.
         seen: Channels, some of them heads, that modules view in another shape.
-        guessed: Channels that a view, slice or split cuts, where the ops do not say whether or how they can shrink.
+        guessed: Channels along the dimension taken to shrink where a view cuts them and does not say which does.
         follows: Module attributes that hold a number of channels, and follow when some go.
     """
 

@@ -79,7 +79,10 @@ def expand(op: Op) -> Result:
 
 
 def take_slice(op: Op) -> Result:
-    """``aten.slice``: whole dimensions pass; a part of a channel dimension may be one of several equal pieces."""
+    """``aten.slice``: whole dimensions pass; a part of a channel dimension may be one of several equal pieces.
+
+    Equal pieces shrink alike, if the code computes their sizes; only a rehearsal tells.
+    """
     dim = op.arg(1, 0)
     size, taken = op.x.shape[dim], op.shape[dim]
     if taken == size:
@@ -90,7 +93,7 @@ def take_slice(op: Op) -> Result:
     pieces = None if axis is None else _pieces_like(axis.ids, taken, start, step)
     if axis is None or pieces is None:
         return op.spoilt([dim], 'sliced at a size fixed in the code')
-    op.flow.guess(pieces)
+    op.flow.tie(pieces)
     places = np.arange(start, size, step)
     piece = axis.take(places[:taken])
     return op.result([*op.x.without(dim), piece])
@@ -119,9 +122,9 @@ def unbind(op: Op) -> Result:
 
 
 def split(op: Op) -> Result:
-    """split: consecutive pieces along ``args[2]``. Equal ones may shrink alike, if the code computes their sizes.
+    """split: consecutive pieces along ``args[2]``. Equal ones shrink alike, and those of a parameter pass.
 
-    Pieces of a parameter pass: only a rehearsal tells whether the code computes their sizes.
+    Only a rehearsal tells whether the code computes their sizes.
     """
     axis = op.x.along(op.arg(2, 0))
     if axis is None:
@@ -131,7 +134,7 @@ def split(op: Op) -> Result:
     sizes = {shape[axis.dim] for shape in shapes(op.node)}
     if len(sizes) > 1 or sizes == {1}:
         return op.spoilt([axis.dim], 'split at sizes that the code may fix')
-    op.flow.guess(axis.ids.reshape(-1, *sizes))
+    op.flow.tie(axis.ids.reshape(-1, *sizes))
     return _pieces(op, axis)
 
 

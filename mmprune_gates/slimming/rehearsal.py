@@ -112,7 +112,7 @@ def rehearse(
 def wrong_guesses(
     model: nn.Module, graph: ChannelGraph, fewer: Masks, passes: Sequence[Forward | None], options: Options
 ) -> list[str]:
-    """The groups that a view, slice or split cuts in another way than it was taken for, or of which nothing is known.
+    """The groups that a view cuts along another dimension than it was taken for, or of which nothing is known.
 
     The shapes of a narrower copy can be right all the same; what it computes is not.
 
