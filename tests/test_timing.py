@@ -87,7 +87,7 @@ def test_an_op_that_vanishes_moves_no_other_ones_time(tmp_path):
 def test_further_models_are_compared_with_the_whole_one_of_their_round():
     _, graph = wide()
     cost = Latency()
-    cost.look_up(graph, table_of(graph))
+    cost.look_up(graph, table_of(graph), [kind_of(work) for work in graph.workload.works])
     cost.fitted(Fit(1.0, 0.0, []))
     chosen = random_selections(graph, STEP, 12, seed=0)
     slow = iter([2.0, 4.0])  # the machine, in each round

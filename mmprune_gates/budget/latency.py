@@ -222,32 +222,34 @@ class Latency(Cost):
             raise ValueError(f'no table of latencies at {self.path}; measure it: {self.command}')
         table = Table.load(self.path)
         table.check(self.path, {**asdict(self.settings), 'procedure': PROCEDURE})
-        signatures = [kind_of(work).signature for work in graph.workload.works]
+        kinds = [kind_of(work) for work in graph.workload.works]
+        signatures = [kind.signature for kind in kinds]
         missing, fit = table.missing(signatures), table.fits.get(digest_of(signatures))
         if missing or fit is None:
             raise ValueError(
                 f'{self.path} lacks {len(missing)} ops of the model, or how their sum becomes its latency; '
                 f'measure them: {self.command}'
             )
-        self.look_up(graph, table)
+        self.look_up(graph, table, kinds)
         return self.fitted(fit)
 
     def narrow(self, graph: ChannelGraph) -> None:
         """Look up the ops of what is left in the table as it was: its file may have been measured again since."""
-        self.look_up(graph, self.known)
+        kinds = [kind_of(work) for work in graph.workload.works]
+        self.look_up(graph, self.known, kinds)
         self.fitted(self.fit)
 
-    def look_up(self, graph: ChannelGraph, table: Table) -> None:
+    def look_up(self, graph: ChannelGraph, table: Table, kinds: Sequence[Kind]) -> None:
         """Find the curves of all ops of a graph.
 
         Args:
             graph: The graph.
             table: A table with all of them.
+            kinds: One per op.
         """
         super().bind(graph)
         self.known = table
         works = graph.workload.works
-        kinds = list(map(kind_of, works))
         self.reads = Widths([kind.reads for kind in kinds])
         self.makes = Widths([kind.makes for kind in kinds])
         self.executed = Widths([Extent(1, work.gates) for work in works])

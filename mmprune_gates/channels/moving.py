@@ -131,11 +131,7 @@ def split(op: Op) -> Result:
         return op.result(op.x.axes)
     if op.parameter(0) is not None:
         return _pieces(op, axis)
-    sizes = {shape[axis.dim] for shape in shapes(op.node)}
-    if len(sizes) > 1 or sizes == {1}:
-        return op.spoilt([axis.dim], 'split at sizes that the code may fix')
-    op.flow.tie(axis.ids.reshape(-1, *sizes))
-    return _pieces(op, axis)
+    return _equal_pieces(op, axis, 'split at sizes that the code may fix')
 
 
 def tensor_split(op: Op) -> Result:
@@ -159,6 +155,15 @@ def index(op: Op) -> Result:
     sources: list[int | None] = list(range(op.x.rank))
     sources[dim : dim + 1] = [None] * picked
     return op.moved(sources, 'indexed along channels')
+
+
+def _equal_pieces(op: Op, axis: Axis, reason: str) -> Result:
+    """Labels of consecutive pieces that shrink alike; the channels are frozen if they differ, or have one channel."""
+    sizes = {shape[axis.dim] for shape in shapes(op.node)}
+    if len(sizes) > 1 or sizes == {1}:
+        return op.spoilt([axis.dim], reason)
+    op.flow.tie(axis.ids.reshape(-1, *sizes))
+    return _pieces(op, axis)
 
 
 def _pieces(op: Op, axis: Axis) -> list[Value]:
@@ -214,16 +219,10 @@ def getitem(op: Op) -> Value:
 
 def chunk(op: Op) -> Result:
     """``aten.chunk``: as many consecutive pieces along ``args[2]``. Equal pieces shrink alike."""
-    dim = op.arg(2, 0)
-    axis = op.x.along(dim)
+    axis = op.x.along(op.arg(2, 0))
     if axis is None:
         return op.result(op.x.axes)
-    parts = shapes(op.node)
-    sizes = {shape[dim] for shape in parts}
-    if len(sizes) > 1 or sizes == {1}:
-        return op.spoilt([dim], 'split into pieces of different sizes, or of one channel')
-    op.flow.tie(axis.ids.reshape(len(parts), -1))
-    return _pieces(op, axis)
+    return _equal_pieces(op, axis, 'split into pieces of different sizes, or of one channel')
 
 
 def unfold(op: Op, spatial: int) -> Result:

@@ -7,6 +7,7 @@ from typing import Any
 from torch.fx import Node
 
 from mmprune_gates.channels.op import op_name
+from mmprune_gates.checks import is_number
 
 NEVER_NEGATIVE = frozenset('abs relu relu6 square sqrt std var exp sigmoid softplus linalg_vector_norm'.split())
 # Results are positive, or never negative, if the first operand is.
@@ -49,8 +50,3 @@ def lower_bound(node: Node) -> Any:
     if op_name(node) not in ('clamp', 'clamp_min'):
         return None
     return node.args[1] if len(node.args) > 1 else node.kwargs.get('min')
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number, not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

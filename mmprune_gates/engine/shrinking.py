@@ -14,8 +14,7 @@ from mmprune_gates.engine.model_config import model_config_of
 from mmprune_gates.engine.running import resumes, unwrapped
 from mmprune_gates.gates import gates_of, has_gates
 from mmprune_gates.pruning import Pruner
-from mmprune_gates.pruning.pruner import has_left, shrunk_in
-from mmprune_gates.pruning.shrink import shrink, still_to_leave
+from mmprune_gates.pruning.shrink import has_left, shrink, shrunk_in, still_to_leave
 
 
 def shrink_run(runner, pruner: Pruner) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def check_report(report: Any, path: str | Path) -> None:
         check_part(f'{path}: {key}', report.get(key), rules)
     checked(f'{path}: parity_error', report.get('parity_error'), NOT_NEGATIVE)
     checked(f'{path}: warnings', report.get('warnings'), TEXTS)
-    for name, entry in checked(f'{path}: groups', report.get('groups'), MAPPING).items():
+    groups = checked(f'{path}: groups', report.get('groups'), MAPPING)
+    for name, entry in groups.items():
         place = f'{path}: groups[{name!r}]'
         check_part(place, entry, {'size': COUNT})
         checked(f'{place}.kept', entry.get('kept'), numbers_below(entry['size']))

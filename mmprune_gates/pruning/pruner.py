@@ -45,7 +45,7 @@ from mmprune_gates.pruning.refusals import (
     refuse_hidden_groups,
     refuse_wrapped,
 )
-from mmprune_gates.pruning.shrink import shrink, still_to_leave
+from mmprune_gates.pruning.shrink import has_left, shrink, shrunk_in, still_to_leave
 from mmprune_gates.slimming import slim_model, trace_channels
 from mmprune_gates.slimming.parity import copied, exact_outputs, relative_error, tolerance
 from mmprune_gates.slimming.removal import train_constants
@@ -384,17 +384,6 @@ class Pruner:
         self.reshape(shrunk_in(state), has_left(state))
         self.done = int(state['step'])
         self.controller.load_state_dict(state)
-
-
-def shrunk_in(state: Any) -> list[Tensor]:
-    """What was kept each time that channels left, as a saved state has it; empty if it is no state of a pruner."""
-    shrunk = state.get('shrunk') if isinstance(state, Mapping) else None
-    return shrunk if isinstance(shrunk, list) else []
-
-
-def has_left(state: Mapping[str, Any]) -> bool:
-    """Whether a method had settled when its state was saved, and all that it had closed had left the model."""
-    return bool(state.get('settled')) and bool(state['kept'].all())
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -7,7 +7,7 @@ gradient.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,3 +152,14 @@ def narrow_state(value: Any, one: Replaced) -> Any:
     """An entry of an optimiser's state, cut to the narrow parameter if it has the shape of the wide one."""
     is_wide = isinstance(value, Tensor) and value.shape == one.old.shape
     return one.cut(value) if is_wide else value
+
+
+def shrunk_in(state: Any) -> list[Tensor]:
+    """What was kept each time that channels left, as a saved state has it; empty if it is no state of a pruner."""
+    shrunk = state.get('shrunk') if isinstance(state, Mapping) else None
+    return shrunk if isinstance(shrunk, list) else []
+
+
+def has_left(state: Mapping[str, Any]) -> bool:
+    """Whether a method had settled when its state was saved, and all that it had closed had left the model."""
+    return bool(state.get('settled')) and bool(state['kept'].all())

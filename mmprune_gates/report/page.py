@@ -49,9 +49,18 @@ class Sections:
         self.samples = samples
 
     @cached_property
+    def found(self) -> Network | Absent:
+        """The model before and after, or the reason why it is missing; traced once."""
+        try:
+            return network_of(self.run)
+        except Absent as reason:
+            return reason
+
     def network(self) -> Network:
-        """The model before and after; traced once."""
-        return network_of(self.run)
+        """The model before and after."""
+        if isinstance(self.found, Absent):
+            raise self.found
+        return self.found
 
     def gates(self) -> Drawn:
         """Gates over time."""
@@ -104,19 +113,19 @@ class Sections:
 
     def layers(self) -> Drawn:
         """Channels kept per layer."""
-        network = self.network
+        network = self.network()
         note = f'Convolutions and linear layers of inference, by stage; kept according to {network.source}.'
         return Drawn(note, pictures.layers(network.widths))
 
     def costs(self) -> Drawn:
         """MACs per stage."""
-        network = self.network
+        network = self.network()
         note = f'Multiply-accumulates at batch 1, input {network.input_shape}; according to {network.source}.'
         return Drawn(note, pictures.costs(network))
 
     def blocks(self) -> Drawn:
         """Residual blocks that are gone."""
-        network = self.network
+        network = self.network()
         number = len(network.blocks)
         if not number:
             return Drawn('This model has no residual block that could go.')

@@ -131,7 +131,8 @@ def fit(
         cost: Looks up ops; its fit is changed.
         show: Shows progress.
     """
-    cost.look_up(graph, table)
+    kinds = [kind_of(work) for work in graph.workload.works]
+    cost.look_up(graph, table, kinds)
     chosen = [*random_selections(graph, table.step, SELECTIONS, seed=0), graph.kept()]
     measured = torch.tensor(latencies(model, graph, chosen, images, backend, show)).double()
     sums = prices(cost.fitted(SUM), chosen)
@@ -143,8 +144,7 @@ def fit(
     predicted = scale * sums + overhead * numbers
     pairs = zip(predicted.tolist(), measured.tolist(), strict=True)
     found = Fit(scale, overhead, list(pairs))
-    signatures = [kind_of(work).signature for work in graph.workload.works]
-    table.fits[digest_of(signatures)] = found
+    table.fits[digest_of([kind.signature for kind in kinds])] = found
     cost.fitted(found)
     return found
 
